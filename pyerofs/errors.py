@@ -1,0 +1,55 @@
+"""Every exception that pyerofs raises on purpose, and the exit status that each stands for.
+
+    PyerofsError            status 32, a mount failure
+     +- UsageError          status 1: the invocation is wrong (an option, a reference, a permission)
+     +- SystemFailure       status 2: this system cannot do it (no module, no free device, no helper program)
+     +- ImageError          the image, its manifest or its layer cannot be used
+     +- MountFailure        the kernel refused to attach, to mount or to unmount
+     +- RegistryError       the registry or the way to it failed; .temporary says whether another try may help
+         +- AuthError       401 or 403 after everything that could be tried
+         +- NotFoundError   404: no such repository, tag or blob
+
+The status is mount(8)'s: 1 invocation or permissions, 2 system error, 4 internal bug, 8 interrupt, 32 mount failure.
+A message is one line, names the thing and the way out, and never holds a secret: whoever raises it redacts.
+"""
+
+from __future__ import annotations
+
+
+class PyerofsError(Exception):
+    """Base of all; its text is the whole message for the user."""
+
+    status = 32
+
+
+class UsageError(PyerofsError):
+    status = 1
+
+
+class SystemFailure(PyerofsError):
+    status = 2
+
+
+class ImageError(PyerofsError):
+    pass
+
+
+class MountFailure(PyerofsError):
+    pass
+
+
+class RegistryError(PyerofsError):
+    """`temporary`: a later attempt may succeed. `retry_after`: seconds that the server asked to be left alone, or None."""
+
+    def __init__(self, message: str, *, temporary: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+        self.retry_after = retry_after
+
+
+class AuthError(RegistryError):
+    pass
+
+
+class NotFoundError(RegistryError):
+    pass
