@@ -1,0 +1,258 @@
+/*
+ * A connection in the transmission phase. One thread reads requests and answers those whose bytes are present; a
+ * second one sends the replies to those that had to wait, so that no fetch thread ever waits for a slow client.
+ */
+#define _GNU_SOURCE
+#include "conn.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "io.h"
+
+static bool flag(const bool *value)
+{
+	return __atomic_load_n(value, __ATOMIC_ACQUIRE);
+}
+
+int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn)
+{
+	struct pe_conn *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		return -ENOMEM;
+	c->store = store;
+	c->fd = fd;
+	c->flags = flags;
+	c->ready_tail = &c->ready;
+	pthread_mutex_init(&c->send_lock, NULL);
+	pthread_mutex_init(&c->ready_lock, NULL);
+	pthread_cond_init(&c->ready_cond, NULL);
+	pthread_cond_init(&c->settled_cond, NULL);
+	*conn = c;
+	return 0;
+}
+
+void pe_conn_free(pe_conn *c)
+{
+	if (!c)
+		return;
+	pthread_mutex_destroy(&c->send_lock);
+	pthread_mutex_destroy(&c->ready_lock);
+	pthread_cond_destroy(&c->ready_cond);
+	pthread_cond_destroy(&c->settled_cond);
+	free(c);
+}
+
+void pe_conn_stop(pe_conn *c)
+{
+	__atomic_store_n(&c->stopped, true, __ATOMIC_RELEASE);
+	shutdown(c->fd, SHUT_RDWR);
+	pthread_mutex_lock(&c->ready_lock);
+	pthread_cond_broadcast(&c->settled_cond);
+	pthread_mutex_unlock(&c->ready_lock);
+}
+
+void pe_conn_drain(pe_conn *c)
+{
+	__atomic_store_n(&c->draining, true, __ATOMIC_RELEASE);
+	shutdown(c->fd, SHUT_RD); /* the serving thread still sees what has arrived, then the end */
+}
+
+void conn_ready(struct pe_conn *c, struct waiter *w)
+{
+	pthread_mutex_lock(&c->ready_lock);
+	w->next = NULL;
+	*c->ready_tail = w;
+	c->ready_tail = &w->next;
+	pthread_cond_signal(&c->ready_cond);
+	pthread_mutex_unlock(&c->ready_lock);
+}
+
+static void settle(struct pe_conn *c, uint32_t count)
+{
+	pthread_mutex_lock(&c->ready_lock);
+	c->outstanding -= count;
+	pthread_cond_signal(&c->settled_cond);
+	pthread_mutex_unlock(&c->ready_lock);
+}
+
+/* Waits until no more than limit requests are outstanding, or the connection is stopped. */
+static void wait_settled(struct pe_conn *c, uint32_t limit)
+{
+	pthread_mutex_lock(&c->ready_lock);
+	while (c->outstanding > limit && !flag(&c->stopped))
+		pthread_cond_wait(&c->settled_cond, &c->ready_lock);
+	pthread_mutex_unlock(&c->ready_lock);
+}
+
+int pe_conn_send(pe_conn *c)
+{
+	struct reply_batch batch;
+	int err = 0;
+
+	reply_init(&batch);
+	for (;;) {
+		struct waiter *list, *next;
+		uint32_t count = 0;
+
+		pthread_mutex_lock(&c->ready_lock);
+		while (!c->ready && !c->over)
+			pthread_cond_wait(&c->ready_cond, &c->ready_lock);
+		list = c->ready;
+		c->ready = NULL;
+		c->ready_tail = &c->ready;
+		pthread_mutex_unlock(&c->ready_lock);
+		if (!list)
+			return err;
+		for (struct waiter *w = list; w; w = next) {
+			next = w->next;
+			if (!err)
+				err = reply_add(c, &batch, w->cookie, w->status, w->offset, w->length);
+			free(w);
+			count++;
+		}
+		if (!err)
+			err = reply_flush(c, &batch);
+		if (err)
+			pe_conn_stop(c);
+		settle(c, count);
+	}
+}
+
+/* A read: answered at once, or parked. */
+static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
+{
+	struct waiter *w;
+	int result;
+
+	if (flag(&c->draining))
+		return reply_add(c, batch, cookie, -ESHUTDOWN, 0, 0);
+	if (length == 0 || length > PE_REQUEST_MAX || offset >= c->store->size || length > c->store->size - offset)
+		return reply_add(c, batch, cookie, -EINVAL, 0, 0);
+	if (flag(&c->store->complete)) {
+		__atomic_fetch_add(&c->store->hits, 1, __ATOMIC_RELAXED);
+		return reply_add(c, batch, cookie, 0, offset, length);
+	}
+	w = malloc(sizeof(*w));
+	if (!w)
+		return reply_add(c, batch, cookie, -ENOMEM, 0, 0);
+	*w = (struct waiter){ .offset = offset, .length = length, .cookie = cookie, .conn = c };
+	pthread_mutex_lock(&c->ready_lock);
+	c->outstanding++;
+	pthread_mutex_unlock(&c->ready_lock);
+	result = store_want(c->store, w);
+	if (result == 0)
+		return 0;
+	free(w);
+	settle(c, 1);
+	return reply_add(c, batch, cookie, result < 0 ? result : 0, offset, length);
+}
+
+/* 0, 1 for a soft disconnect, or an error that ends the connection. */
+static int dispatch(struct pe_conn *c, struct reply_batch *batch, const struct nbd_request *r)
+{
+	uint32_t length = be32toh(r->length);
+
+	if (be32toh(r->magic) != NBD_REQUEST_MAGIC)
+		return -EPROTO; /* out of step: nothing that follows can be trusted */
+	switch (be16toh(r->type)) {
+	case NBD_CMD_READ:
+		/* No command flag was offered for reads. */
+		if (r->flags)
+			return reply_add(c, batch, r->cookie, -EINVAL, 0, 0);
+		return want(c, batch, r->cookie, be64toh(r->offset), length);
+	case NBD_CMD_WRITE:
+		if (length > PE_REQUEST_MAX)
+			return -EPROTO; /* not worth reading to the end */
+		c->discard = length;
+		return reply_add(c, batch, r->cookie, -EPERM, 0, 0);
+	case NBD_CMD_DISC:
+		return 1;
+	case NBD_CMD_TRIM:
+	case NBD_CMD_WRITE_ZEROES:
+		return reply_add(c, batch, r->cookie, -EPERM, 0, 0);
+	default:
+		return reply_add(c, batch, r->cookie, -EINVAL, 0, 0);
+	}
+}
+
+/* Takes whole requests from the buffer and moves what is left to its start. As dispatch. */
+static int dispatch_all(struct pe_conn *c, struct reply_batch *batch, char *buffer, size_t *have)
+{
+	size_t at = 0;
+	int err = 0;
+
+	while (!err && at < *have) {
+		struct nbd_request r;
+
+		if (c->discard) {
+			size_t n = c->discard < *have - at ? (size_t)c->discard : *have - at;
+
+			c->discard -= n;
+			at += n;
+			continue;
+		}
+		if (*have - at < sizeof(r))
+			break;
+		memcpy(&r, buffer + at, sizeof(r));
+		at += sizeof(r);
+		err = dispatch(c, batch, &r);
+	}
+	*have -= at;
+	memmove(buffer, buffer + at, *have);
+	return err;
+}
+
+static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buffer)
+{
+	size_t have = 0;
+
+	for (;;) {
+		ssize_t n = recv(c->fd, buffer + have, CONN_BUFFER - have, 0);
+		int err, sent;
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return flag(&c->draining) ? PE_DRAINED : PE_HARD_DISCONNECT;
+		have += (size_t)n;
+		err = dispatch_all(c, batch, buffer, &have);
+		sent = reply_flush(c, batch);
+		if (err == 1)
+			return PE_SOFT_DISCONNECT;
+		if (err || sent)
+			return err ? err : sent;
+		wait_settled(c, CONN_DEPTH);
+	}
+}
+
+int pe_conn_serve(pe_conn *c)
+{
+	struct {
+		struct reply_batch batch;
+		char requests[CONN_BUFFER];
+	} *room = malloc(sizeof(*room));
+	int result = -ENOMEM;
+
+	if (room) {
+		reply_init(&room->batch);
+		result = read_requests(c, &room->batch, room->requests);
+		free(room);
+	}
+	if (result == PE_DRAINED)
+		wait_settled(c, 0);
+	store_forget(c->store, c);
+	/* From here on no new reply can become ready; the sender goes when it has dealt with the last one. */
+	pthread_mutex_lock(&c->ready_lock);
+	c->over = true;
+	pthread_cond_signal(&c->ready_cond);
+	pthread_mutex_unlock(&c->ready_lock);
+	shutdown(c->fd, SHUT_RDWR);
+	return result;
+}

@@ -1,0 +1,53 @@
+/* What the files of the core share about a connection. */
+#ifndef PE_CONN_H
+#define PE_CONN_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "nbd.h"
+#include "store.h"
+
+enum {
+	CONN_BUFFER = 64 << 10, /* of requests that are read at once */
+	CONN_DEPTH = 4096, /* parked requests; beyond it no more are read */
+	REPLY_BATCH = 64, /* replies in one system call */
+	REPLY_SENDFILE = 256 << 10, /* a reply as long as this goes by sendfile */
+};
+
+struct pe_conn {
+	struct pe_store *store;
+	int fd;
+	uint16_t flags;
+	bool draining, stopped; /* atomic */
+	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
+
+	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies */
+
+	pthread_mutex_t ready_lock; /* covers all that follows */
+	pthread_cond_t ready_cond; /* for pe_conn_send */
+	pthread_cond_t settled_cond; /* for pe_conn_serve: an outstanding reply is gone */
+	struct waiter *ready, **ready_tail;
+	uint32_t outstanding; /* parked or ready, not yet sent */
+	bool over; /* pe_conn_serve is about to return */
+};
+
+/* Replies that are sent together. Short data is taken from the mapping. */
+struct reply_batch {
+	unsigned count, vectors;
+	uint64_t bytes; /* of data */
+	struct nbd_simple_reply header[REPLY_BATCH];
+	struct iovec iov[2 * REPLY_BATCH];
+};
+
+void reply_init(struct reply_batch *batch);
+/*
+ * Adds the reply to a request: status 0 for success, with every byte present, else -errno. Sends when the batch is
+ * full or the reply is a long one. An error is the connection's end.
+ */
+int reply_add(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t offset,
+	      uint32_t length);
+int reply_flush(struct pe_conn *c, struct reply_batch *batch);
+
+#endif

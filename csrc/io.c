@@ -1,0 +1,121 @@
+#define _GNU_SOURCE
+#include "io.h"
+
+#include <errno.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int io_recv(int fd, void *buffer, size_t length)
+{
+	size_t done = 0;
+
+	while (done < length) {
+		ssize_t n = recv(fd, (char *)buffer + done, length - done, MSG_WAITALL);
+
+		if (n > 0)
+			done += (size_t)n;
+		else if (n == 0)
+			return done ? -ECONNRESET : -ENODATA;
+		else if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+int io_discard(int fd, uint64_t length)
+{
+	char waste[4096];
+
+	while (length) {
+		size_t n = length < sizeof(waste) ? (size_t)length : sizeof(waste);
+		int err = io_recv(fd, waste, n);
+
+		if (err)
+			return err == -ENODATA ? -ECONNRESET : err;
+		length -= n;
+	}
+	return 0;
+}
+
+int io_sendv(int fd, struct iovec *iov, int count, int flags)
+{
+	while (count > 0) {
+		struct msghdr message = { .msg_iov = iov, .msg_iovlen = (size_t)count };
+		ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
+
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			return -errno;
+		}
+		while (count > 0 && (size_t)n >= iov->iov_len) {
+			n -= (ssize_t)iov->iov_len;
+			iov++;
+			count--;
+		}
+		if (count > 0) {
+			iov->iov_base = (char *)iov->iov_base + n;
+			iov->iov_len -= (size_t)n;
+		}
+	}
+	return 0;
+}
+
+int io_send(int fd, const void *buffer, size_t length, int flags)
+{
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)buffer, .iov_len = length };
+
+	return io_sendv(fd, &iov, 1, flags);
+}
+
+int io_pwrite(int fd, const void *buffer, size_t length, uint64_t offset)
+{
+	size_t done = 0;
+
+	while (done < length) {
+		ssize_t n = pwrite(fd, (const char *)buffer + done, length - done, (off_t)(offset + done));
+
+		if (n > 0)
+			done += (size_t)n;
+		else if (n == 0)
+			return -ENOSPC;
+		else if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+int io_pread(int fd, void *buffer, size_t length, uint64_t offset)
+{
+	size_t done = 0;
+
+	while (done < length) {
+		ssize_t n = pread(fd, (char *)buffer + done, length - done, (off_t)(offset + done));
+
+		if (n > 0)
+			done += (size_t)n;
+		else if (n == 0)
+			return -EIO;
+		else if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+int io_sendfile(int out, int in, uint64_t offset, uint64_t length)
+{
+	off_t at = (off_t)offset;
+
+	while (length) {
+		ssize_t n = sendfile(out, in, &at, length < 1 << 30 ? (size_t)length : 1 << 30);
+
+		if (n > 0)
+			length -= (uint64_t)n;
+		else if (n == 0)
+			return -EIO;
+		else if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}

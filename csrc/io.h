@@ -1,0 +1,20 @@
+/* Full-length I/O: all of the bytes or an error, EINTR and short counts dealt with. 0 or -errno. */
+#ifndef PE_IO_H
+#define PE_IO_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* -ECONNRESET when the peer ends before all has come; with nothing read at all it is -ENODATA. */
+int io_recv(int fd, void *buffer, size_t length);
+int io_discard(int fd, uint64_t length);
+/* The vector is used up on the way. flags are added to MSG_NOSIGNAL. */
+int io_sendv(int fd, struct iovec *iov, int count, int flags);
+int io_send(int fd, const void *buffer, size_t length, int flags);
+int io_pwrite(int fd, const void *buffer, size_t length, uint64_t offset);
+/* -EIO when the file ends before the range does. */
+int io_pread(int fd, void *buffer, size_t length, uint64_t offset);
+int io_sendfile(int out, int in, uint64_t offset, uint64_t length);
+
+#endif

@@ -1,0 +1,46 @@
+/*
+ * What to fetch, and how much of it at once: policy only, no I/O, no locks (the store's lock is held).
+ *
+ * A stream is a reader that goes forward. It is recognised by its place, not by its connection, since several
+ * connections may share one reader's work and deliver it out of order. Its window is the length of the runs that are
+ * fetched for it: small at first, doubled for as long as the stream goes on.
+ */
+#ifndef PE_PLAN_H
+#define PE_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+	PLAN_STREAMS = 16,
+	PLAN_WINDOW_FIRST = 128 << 10, /* a range request costs as much as this many bytes on most networks */
+	PLAN_WINDOW_FLOOR = 1 << 20, /* slow networks too may grow up to this */
+	PLAN_WINDOW_MAX = 16 << 20,
+	PLAN_BRIDGE = 64 << 10, /* a present stretch up to this long is fetched again rather than split a run */
+};
+
+struct plan_stream {
+	uint64_t pos; /* the end of the furthest read */
+	uint64_t ahead; /* what lies before this is present or asked for */
+	uint64_t window;
+	uint64_t advanced; /* bytes since the window last grew */
+	uint64_t tick; /* of the last touch; 0: unused */
+};
+
+struct plan {
+	struct plan_stream stream[PLAN_STREAMS];
+	uint64_t tick;
+	uint64_t ceiling; /* no window grows beyond it: about half a second of the source's rate */
+};
+
+void plan_init(struct plan *plan);
+/* A read of [offset, offset + length) came in. Returns the index of its stream. */
+unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length);
+/* A run brought so many bytes in so many nanoseconds. */
+void plan_measure(struct plan *plan, uint64_t bytes, uint64_t elapsed);
+/* A run for this stream ends at end. */
+void plan_asked(struct plan *plan, unsigned stream, uint64_t end);
+/* Is there a stream whose data should be fetched before it is asked for? The range is not clipped to anything. */
+bool plan_ahead(struct plan *plan, uint64_t size, unsigned *stream, uint64_t *offset, uint64_t *length);
+
+#endif

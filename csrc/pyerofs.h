@@ -1,0 +1,105 @@
+/*
+ * The whole interface of the C core, read by the compiler and by cffi.
+ *
+ * Every function that returns an int or int64_t returns >= 0 or -errno. Offsets and sizes are bytes, times are
+ * milliseconds. File descriptors stay the caller's: C neither closes nor duplicates one. No pointer to a caller's
+ * buffer is kept after a call returns. Functions that block are marked so; all may be called from any thread at any
+ * time between the object's open and its free.
+ */
+typedef struct pe_store pe_store;
+typedef struct pe_conn pe_conn;
+
+enum {
+	PE_GRANULE = 4096, /* bytes of one presence bit */
+	PE_REQUEST_MAX = 33554432, /* longest NBD read that is answered */
+};
+
+/* What a run is fetched for. */
+enum { PE_DEMAND = 0, PE_AHEAD = 1 };
+
+/* Why pe_conn_serve came back. */
+enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2 };
+
+/* One range to fetch with one request. */
+struct pe_run {
+	uint64_t id;
+	uint64_t offset; /* a multiple of PE_GRANULE */
+	uint64_t length;
+	int32_t kind; /* PE_DEMAND or PE_AHEAD */
+	int32_t idle; /* threads still waiting in pe_store_take */
+};
+
+struct pe_stats {
+	uint64_t present; /* bytes in the cache */
+	uint64_t hits; /* reads that found every byte present */
+	uint64_t misses; /* reads that had to wait */
+	uint64_t served; /* bytes of successful replies, reads and sendfiles */
+	uint64_t failed; /* reads answered with an error after they were parked */
+	uint64_t runs; /* runs handed to fetch threads */
+	uint64_t landed; /* bytes received from the source */
+	uint32_t parked; /* reads waiting now */
+	uint32_t flights; /* runs in flight now */
+};
+
+/*
+ * A store: the bytes of one blob in data_fd, which are valid where the map says so. map_fd holds one bit a granule
+ * from byte map_offset on (a multiple of the page size), is mapped shared, and so may be used by several processes at
+ * once; -1 stands for "all present". timeout bounds how long a connection's read may stay parked, 0: for ever.
+ */
+int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, uint32_t timeout, pe_store **store);
+/* Every parked read fails with -ESHUTDOWN, every blocked call returns with it, and so does every later one. */
+void pe_store_stop(pe_store *store);
+/* Only after every thread has left the store and every connection of it is freed. */
+void pe_store_free(pe_store *store);
+void pe_store_get_stats(pe_store *store, struct pe_stats *stats);
+/* Copies the map (at most length bytes; returns how many it has): what the durable map is made from. */
+int64_t pe_store_copy_map(pe_store *store, void *buffer, uint64_t length);
+/* Is every byte of the range present? 1 or 0. */
+int pe_store_has(pe_store *store, uint64_t offset, uint64_t length);
+
+/* Blocks until there is something to fetch. The taker owns the run until pe_store_finish. */
+int pe_store_take(pe_store *store, struct pe_run *run);
+/*
+ * The next bytes of a run, in order. 0: go on. 1: that was all that is still wanted. An error: the bytes did not reach
+ * the data file and nothing was marked present.
+ */
+int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
+/* The answer starts at another offset, 0: the whole blob is on its way and all of it becomes the run. Else the run is
+ * to be continued by another answer: returns the offset where that one must start. */
+int64_t pe_store_resume(pe_store *store, uint64_t id, int whole);
+/* How many parked reads need bytes that the run has not landed yet. */
+int pe_store_waiters(pe_store *store, uint64_t id);
+/* Ends a run. With an error (a negative errno) the reads that still wait for its bytes fail; with 0 they are fetched anew. */
+int pe_store_finish(pe_store *store, uint64_t id, int error);
+/* Fails reads whose time is up. Blocks until the store is stopped. */
+int pe_store_expire(pe_store *store);
+
+/* Waits for the range, at most timeout; -EAGAIN when that has passed. Blocks. */
+int pe_store_wait(pe_store *store, uint64_t offset, uint64_t length, uint32_t timeout);
+/* Copies present bytes to the buffer. -ENODATA when some are absent. */
+int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t offset);
+/*
+ * Sends the range to any file descriptor, chunk by chunk as it becomes present. Returns the bytes sent, fewer than
+ * count when the next ones did not come within timeout; -EAGAIN when none did. Blocks.
+ */
+int64_t pe_store_sendfile(pe_store *store, int out_fd, uint64_t offset, uint64_t count, uint32_t timeout);
+
+/*
+ * A connection: an NBD client on a connected stream socket. pe_conn_serve and pe_conn_send each want a thread.
+ */
+int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn);
+/*
+ * The fixed newstyle handshake, for clients that are not the kernel; the export goes by name and by "". 0: the
+ * transmission phase begins. 1: the client has ended it in good order. Blocks at most timeout for each message.
+ */
+int pe_conn_handshake(pe_conn *conn, const char *name, const char *description, uint32_t timeout);
+/* Reads requests until the connection ends, PE_SOFT_DISCONNECT and so on; then pe_conn_send returns too. Blocks. */
+int pe_conn_serve(pe_conn *conn);
+/* Sends the replies to requests that were parked. Blocks until pe_conn_serve is over. */
+int pe_conn_send(pe_conn *conn);
+/* No further request is answered with data; the connection ends when those that it has are answered. */
+void pe_conn_drain(pe_conn *conn);
+/* Ends the connection now. */
+void pe_conn_stop(pe_conn *conn);
+/* Only after pe_conn_serve and pe_conn_send have returned. */
+void pe_conn_free(pe_conn *conn);

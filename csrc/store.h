@@ -1,0 +1,94 @@
+/* What the files of the core share about a store; see pyerofs.h for what it is. */
+#ifndef PE_STORE_H
+#define PE_STORE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "map.h"
+#include "plan.h"
+#include "pyerofs.h"
+
+enum { STORE_FLIGHTS = 64 };
+
+/* A read that waits for bytes. A connection's own are on the heap; a thread that waits has its own on its stack. */
+struct waiter {
+	struct waiter *prev, *next;
+	uint64_t offset;
+	uint32_t length;
+	unsigned stream; /* of the plan */
+	int status; /* 1: parked, 0: every byte is present, else -errno */
+	bool claimed; /* every absent granule of it is in flight */
+	uint64_t cookie;
+	uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
+	struct pe_conn *conn; /* NULL: a thread waits */
+};
+
+/* A run in flight. pos and end move under the lock; between them only the run's taker writes to the data file. */
+struct flight {
+	uint64_t id; /* 0: the slot is free */
+	uint64_t pos, end;
+	uint64_t began, started; /* pos at the start, and when; for the rate */
+	int kind;
+};
+
+/*
+ * Lock order: store.lock, then a connection's ready_lock. No I/O is done under either. A connection's send_lock is
+ * never taken with another one held.
+ */
+struct pe_store {
+	int data_fd;
+	uint64_t size;
+	uint64_t timeout; /* ns */
+	const char *data; /* the data file, mapped for reading: only the kernel may follow it, see reply.c */
+	struct pe_map map;
+	bool complete; /* atomic: every granule is present, so no read needs the lock */
+	uint64_t hits, served, landed; /* atomic */
+
+	pthread_mutex_t lock; /* covers all that follows */
+	pthread_cond_t work; /* a taker may find something */
+	pthread_cond_t whole; /* a thread's own waiter was answered */
+	pthread_cond_t timer; /* there is a deadline to watch */
+	struct waiter parked; /* head of the list, the oldest first */
+	uint32_t parked_count;
+	struct flight flight[STORE_FLIGHTS];
+	uint32_t flights, flights_ahead, idle;
+	struct plan plan;
+	uint64_t next_id;
+	uint64_t misses, failed, runs;
+	bool stopping;
+};
+
+static inline uint64_t granule_of(uint64_t offset)
+{
+	return offset / PE_GRANULE;
+}
+
+static inline uint64_t granule_end(uint64_t end)
+{
+	return (end + PE_GRANULE - 1) / PE_GRANULE;
+}
+
+static inline bool store_has(const struct pe_store *s, uint64_t offset, uint64_t length)
+{
+	return map_has(&s->map, granule_of(offset), granule_end(offset + length));
+}
+
+uint64_t now_ns(void);
+
+/*
+ * 1: the bytes are there. 0: w is parked; when its time comes it is unlinked and given to conn_ready, or, when it has
+ * no connection, its status is set and whole is signalled. -ESHUTDOWN: neither.
+ */
+int store_want(struct pe_store *s, struct waiter *w);
+/* Unlinks w and tells its owner. The lock is held. */
+void store_answer(struct pe_store *s, struct waiter *w, int status);
+/* Drops every parked read of a connection that is going away. */
+void store_forget(struct pe_store *s, struct pe_conn *conn);
+/* Drops a thread's own waiter if it is still parked. */
+void store_unpark(struct pe_store *s, struct waiter *w);
+
+/* conn.c: takes over w, whose status is final. Called with the store's lock held. */
+void conn_ready(struct pe_conn *conn, struct waiter *w);
+
+#endif

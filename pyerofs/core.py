@@ -1,0 +1,183 @@
+"""The face of the C core: the only module that touches pyerofs._core, and the one place where -errno becomes OSError.
+
+What each call does, and which of them block, is said in csrc/pyerofs.h. Every method may be called from any thread;
+close() only after all others have returned. File descriptors stay the caller's and must outlive the object.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from errno import EAGAIN, ESHUTDOWN
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyerofs._core import ffi, lib
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+GRANULE: int = lib.PE_GRANULE
+REQUEST_MAX: int = lib.PE_REQUEST_MAX
+DEMAND: int = lib.PE_DEMAND
+SOFT_DISCONNECT: int = lib.PE_SOFT_DISCONNECT
+HARD_DISCONNECT: int = lib.PE_HARD_DISCONNECT
+DRAINED: int = lib.PE_DRAINED
+
+# Transmission flags (NBD specification, "Transmission flags"): what every export of ours is.
+FLAG_HAS_FLAGS = 1 << 0
+FLAG_READ_ONLY = 1 << 1
+FLAG_CAN_MULTI_CONN = 1 << 8
+EXPORT_FLAGS = FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_CAN_MULTI_CONN
+
+
+class Run(NamedTuple):
+    """A range to fetch with one request. `idle`: how many fetch threads are still without work."""
+
+    id: int
+    offset: int
+    length: int
+    kind: int
+    idle: int
+
+
+class Stats(NamedTuple):
+    """Counters since the store was opened; `present` (bytes in the cache), `parked` and `flights` are as of now."""
+
+    present: int
+    hits: int
+    misses: int
+    served: int
+    failed: int
+    runs: int
+    landed: int
+    parked: int
+    flights: int
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+class _Handle:
+    """Owns one object of C's. close() is explicit; the finaliser only warns, since it cannot know who still uses it."""
+
+    _pointer: Any = None
+
+    def __del__(self) -> None:
+        if self._pointer is not None:
+            warnings.warn(f"unclosed {type(self).__name__}", ResourceWarning, source=self, stacklevel=1)
+
+
+class Store(_Handle):
+    """The bytes of one blob, and everything that waits for them.
+
+    `map_fd` None: all of data_fd is present (a local file). `timeout`: seconds that a connection's read may wait, 0 for
+    no bound. Raises OSError.
+    """
+
+    def __init__(self, data_fd: int, size: int, *, map_fd: int | None = None, map_offset: int = 0, timeout: float = 0):
+        out = ffi.new("pe_store **")
+        map_number = -1 if map_fd is None else map_fd
+        _check(lib.pe_store_open(data_fd, map_number, map_offset, size, int(timeout * 1000), out))
+        self._pointer = out[0]
+        self.size = size
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            lib.pe_store_free(self._pointer)
+            self._pointer = None
+
+    def stop(self) -> None:
+        lib.pe_store_stop(self._pointer)
+
+    def stats(self) -> Stats:
+        stats = ffi.new("struct pe_stats *")
+        lib.pe_store_get_stats(self._pointer, stats)
+        return Stats(*(getattr(stats, name) for name in Stats._fields))
+
+    def copy_map(self) -> bytes:
+        """The map as it is now, little endian words; empty where there is none."""
+        buffer = ffi.new("char[]", (self.size // GRANULE // 64 + 1) * 8)
+        return bytes(ffi.buffer(buffer, lib.pe_store_copy_map(self._pointer, buffer, len(buffer))))
+
+    def has(self, offset: int, length: int) -> bool:
+        return bool(_check(lib.pe_store_has(self._pointer, offset, length)))
+
+    def take(self) -> Run | None:
+        """Blocks until there is a run to fetch; None when the store is stopped."""
+        run = ffi.new("struct pe_run *")
+        result = lib.pe_store_take(self._pointer, run)
+        if result == -ESHUTDOWN:
+            return None
+        _check(result)
+        return Run(run.id, run.offset, run.length, run.kind, run.idle)
+
+    def land(self, run: int, offset: int, piece: Buffer) -> bool:
+        """The run's next bytes. False: nothing more of it is wanted."""
+        view = ffi.from_buffer(piece)
+        return _check(lib.pe_store_land(self._pointer, run, offset, view, len(view))) == 0
+
+    def resume(self, run: int, *, whole: bool = False) -> int:
+        """Where the next answer for the run has to start; 0 when it is the whole blob."""
+        return _check(lib.pe_store_resume(self._pointer, run, whole))
+
+    def waiters(self, run: int) -> int:
+        return _check(lib.pe_store_waiters(self._pointer, run))
+
+    def finish(self, run: int, error: int = 0) -> None:
+        """`error`: an errno for the reads that still wait for the run's bytes; 0: somebody fetches them anew."""
+        _check(lib.pe_store_finish(self._pointer, run, -error))
+
+    def expire(self) -> None:
+        """Fails the reads whose time is up, until the store is stopped: wants a thread of its own."""
+        _check(lib.pe_store_expire(self._pointer))
+
+    def wait(self, offset: int, length: int, timeout: float) -> bool:
+        """True when the range (up to REQUEST_MAX bytes) has become present, False after timeout seconds."""
+        result = lib.pe_store_wait(self._pointer, offset, length, int(timeout * 1000))
+        return result != -EAGAIN and _check(result) == 0
+
+    def read_into(self, buffer: Buffer, offset: int) -> int:
+        """Fills the buffer with present bytes."""
+        view = ffi.from_buffer(buffer, require_writable=True)
+        return _check(lib.pe_store_read(self._pointer, view, len(view), offset))
+
+    def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
+        """Bytes sent; fewer than count, or 0, when the rest did not come within timeout seconds."""
+        result = lib.pe_store_sendfile(self._pointer, out_fd, offset, count, int(timeout * 1000))
+        return 0 if result == -EAGAIN else _check(result)
+
+
+class Connection(_Handle):
+    """One NBD client on a connected stream socket, whose descriptor stays the caller's."""
+
+    def __init__(self, store: Store, fd: int, flags: int = EXPORT_FLAGS):
+        out = ffi.new("pe_conn **")
+        _check(lib.pe_conn_open(store._pointer, fd, flags, out))
+        self._pointer = out[0]
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            lib.pe_conn_free(self._pointer)
+            self._pointer = None
+
+    def handshake(self, name: str, description: str, timeout: float) -> bool:
+        """Blocks. True: the transmission phase begins; False: the client is done, in good order."""
+        result = lib.pe_conn_handshake(self._pointer, name.encode(), description.encode(), int(timeout * 1000))
+        return _check(result) == 0
+
+    def serve(self) -> int:
+        """Blocks until the connection is over: SOFT_DISCONNECT, HARD_DISCONNECT or DRAINED."""
+        return _check(lib.pe_conn_serve(self._pointer))
+
+    def send(self) -> None:
+        """Sends the replies that had to wait; blocks until serve() is over."""
+        _check(lib.pe_conn_send(self._pointer))
+
+    def drain(self) -> None:
+        lib.pe_conn_drain(self._pointer)
+
+    def stop(self) -> None:
+        lib.pe_conn_stop(self._pointer)
