@@ -1,0 +1,306 @@
+"""Manifests and indexes: OCI image spec 1.1, "Image Manifest" and "Image Index"; Docker's schema 2 and manifest list.
+
+Everything here comes from a stranger, so whatever its shape is, the only exception is ImageError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .errors import ImageError
+from .platforms import Platform, rank
+from .reference import is_digest
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MEDIA_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST)  # for the Accept header
+MAX_SIZE = 4 << 20  # bytes of a manifest: the most that the distribution spec asks registries to take
+
+_INDEXES = (OCI_INDEX, DOCKER_INDEX)
+_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+"
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
+_MAX_BLOB = 2**63 - 1  # bytes, the largest file offset
+_JSON_NAMES: dict[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
+_MAX_LISTED = 16  # entries of a list in a message
+
+T = TypeVar("T", str, int, list[Any], dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """OCI image spec, "Content Descriptors". `size` in bytes; `platform` only in an index."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One image; `layers` base first."""
+
+    media_type: str
+    layers: tuple[Descriptor, ...]
+    config: Descriptor | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Images of several platforms; an entry may be an index again."""
+
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+
+
+def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
+    """Reads the manifest or index in `body`; `media_type` is the answer's Content-Type, if any. Raises ImageError."""
+    document = _load(body)
+    declared = _declared(document, media_type)
+    if any(kind.startswith(_SCHEMA1) for kind in declared) or "fsLayers" in document:
+        raise ImageError("the image has a Docker schema 1 manifest, which is obsolete: push it again with a newer tool")
+    version = _get(document, "schemaVersion", int)
+    if version not in (None, 2):
+        raise ImageError(f"the image's manifest has the unknown schemaVersion {_show(version)}")
+    manifests = _get(document, "manifests", list)
+    layers = _get(document, "layers", list)
+    if manifests is not None and (layers is not None or document.get("config") is not None):
+        # Two readers could see two images in it (CVE-2021-41190).
+        raise ImageError("the manifest is ambiguous: it has 'manifests' and also 'layers' or 'config'")
+    if manifests is None and layers is None:
+        raise ImageError("this is no image manifest: it has neither 'layers' nor 'manifests'")
+    if any((kind in _INDEXES) != (manifests is not None) for kind in declared):
+        raise ImageError(f"the manifest is ambiguous: its type is {declared[0]}, its content that of another type")
+    if manifests is not None:
+        entries = tuple(_descriptor(entry, f"manifests[{i}]") for i, entry in enumerate(manifests))
+        return Index(declared[0] if declared else OCI_INDEX, entries)
+    config = document.get("config")
+    return Manifest(
+        media_type=declared[0] if declared else OCI_MANIFEST,
+        layers=tuple(_descriptor(entry, f"layers[{i}]", smallest=1) for i, entry in enumerate(layers or ())),
+        config=None if config is None else _descriptor(config, "config"),
+        annotations=_annotations(document, ""),
+    )
+
+
+def verify_digest(body: bytes, digest: str) -> None:
+    """Raises ImageError, naming both, where `body` has another digest than `digest`."""
+    if not is_digest(digest):
+        raise ImageError(f"{_show(digest)} is not a digest that can be verified")
+    algorithm = digest.partition(":")[0]
+    actual = f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
+    if actual != digest:
+        raise ImageError(f"the registry sent other content than was asked for: {actual} instead of {digest}")
+
+
+def select(index: Index, platform: Platform) -> Descriptor:
+    """The entry that fits `platform` best, an EROFS one before its equals. Raises ImageError listing what there is."""
+    candidates = [entry for entry in index.manifests if not _is_attestation(entry)]
+    if len(candidates) == 1 and candidates[0].platform is None:
+        return candidates[0]
+    ranked = [
+        (distance, _format_preference(entry.platform), position)
+        for position, entry in enumerate(candidates)
+        if entry.platform and (distance := rank(platform, entry.platform)) is not None
+    ]
+    if ranked:
+        return candidates[min(ranked)[2]]
+    names = dict.fromkeys(_plain(str(entry.platform)) if entry.platform else "one unnamed" for entry in candidates)
+    there_is = f"it has {_listed(list(names), ', ')}" if names else "its index is empty"
+    raise ImageError(f"the image has nothing for the platform {platform}; {there_is} (choose with -o oci.platform=)")
+
+
+def native_media_type(media_type: str) -> bool:
+    """Whether a layer of this type is an EROFS image, raw or `+zstd` (IMAGE-FORMAT.md, "Media types")."""
+    base, plus, suffix = media_type.partition("+")
+    if not plus:
+        return base.endswith(".erofs") or base.startswith("application/vnd.erofs.layer")
+    return suffix == "zstd" and (base == "application/vnd.erofs" or base.startswith("application/vnd.erofs.layer"))
+
+
+def is_compressed(media_type: str) -> bool:
+    return media_type.endswith("+zstd")
+
+
+def native_layers(manifest: Manifest) -> list[tuple[int, Descriptor]]:
+    """The EROFS layers, each with its index among all layers."""
+    return [(i, layer) for i, layer in enumerate(manifest.layers) if native_media_type(layer.media_type)]
+
+
+def explain_foreign(descriptor: Descriptor) -> str:
+    """What a layer that is not EROFS is, with an article."""
+    kind, keys = descriptor.media_type, descriptor.annotations
+    if ".nydus." in kind or any(key.startswith("containerd.io/snapshot/nydus-") for key in keys):
+        name = "a nydus layer"
+    elif kind.startswith("application/vnd.amazon.soci."):
+        name = "a SOCI index"
+    elif any(key.startswith("containerd.io/snapshot/overlaybd/") for key in keys):
+        name = "an overlaybd layer"
+    elif "containerd.io/snapshot/stargz/toc.digest" in keys:
+        name = "an eStargz layer"
+    elif kind.startswith("application/vnd.erofs.chunk-index."):
+        name = "an EROFS chunk index"
+    elif re.search(r"\.tar([.+]|$)", kind):
+        name = "an ordinary tar layer"
+    else:
+        return f"of the unknown type {kind}"
+    return f"{name} ({kind})"
+
+
+def choose_layer(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[int, Descriptor]:
+    """The layer to mount: number `layer` (of all layers, base 0), or with digest `blob`, or else the only EROFS one.
+
+    Raises ImageError that says which layers there are.
+    """
+    count = len(manifest.layers)
+    if layer is not None:
+        if not 0 <= layer < count:
+            there_are = f"0 to {count - 1}" if count > 1 else "only layer 0" if count else "no layers at all"
+            raise ImageError(f"the image has no layer {layer}: it has {there_are}")
+        return _mountable(manifest, layer)
+    if blob is not None:
+        for i, descriptor in enumerate(manifest.layers):
+            if descriptor.digest == blob:
+                return _mountable(manifest, i)
+        raise ImageError(f"the image has no layer with the digest {blob}; {_describe_native(manifest)}")
+    native = native_layers(manifest)
+    if len(native) > 1:
+        raise ImageError(f"choose a layer with -o oci.layer=N: {_describe_native(manifest)}")
+    if not native:
+        foreign = dict.fromkeys(explain_foreign(entry) for entry in manifest.layers)
+        raise ImageError(f"the image has no EROFS layer: {_listed(list(foreign), ', ') or 'it has no layers at all'}")
+    return _mountable(manifest, native[0][0])
+
+
+def _mountable(manifest: Manifest, i: int) -> tuple[int, Descriptor]:
+    layer = manifest.layers[i]
+    if not native_media_type(layer.media_type):
+        raise ImageError(f"layer {i} is not EROFS but {explain_foreign(layer)}; {_describe_native(manifest)}")
+    if is_compressed(layer.media_type):
+        raise ImageError(f"layer {i} is compressed ({layer.media_type}): only raw EROFS layers can be mounted yet")
+    return i, layer
+
+
+def _describe_native(manifest: Manifest) -> str:
+    native = [
+        f"layer {i}: {layer.media_type}, {layer.size} bytes, {layer.digest}" for i, layer in native_layers(manifest)
+    ]
+    return f"the EROFS layers are {_listed(native, '; ')}" if native else "the image has no EROFS layer"
+
+
+def _is_attestation(entry: Descriptor) -> bool:
+    """BuildKit stores provenance as an entry for a platform that no machine has."""
+    return entry.platform is not None and "unknown" in (entry.platform.os, entry.platform.architecture)
+
+
+def _format_preference(platform: Platform) -> int:
+    """Smaller is better; a feature that is not ours marks another lazy format."""
+    return 0 if "erofs" in platform.os_features else 2 if platform.os_features else 1
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    if len(body) > MAX_SIZE:
+        raise ImageError(f"the manifest has {len(body)} bytes; at most {MAX_SIZE} are read")
+    try:
+        document = json.loads(body.decode())
+    except RecursionError:
+        raise ImageError("the manifest is nested too deeply") from None
+    except ValueError:
+        raise ImageError("the manifest is not JSON") from None
+    if type(document) is not dict:
+        raise ImageError("the manifest is not a JSON object")
+    return document
+
+
+def _declared(document: dict[str, Any], content_type: str | None) -> list[str]:
+    """The types that the body and the answer's header state, the body's first; a general header says nothing."""
+    declared = []
+    own = _get(document, "mediaType", str)
+    if own:
+        if own not in MEDIA_TYPES and not own.startswith(_SCHEMA1):
+            raise ImageError(f"the manifest is of the type {_show(own)}, which is no image's")
+        declared.append(own)
+    header = (content_type or "").partition(";")[0].strip().lower()
+    if header in MEDIA_TYPES or header.startswith(_SCHEMA1):
+        declared.append(header)
+    return declared
+
+
+def _get(document: dict[str, Any], key: str, kind: type[T], where: str = "") -> T | None:
+    """The value of `key`, None where it is absent or null; the type is compared exactly, for True is an int as well."""
+    value: T | None = document.get(key)
+    if value is not None and type(value) is not kind:
+        raise ImageError(f"the manifest is malformed: {where}{_plain(key)} is not {_JSON_NAMES[kind]}")
+    return value
+
+
+def _descriptor(value: object, where: str, smallest: int = 0) -> Descriptor:
+    if type(value) is not dict:
+        raise ImageError(f"the manifest is malformed: {where} is not an object")
+    where += "."
+    media_type = _get(value, "mediaType", str, where) or ""
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        raise ImageError(f"the manifest is malformed: {where}mediaType is {_show(media_type)}")
+    digest = _get(value, "digest", str, where) or ""
+    if not is_digest(digest):
+        raise ImageError(f"the manifest is malformed: {where}digest is {_show(digest)}, no sha256 or sha512 digest")
+    size = _get(value, "size", int, where)
+    if size is None or not smallest <= size <= _MAX_BLOB:
+        raise ImageError(f"the manifest is malformed: {where}size is {_show(size)}")
+    return Descriptor(
+        media_type=media_type,
+        digest=digest,
+        size=size,
+        annotations=_annotations(value, where),
+        platform=_platform(value, where),
+        urls=_strings(value, "urls", where),
+    )
+
+
+def _annotations(document: dict[str, Any], where: str) -> dict[str, str]:
+    annotations = _get(document, "annotations", dict, where) or {}
+    for key in annotations:
+        _get(annotations, key, str, f"{where}annotations.")
+    return {key: value for key, value in annotations.items() if value is not None}
+
+
+def _strings(document: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    values = _get(document, key, list, where) or ()
+    if not all(type(value) is str for value in values):
+        raise ImageError(f"the manifest is malformed: {where}{key} is not a list of strings")
+    return tuple(values)
+
+
+def _platform(document: dict[str, Any], where: str) -> Platform | None:
+    value = _get(document, "platform", dict, where) or {}
+    where += "platform."
+    system, architecture, variant = (_get(value, key, str, where) or "" for key in ("os", "architecture", "variant"))
+    features = _strings(value, "os.features", where)
+    return Platform(system, architecture, variant, features) if system or architecture else None
+
+
+def _plain(text: str, limit: int = 80) -> str:
+    """Text from outside, made fit for one line of a message."""
+    escaped = ascii(text)[1:-1]
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."
+
+
+def _show(value: str | int | None) -> str:
+    if isinstance(value, str):
+        return f"'{_plain(value)}'"
+    return "absent" if value is None else _plain(str(value))
+
+
+def _listed(items: list[str], separator: str) -> str:
+    more = len(items) - _MAX_LISTED
+    return separator.join(items[:_MAX_LISTED] + ([f"and {more} more"] if more > 0 else []))

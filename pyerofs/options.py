@@ -1,0 +1,391 @@
+"""The `-o` options: mount(8)'s flags, EROFS's own, and ours (`oci.*`, `nbd.*`), read into one frozen object.
+
+A new option of ours is one row of `_ROWS` and one field. No message repeats a value that may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from .errors import UsageError
+from .platforms import Platform
+from .reference import check_digest
+from .secret import Secret
+
+# mount(2), <sys/mount.h>
+MS_RDONLY = 1
+MS_NOSUID = 1 << 1
+MS_NODEV = 1 << 2
+MS_NOEXEC = 1 << 3
+MS_SYNCHRONOUS = 1 << 4
+MS_MANDLOCK = 1 << 6
+MS_DIRSYNC = 1 << 7
+MS_NOSYMFOLLOW = 1 << 8
+MS_NOATIME = 1 << 10
+MS_NODIRATIME = 1 << 11
+MS_SILENT = 1 << 15
+MS_RELATIME = 1 << 21
+MS_I_VERSION = 1 << 23
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+
+_ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME  # exclude one another: the last one wins
+_DATA_MAX = 4095  # bytes; mount(2) cuts its data off at a page, without an error
+
+# name: (flags that it sets, flags that it clears)
+_FLAGS = {
+    **dict.fromkeys(("defaults", "ro", "rw", "loop", "auto", "noauto", "nofail", "_netdev"), (0, 0)),
+    **dict.fromkeys(("nouser", "nousers", "noowner", "nogroup"), (0, 0)),
+    "nosuid": (MS_NOSUID, 0),
+    "suid": (0, MS_NOSUID),
+    "nodev": (MS_NODEV, 0),
+    "dev": (0, MS_NODEV),
+    "noexec": (MS_NOEXEC, 0),
+    "exec": (0, MS_NOEXEC),
+    "sync": (MS_SYNCHRONOUS, 0),
+    "async": (0, MS_SYNCHRONOUS),
+    "dirsync": (MS_DIRSYNC, 0),
+    "noatime": (MS_NOATIME, _ATIME),
+    "atime": (0, MS_NOATIME),
+    "nodiratime": (MS_NODIRATIME, 0),
+    "diratime": (0, MS_NODIRATIME),
+    "relatime": (MS_RELATIME, _ATIME),
+    "norelatime": (0, MS_RELATIME),
+    "strictatime": (MS_STRICTATIME, _ATIME),
+    "nostrictatime": (0, MS_STRICTATIME),
+    "lazytime": (MS_LAZYTIME, 0),
+    "nolazytime": (0, MS_LAZYTIME),
+    "iversion": (MS_I_VERSION, 0),
+    "noiversion": (0, MS_I_VERSION),
+    "mand": (MS_MANDLOCK, 0),
+    "nomand": (0, MS_MANDLOCK),
+    "nosymfollow": (MS_NOSYMFOLLOW, 0),
+    "symfollow": (0, MS_NOSYMFOLLOW),
+    "silent": (MS_SILENT, 0),
+    "quiet": (MS_SILENT, 0),
+    "loud": (0, MS_SILENT),
+    "user": (MS_NOEXEC | MS_NOSUID | MS_NODEV, 0),
+    "users": (MS_NOEXEC | MS_NOSUID | MS_NODEV, 0),
+    "owner": (MS_NOSUID | MS_NODEV, 0),
+    "group": (MS_NOSUID | MS_NODEV, 0),
+}
+# For mount(8), fstab and their kin; never for the kernel.
+_USERSPACE = re.compile(r"comment=.*|x-.*|X-.*", re.DOTALL)
+_PROPAGATION = re.compile(r"(?:make-)?r?(?:shared|slave|private|unbindable)")
+_OTHER_OPERATIONS = ("bind", "rbind", "move")
+
+# EROFS's own options with fixed values (the kernel's Documentation/filesystems/erofs.rst); None: it stands alone.
+_EROFS_VALUES: dict[str, tuple[str | None, ...]] = {
+    **dict.fromkeys(("user_xattr", "nouser_xattr", "acl", "noacl", "directio", "nodirectio", "inode_share"), (None,)),
+    "cache_strategy": ("disabled", "readahead", "readaround"),
+    "dax": (None, "always", "never"),
+}
+_EROFS_TEXTS = ("device", "domain_id", "fsid", "fsoffset")
+
+Driver = Literal["auto", "nbd", "local", "fuse"]
+Attach = Literal["auto", "netlink", "ioctl"]
+_DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse"}
+
+
+@dataclass(frozen=True, slots=True)
+class OCIOptions:
+    """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds."""
+
+    layer: int | None = None
+    blob: str | None = None
+    platform: Platform | None = None
+    username: str | None = None
+    password: Secret | None = None
+    password_file: str | None = None
+    insecure: bool = False
+    cache: str | None = None
+    connections: int = 1
+    timeout: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """`flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given."""
+
+    driver: Driver = "auto"
+    flags: int = MS_RDONLY
+    data: str = ""
+    warnings: tuple[str, ...] = ()
+    oci: OCIOptions = OCIOptions()
+    is_oci: bool = False
+    loop: bool = False
+    attach: Attach = "auto"
+    device: str | None = None
+
+    @property
+    def quiet(self) -> bool:
+        return bool(self.flags & MS_SILENT)
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str, str], int]:
+    def convert(name: str, value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not lowest <= int(value) <= highest:
+            raise UsageError(f"{name}={value!r}: a whole number from {lowest} to {highest} is needed")
+        return int(value)
+
+    return convert
+
+
+def _one_of(*words: str) -> Callable[[str, str], str]:
+    def convert(name: str, value: str) -> str:
+        if value not in words:
+            raise UsageError(f"{name}={value!r}: it is one of {', '.join(words)}")
+        return value
+
+    return convert
+
+
+def _text(_name: str, value: str) -> str:
+    return value
+
+
+def _secret(_name: str, value: str) -> Secret:
+    return Secret(value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    return _one_of("1", "yes", "true", "0", "no", "false")(name, value) in ("1", "yes", "true")
+
+
+def _seconds(name: str, value: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([sm]?)", value)
+    seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"{name}={value!r}: a time above 0 is needed, in seconds, or with the unit s or m")
+    return seconds
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
+    def convert(name: str, value: str) -> Any:
+        try:
+            return parse(value)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+
+    return convert
+
+
+def _nbd_device(name: str, value: str) -> str:
+    if not re.fullmatch(r"/dev/nbd[0-9]{1,6}", value):
+        raise UsageError(f"{name}={value!r}: it is a device such as /dev/nbd0")
+    return value
+
+
+_NEEDS_VALUE = object()
+
+
+class _Row(NamedTuple):
+    """One option of ours. `bare` is its value where none is written; None leaves the field as it is."""
+
+    name: str
+    field: str
+    argument: str
+    convert: Callable[[str, str], Any]
+    text: str
+    bare: object = _NEEDS_VALUE
+
+
+_LAYER_MAX = 9999
+_ROWS = (
+    _Row("oci", "layer", "[=N]", _whole(0, _LAYER_MAX), "SOURCE is an image; N: as oci.layer", bare=None),
+    _Row("oci.layer", "layer", "=N", _whole(0, _LAYER_MAX), "layer N, base 0 (default: the only EROFS layer)"),
+    _Row("oci.blob", "blob", "=DIGEST", _parsed(check_digest), "the layer with this digest, instead of oci.layer"),
+    _Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's"),
+    _Row("oci.username", "username", "=NAME", _text, "user at the registry"),
+    _Row("oci.password", "password", "=TEXT", _secret, "password; a comma in it is written \\,"),
+    _Row("oci.password_file", "password_file", "=FILE", _text, "file that holds the password"),
+    _Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True),
+    _Row("oci.cache", "cache", "=DIR", _text, "directory of the cache"),
+    _Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)"),
+    _Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or with s or m (default: 120)"),
+    _Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
+    _Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
+)
+_BY_NAME = {row.name: row for row in _ROWS}
+_EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
+
+OCI_HELP: tuple[tuple[str, str, str], ...] = tuple(
+    (row.name, row.argument, row.text) for row in _ROWS if row.name.startswith("oci")
+)
+NBD_HELP: tuple[tuple[str, str, str], ...] = tuple(
+    (row.name, row.argument, row.text) for row in _ROWS if row.name.startswith("nbd")
+)
+
+
+def split(text: str) -> list[str]:
+    r"""Splits an `-o` string at its commas; empty items are dropped. Raises UsageError on an unclosed quote or a NUL.
+
+    `\,` is a comma of the value and `\\` a backslash, any other backslash itself. As in mount(8), a value that begins
+    with a double quote goes on to the next one, commas and backslashes included; the quotes are kept.
+    """
+    if "\0" in text:
+        raise UsageError("an option contains a NUL character")
+    items: list[str] = []
+    item = ""
+    quoted = in_value = False
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if quoted:
+            quoted = character != '"'
+        elif character == "\\" and text[position + 1 : position + 2] in (",", "\\"):
+            position += 1
+            character = text[position]
+        elif character == ",":
+            items.append(item)
+            item, in_value, character = "", False, ""
+        elif character == "=" and not in_value:
+            in_value = True
+            quoted = text.startswith('"', position + 1)
+            character = '="' if quoted else "="
+            position += quoted
+        item += character
+        position += 1
+    if quoted:
+        raise UsageError(f"the double quote in the option {item.partition('=')[0]!r} is not closed")
+    return [item for item in (*items, item) if item]
+
+
+def parse_mount_options(texts: Sequence[str], fstype: str = "erofs") -> MountOptions:
+    """Reads all `-o` strings of one mount, in their order. Raises UsageError, one line that names the option."""
+    driver = _DRIVERS.get(fstype)
+    if driver is None:
+        raise UsageError(f"unknown file system type {fstype!r}: there are {', '.join(_DRIVERS)}")
+    values, names, rest = _take_ours(texts)
+    for name in names:
+        if name.startswith("oci") and driver == "local":
+            raise UsageError(f"{name} does not fit -t erofs.local, which mounts a local file; use -t erofs.nbd")
+        if name.startswith("nbd") and driver in ("local", "fuse"):
+            raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
+    flags, data, warnings = _kernel_options(rest)
+    return MountOptions(
+        driver=driver,
+        flags=flags,
+        data=data,
+        warnings=warnings,
+        oci=_oci_options(values, names),
+        is_oci=any(name.startswith("oci") for name in names),
+        loop="loop" in rest,
+        attach=values.get("attach", "auto"),
+        device=values.get("device"),
+    )
+
+
+def parse_oci_options(texts: Sequence[str]) -> OCIOptions:
+    """Reads the `-o` strings of a command that mounts nothing: `oci` options alone. Raises UsageError."""
+    values, names, rest = _take_ours(texts)
+    foreign = [item.partition("=")[0] for item in rest] + [name for name in names if name.startswith("nbd")]
+    if foreign:
+        raise UsageError(f"the option {foreign[0]!r} is for mount only; here are oci options alone")
+    return _oci_options(values, names)
+
+
+def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Values of our options by their field, the names that were written, and all other options as they are."""
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}  # field: the name by which it was given a value
+    written: list[str] = []
+    rest: list[str] = []
+    for item in (item for text in texts for item in split(text)):
+        name, equals, value = item.partition("=")
+        if not name:
+            raise UsageError("an option has a value but no name")
+        if not name.lower().startswith(("oci", "nbd")):
+            rest.append(item)
+            continue
+        row = _BY_NAME.get(name) or _unknown(name)
+        written.append(name)
+        result = _value(row, _unquoted(value)) if equals else row.bare
+        if result is _NEEDS_VALUE:
+            raise UsageError(f"{name} needs a value: {name}{row.argument}")
+        if result is None:
+            continue
+        before = names.setdefault(row.field, name)
+        if values.setdefault(row.field, result) != result:
+            two = f"{name} is given twice" if before == name else f"{before} and {name} are given"
+            raise UsageError(f"{two}, with different values")
+    return values, written, rest
+
+
+def _value(row: _Row, value: str) -> Any:
+    if not value:
+        raise UsageError(f"{row.name}= has an empty value: write {row.name}{row.argument}")
+    return row.convert(row.name, value)
+
+
+def _unknown(name: str) -> _Row:
+    from difflib import get_close_matches  # deferred: only an error needs it
+
+    close = get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_BY_NAME)}"
+    raise UsageError(f"unknown option {name!r}: {hint}")
+
+
+def _oci_options(values: dict[str, Any], written: list[str]) -> OCIOptions:
+    for first, second in _EXCLUSIVE:
+        if first in values and second in values:
+            one, other = (next(n for n in written if _BY_NAME[n].field == field) for field in (first, second))
+            raise UsageError(f"{one} and {other} exclude each other")
+    has_password = "password" in values or "password_file" in values
+    if "username" in values and not has_password:
+        raise UsageError("oci.username needs a password: add oci.password_file= or oci.password=")
+    if has_password and "username" not in values:
+        raise UsageError("a password needs a user: add oci.username=")
+    fields = {row.field for row in _ROWS if row.name.startswith("oci")}
+    return OCIOptions(**{field: value for field, value in values.items() if field in fields})
+
+
+def _kernel_options(items: list[str]) -> tuple[int, str, tuple[str, ...]]:
+    """Flags and data for mount(2), and warnings."""
+    flags = MS_RDONLY
+    data: list[str] = []
+    writable = False
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name == "remount":
+            raise UsageError("remount is not supported: unmount it and mount it again")
+        if name in _OTHER_OPERATIONS or _PROPAGATION.fullmatch(name):
+            raise UsageError(f"{name} is not a mount of a file system: use mount(8) for it")
+        if _USERSPACE.fullmatch(item):
+            continue
+        if name in _FLAGS:
+            if equals and name != "user":
+                raise UsageError(f"the option {name} takes no value")
+            on, off = _FLAGS[name]
+            flags = flags & ~off | on
+            writable = name == "rw" if name in ("ro", "rw") else writable
+            continue
+        _check_erofs(name, value if equals else None)
+        if "," in item and not _is_quoted(value):
+            raise UsageError(f"the option {name!r} has a comma in its value, which the kernel cannot take")
+        data.append(item)
+    joined = ",".join(data)
+    if len(joined.encode(errors="surrogatepass")) > _DATA_MAX:
+        raise UsageError(f"the options for the kernel are longer than {_DATA_MAX} bytes")
+    return flags, joined, ("EROFS is read-only: rw is ignored, mounting ro",) if writable else ()
+
+
+def _check_erofs(name: str, value: str | None) -> None:
+    if name in _EROFS_VALUES and value not in _EROFS_VALUES[name]:
+        words = [name if word is None else f"{name}={word}" for word in _EROFS_VALUES[name]]
+        raise UsageError(f"the option {name} is written {' or '.join(words)}")
+    if name in _EROFS_TEXTS and not value:
+        raise UsageError(f"the option {name} needs a value: {name}=...")
+    if name == "fsoffset" and not re.fullmatch(r"[0-9]{1,19}", value or ""):
+        raise UsageError(f"fsoffset={value!r}: a number of bytes is needed")
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) >= 2 and value[0] == value[-1] == '"' and '"' not in value[1:-1]
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if _is_quoted(value) else value
