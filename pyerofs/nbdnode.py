@@ -1,0 +1,111 @@
+"""NBD devices as /sys/block and /dev show them: names, sizes, who is in, queue settings, and what an errno means.
+
+Nothing here opens a device, since the first open reads the partition table and so waits for the server. No state:
+every function may be called from any thread. Facts: drivers/block/nbd.c, Documentation/ABI/stable/sysfs-block.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+
+from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
+
+HELP = "load the nbd module (`modprobe nbd`), or use -t erofs.fuse"
+
+# Written below /sys/block/nbdN at attach. io_timeout (ms): a read that was in flight when its server died goes on after
+# a reconnect only when this timer fires; it only looks, as long as the socket lives and NBD's own timeout is 0.
+QUEUE_SETTINGS = {"queue/io_timeout": "1000"}
+
+
+SYS_BLOCK = Path("/sys/block")
+
+
+def node(index: int) -> Path:
+    """The device's directory in sysfs."""
+    return SYS_BLOCK / f"nbd{index}"
+
+
+def index_of(device: str | int) -> int:
+    """N of /dev/nbdN (or a link to it, or plain N); UsageError for any other name."""
+    if isinstance(device, int):
+        return device
+    for name in (device, str(Path(device).resolve())):
+        if match := re.fullmatch(r"(?:(?:/dev/)?nbd)?(\d{1,6})", name, re.ASCII):
+            return int(match[1])
+    raise UsageError(f"{device} is not the name of an NBD device (/dev/nbd0, ...)")
+
+
+def backend_of(device: str | int) -> str | None:
+    """The identifier that the device was attached with; None when it has none or is not attached."""
+    try:
+        return (node(index_of(device)) / "backend").read_text().rstrip("\n")
+    except OSError:
+        return None
+
+
+def indices() -> list[int]:
+    """Every device of this kernel, in order; SystemFailure when there is none."""
+    names = [entry.name for entry in SYS_BLOCK.glob("nbd*")]
+    if not names:
+        raise SystemFailure(f"this kernel has no NBD devices: {HELP}")
+    return sorted(int(name[3:]) for name in names if name[3:].isdigit())
+
+
+def size_of(index: int) -> int:
+    """The device's size in bytes; 0 when there is no such device."""
+    try:
+        return int((node(index) / "size").read_text()) * 512
+    except OSError:
+        return 0
+
+
+def is_busy(index: int) -> bool:
+    """Whether it is attached: both ways to attach show `pid`, and whoever only prepares it has set its size."""
+    return size_of(index) != 0 or (node(index) / "pid").exists()
+
+
+def tune(index: int) -> list[str]:
+    """Make the QUEUE_SETTINGS of a device; returns the names of those that could not be made. Raises nothing."""
+    failed = []
+    for name, value in QUEUE_SETTINGS.items():
+        try:
+            (node(index) / name).write_text(value)
+        except OSError:
+            failed.append(name)
+    return failed
+
+
+def make_node(index: int) -> None:
+    """Make /dev/nbdN where it is missing: a container's /dev is often a copy from before the module was loaded."""
+    path = Path(f"/dev/nbd{index}")
+    if path.exists():
+        return
+    try:
+        major, minor = (node(index) / "dev").read_text().split(":")
+    except FileNotFoundError:
+        raise SystemFailure(f"this kernel has no {path}: {HELP}") from None
+    try:
+        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(int(major), int(minor)))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SystemFailure(
+            f"{path} is missing from /dev ({error.strerror}): `mknod {path} b {major} {minor.strip()}`"
+        ) from error
+
+
+def explain(error: OSError, what: str) -> PyerofsError:
+    """The error for the user that an errno of open, ioctl or netlink on `what` stands for."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        if os.geteuid() != 0:
+            return UsageError("NBD devices are for root only: try sudo")
+        return UsageError(f"{what}: not permitted; this container lacks CAP_SYS_ADMIN or access to the device")
+    if error.errno == errno.EBUSY:
+        return MountFailure(f"{what} is in use: name another device, or none to get a free one")
+    if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.ENODEV, errno.ENXIO):
+        return SystemFailure(f"no NBD device could be had: {error.strerror}; see `dmesg`")
+    return MountFailure(f"the kernel refused {what}: {error.strerror}; see `dmesg`")

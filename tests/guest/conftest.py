@@ -1,0 +1,51 @@
+"""Tests of this directory run inside the guest only; test_kernel.py boots it and shows their results by name.
+
+Each result is written as a line of JSON as soon as it is known, so that a guest that hangs or crashes loses only the
+results of the tests that it did not finish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from nbdserver import FLAGS_READ_ONLY, Server
+
+from pyerofs import device as nbd
+
+GUEST = "PYEROFS_GUEST"  # the file for the results; empty while the host only collects names
+
+if GUEST not in os.environ:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if os.environ.get(GUEST) and (report.when == "call" or report.outcome != "passed"):
+        line = json.dumps({"id": report.nodeid, "outcome": report.outcome, "text": report.longreprtext})
+        with Path(os.environ[GUEST]).open("a") as results:
+            results.write(line + "\n")
+
+
+Attach = Callable[..., nbd.NBDDevice]
+
+
+@pytest.fixture
+def attach() -> Iterator[Attach]:
+    """nbd.attach() of a Server, its device settled; disconnected at the end, whatever the test has done."""
+    devices = []
+
+    def attach(
+        server: Server, flags: int = FLAGS_READ_ONLY, identifier: str = "test", **options: object
+    ) -> nbd.NBDDevice:
+        device = nbd.attach(server.kernel_ends, len(server.data), flags, identifier, **options)  # type: ignore[arg-type]
+        devices.append(device)
+        server.release()
+        device.settle()
+        return device
+
+    yield attach
+    for device in devices:
+        device.disconnect()
