@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 enum { WORD_BITS = 64 };
 
@@ -14,11 +15,17 @@ static uint64_t load(const struct pe_map *map, uint64_t index)
 
 int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules)
 {
+	struct stat st;
+
 	memset(map, 0, sizeof(*map));
 	map->granules = granules;
 	if (fd < 0)
 		return 0;
 	map->length = (granules + WORD_BITS - 1) / WORD_BITS * sizeof(uint64_t);
+	if (fstat(fd, &st))
+		return -errno;
+	if ((uint64_t)st.st_size < map->length || (uint64_t)st.st_size - map->length < offset)
+		return -EINVAL; /* to look beyond its end would be a SIGBUS */
 	map->base = mmap(NULL, map->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (int64_t)offset);
 	if (map->base == MAP_FAILED) {
 		map->base = NULL;

@@ -64,9 +64,11 @@ int pe_store_take(pe_store *store, struct pe_run *run);
  * the data file and nothing was marked present.
  */
 int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
-/* The answer starts at another offset, 0: the whole blob is on its way and all of it becomes the run. Else the run is
- * to be continued by another answer: returns the offset where that one must start. */
-int64_t pe_store_resume(pe_store *store, uint64_t id, int whole);
+/*
+ * Another answer is about to continue the run: tells where it must start, at a granule, and how long it must be.
+ * whole: the answer that has come starts at 0 and is the whole blob, and so becomes the run.
+ */
+int pe_store_resume(pe_store *store, uint64_t id, int whole, uint64_t *offset, uint64_t *length);
 /* How many parked reads need bytes that the run has not landed yet. */
 int pe_store_waiters(pe_store *store, uint64_t id);
 /* Ends a run. With an error (a negative errno) the reads that still wait for its bytes fail; with 0 they are fetched anew. */

@@ -37,7 +37,7 @@ static uint64_t next_unclaimed(const struct pe_store *s, uint64_t first, uint64_
 /* Where a run from first on must stop: before a flight, or before a long stretch that is present. */
 static uint64_t run_end(const struct pe_store *s, uint64_t first, uint64_t end)
 {
-	uint64_t at = first;
+	uint64_t at = first + 1; /* whatever another store does to the map meanwhile, no run is empty */
 
 	for (int i = 0; i < STORE_FLIGHTS; i++) {
 		const struct flight *f = &s->flight[i];
@@ -80,15 +80,21 @@ static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned str
 
 static bool start_demand(struct pe_store *s, struct pe_run *run)
 {
-	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next) {
+	struct waiter *next;
+
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		uint64_t first, end = granule_end(w->offset + w->length);
 		uint64_t window = s->plan.stream[w->stream].window;
 
+		next = w->next;
 		if (w->claimed)
 			continue;
 		first = next_unclaimed(s, granule_of(w->offset), end);
 		if (first == end) {
+			/* What was absent is in flight, or another store on the same files has brought it. */
 			w->claimed = true;
+			if (store_has(s, w->offset, w->length))
+				store_answer(s, w, 0);
 			continue;
 		}
 		if (end < first + granule_end(window))
@@ -207,10 +213,9 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	return result;
 }
 
-int64_t pe_store_resume(pe_store *s, uint64_t id, int whole)
+int pe_store_resume(pe_store *s, uint64_t id, int whole, uint64_t *offset, uint64_t *length)
 {
 	struct flight *f;
-	int64_t result = -ENOENT;
 
 	pthread_mutex_lock(&s->lock);
 	f = find(s, id);
@@ -221,10 +226,11 @@ int64_t pe_store_resume(pe_store *s, uint64_t id, int whole)
 			f->end = s->size;
 		if (f->began > f->pos)
 			f->began = f->pos;
-		result = (int64_t)f->pos;
+		*offset = f->pos;
+		*length = f->end - f->pos;
 	}
 	pthread_mutex_unlock(&s->lock);
-	return result;
+	return f ? 0 : -ENOENT;
 }
 
 static bool waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f)
@@ -259,6 +265,8 @@ int pe_store_finish(pe_store *s, uint64_t id, int error)
 		pthread_mutex_unlock(&s->lock);
 		return -ENOENT;
 	}
+	/* What the run did not land itself may have come from another store on the same files. */
+	answer_whole(s, granule_of(f->began), granule_end(f->end));
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
 		if (!waits_for(s, w, f))

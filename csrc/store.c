@@ -138,6 +138,15 @@ int pe_store_has(pe_store *s, uint64_t offset, uint64_t length)
 	return in_range(s, offset, length) ? store_has(s, offset, length) : -EINVAL;
 }
 
+/* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
+static uint64_t next_deadline(const struct pe_store *s)
+{
+	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+		if (w->deadline)
+			return w->deadline;
+	return 0;
+}
+
 int store_want(struct pe_store *s, struct waiter *w)
 {
 	int result = 0;
@@ -162,8 +171,9 @@ int store_want(struct pe_store *s, struct waiter *w)
 		w->next = &s->parked;
 		w->prev->next = w->next->prev = w;
 		s->misses++;
-		if (s->parked_count++ == 0)
-			pthread_cond_signal(&s->timer);
+		s->parked_count++;
+		if (w->deadline && next_deadline(s) == w->deadline)
+			pthread_cond_signal(&s->timer); /* until now there was none to watch */
 	}
 	if (s->idle)
 		pthread_cond_signal(&s->work); /* for the read itself, or for what its stream will want next */
@@ -209,15 +219,6 @@ void store_unpark(struct pe_store *s, struct waiter *w)
 		w->next->prev = w->prev;
 		s->parked_count--;
 	}
-}
-
-/* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
-static uint64_t next_deadline(const struct pe_store *s)
-{
-	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
-		if (w->deadline)
-			return w->deadline;
-	return 0;
 }
 
 int pe_store_expire(pe_store *s)

@@ -11,7 +11,7 @@ import warnings
 from errno import EAGAIN, ESHUTDOWN
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyerofs._core import ffi, lib
+from ._core import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -119,9 +119,11 @@ class Store(_Handle):
         view = ffi.from_buffer(piece)
         return _check(lib.pe_store_land(self._pointer, run, offset, view, len(view))) == 0
 
-    def resume(self, run: int, *, whole: bool = False) -> int:
-        """Where the next answer for the run has to start; 0 when it is the whole blob."""
-        return _check(lib.pe_store_resume(self._pointer, run, whole))
+    def resume(self, run: int, *, whole: bool = False) -> tuple[int, int]:
+        """Offset and length of what the next answer for the run has to bring; `whole`: it is the whole blob."""
+        offset, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        _check(lib.pe_store_resume(self._pointer, run, whole, offset, length))
+        return offset[0], length[0]
 
     def waiters(self, run: int) -> int:
         return _check(lib.pe_store_waiters(self._pointer, run))

@@ -1,0 +1,166 @@
+"""Attachments: how an export becomes something that mount(2) can mount, and how it is let go again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from . import mountpoint
+from .core import EXPORT_FLAGS
+from .errors import MountFailure, SystemFailure
+from .record import DIRECTORY
+
+if TYPE_CHECKING:
+    from .options import MountOptions
+    from .server import Server
+
+FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
+
+
+class Attachment(Protocol):
+    """`path` is what to mount; `connections`: how many of the server's connections it holds while it lives."""
+
+    path: str
+
+    def mounted(self) -> None:
+        """The filesystem is mounted: from now on the attachment need not be kept for it."""
+
+    def is_mounted(self) -> bool:
+        """Whether this mount namespace still shows a mount of it."""
+
+    def release(self) -> bool:
+        """Lets go if nobody uses it any more. False: somebody still does."""
+
+    def abort(self) -> None:
+        """Lets go whoever uses it. May be called again."""
+
+
+class NBDAttachment:
+    """A kernel's NBD device."""
+
+    def __init__(self, server: Server, size: int, identifier: str, options: MountOptions):
+        from . import device
+
+        kernel_ends = []
+        try:
+            for _ in range(options.oci.connections):
+                ours, kernels = socket.socketpair()
+                kernel_ends.append(kernels)
+                server.add(ours, handshake=False)
+            self._device = device.attach(
+                [sock.fileno() for sock in kernel_ends],
+                size,
+                EXPORT_FLAGS,
+                identifier,
+                how=options.attach,
+                device=options.device,
+            )
+        finally:
+            for sock in kernel_ends:
+                sock.close()
+        self.path = self._device.path
+        self._closes_itself = False
+        try:
+            self._device.settle()
+        except BaseException:
+            self.abort()
+            raise
+
+    def mounted(self) -> None:
+        self._closes_itself = self._device.set_disconnect_on_close()
+
+    def is_mounted(self) -> bool:
+        number = os.stat(self.path).st_rdev
+        return mountpoint.is_mounted_device(f"{os.major(number)}:{os.minor(number)}")
+
+    def release(self) -> bool:
+        if self._closes_itself:
+            return False  # the kernel does it, at the right moment, and the server's connections end
+        if self._device.in_use():
+            return False
+        self.abort()
+        return True
+
+    def abort(self) -> None:
+        self._device.disconnect()
+
+
+class FuseAttachment:
+    """A file that nbdfuse shows, for kernels without NBD."""
+
+    def __init__(self, server: Server, identifier: str):
+        import subprocess
+
+        self._directory = os.path.join(DIRECTORY, identifier)
+        self.path = os.path.join(self._directory, "image")
+        ours, clients = socket.socketpair()
+        try:
+            os.makedirs(self._directory, mode=0o700)
+            server.add(ours, handshake=True)
+            with mountpoint.MountWatch() as watch:
+                self._process = subprocess.Popen(  # noqa: S603 - no shell, our own arguments
+                    ["nbdfuse", "--readonly", self.path, "--fd", str(clients.fileno())],  # noqa: S607 - found by PATH
+                    pass_fds=[clients.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+                clients.close()
+                try:
+                    self._wait(watch)
+                except BaseException:
+                    self.abort()
+                    raise
+        except FileNotFoundError:
+            os.rmdir(self._directory)
+            raise SystemFailure("nbdfuse is not installed: apt-get install libnbd-bin fuse3") from None
+        except OSError as e:
+            raise SystemFailure(f"cannot start nbdfuse: {e.strerror}") from None
+        finally:
+            clients.close()
+
+    def _wait(self, watch: mountpoint.MountWatch) -> None:
+        poll = select.poll()
+        poll.register(watch.fileno(), watch.EVENTS)
+        assert self._process.stderr is not None  # noqa: S101 - it is a pipe
+        poll.register(self._process.stderr.fileno(), select.POLLIN | select.POLLHUP)
+        deadline = time.monotonic() + FUSE_DEADLINE
+        while not self._shown():
+            remaining = deadline - time.monotonic()
+            events = dict(poll.poll(max(0.0, remaining) * 1000))
+            if self._process.stderr.fileno() in events:
+                text = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+                raise MountFailure(f"nbdfuse: {text[-1] if text else 'it ended without a word'}")
+            if remaining <= 0:
+                raise MountFailure(f"nbdfuse showed no file within {FUSE_DEADLINE:g} s")
+
+    def _shown(self) -> bool:
+        return mountpoint.find(self._directory) is not None
+
+    def mounted(self) -> None:
+        pass
+
+    def is_mounted(self) -> bool:
+        return any(mount.fstype == "erofs" and mount.source == self.path for mount in mountpoint.mountinfo())
+
+    def release(self) -> bool:
+        with contextlib.suppress(MountFailure):
+            mountpoint.umount(self._directory)
+            self.abort()
+            return True
+        return False  # busy: another mount namespace has the filesystem, or somebody has the file open
+
+    def abort(self) -> None:
+        while self._shown():
+            mountpoint.umount(self._directory, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self._directory)

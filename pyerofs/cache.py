@@ -1,0 +1,204 @@
+"""The cache: for each digest a directory with the blob's bytes and two maps of which of them are there.
+
+    DIRECTORY/sha256/HEX/
+        data    the blob's bytes at their offsets, sparse; then, page-aligned, a seal that names this very file
+        live    the map in use, shared in memory by every process that has the blob open
+        map     the durable map: a copy of the live one made after the data had been synced
+        lock    held while an entry is opened or made, never for long
+
+The rules that keep it from ever handing out a wrong byte:
+1. A map is believed only with the seal (a random number) of the data file beside it. A data file that was cut short,
+   replaced or zeroed has lost its seal, so both are dropped and made anew.
+2. The live map tells what is in the page cache. It is believed only in the boot that it was made in.
+3. The durable map is written in this order: copy the live map, fdatasync the data, write the map under another name,
+   fsync, rename. A machine that stops in between has the previous map.
+4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from .core import GRANULE
+from .errors import SystemFailure, UsageError
+
+if TYPE_CHECKING:
+    from .core import Store
+
+MAP_OFFSET = 4096  # where the bits begin in both maps: a page, so that they can be mapped
+SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
+SEAL_MAGIC = b"pyerofs data 1\n\0"
+HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)
+HEADER_MAGIC = b"pyerofs map 1\n\0\0"
+NO_CHECKSUM = bytes(32)
+
+
+def default_directory() -> str:
+    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others."""
+    if os.geteuid() == 0:
+        return "/var/cache/pyerofs"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
+
+
+def _boot() -> bytes:
+    with open("/proc/sys/kernel/random/boot_id", "rb") as f:
+        return bytes.fromhex(f.read().decode().strip().replace("-", ""))
+
+
+def _make_directory(path: str) -> None:
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    found = os.stat(path)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"cache directory {path}: it must belong to you and be writable by nobody else "
+            f"(chown and chmod 700 it, or choose another one with oci.cache=DIR)"
+        )
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Entry:
+    """One digest's place in the cache, open. Owns `data_fd` and `map_fd`; not thread-safe but for sync()."""
+
+    def __init__(self, directory: str, digest: str, size: int):
+        """Opens the entry or makes it. Raises UsageError for a directory that cannot serve, SystemFailure for its disk."""
+        algorithm, _, hexadecimal = digest.partition(":")
+        self.path = os.path.join(directory, algorithm, hexadecimal)
+        self.size = size
+        self.data_fd = self.map_fd = -1
+        self._map_bytes = ((size + GRANULE - 1) // GRANULE + 63) // 64 * 8
+        self._seal = b""
+        self._synced: bytes | None = None
+        try:
+            _make_directory(directory)
+            _make_directory(os.path.join(directory, algorithm))
+            _make_directory(self.path)
+            self._open()
+        except OSError as e:
+            self.close()
+            where = f"cache directory {directory}: {e.strerror or e}"
+            if isinstance(e, PermissionError | NotADirectoryError | FileExistsError):
+                raise UsageError(f"{where} (choose another one with oci.cache=DIR)") from None
+            raise SystemFailure(where) from None
+
+    def _open(self) -> None:
+        lock = os.open(self._file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._seal = self._open_data() or self._make_data()
+            fcntl.flock(self.data_fd, fcntl.LOCK_SH)  # "in use", for whoever wants to evict it
+            if not self._open_live():
+                self._make_live(self._durable_bits())
+        finally:
+            os.close(lock)
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _drop(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file(name))
+
+    @property
+    def _seal_offset(self) -> int:
+        return (self.size + GRANULE - 1) // GRANULE * GRANULE
+
+    def _open_data(self) -> bytes | None:
+        """The seal of the data file; None when there is none that can be believed."""
+        try:
+            fd = os.open(self._file("data"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        trailer = os.pread(fd, SEAL.size + 1, self._seal_offset)
+        if len(trailer) == SEAL.size:
+            magic, seal, size = SEAL.unpack(trailer)
+            if magic == SEAL_MAGIC and size == self.size:
+                self.data_fd = fd
+                return bytes(seal)
+        os.close(fd)
+        return None
+
+    def _make_data(self) -> bytes:
+        self._drop("data", "live", "map")
+        seal = os.urandom(16)
+        self.data_fd = os.open(self._file("data"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.pwrite(self.data_fd, SEAL.pack(SEAL_MAGIC, seal, self.size), self._seal_offset)
+        return seal
+
+    def _header(self, boot: bytes, checksum: bytes) -> bytes:
+        return HEADER.pack(HEADER_MAGIC, self._seal, boot, self.size, checksum).ljust(MAP_OFFSET, b"\0")
+
+    def _open_live(self) -> bool:
+        try:
+            fd = os.open(self._file("live"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        whole = os.fstat(fd).st_size == MAP_OFFSET + self._map_bytes
+        if whole and os.pread(fd, MAP_OFFSET, 0) == self._header(_boot(), NO_CHECKSUM):
+            self.map_fd = fd
+            return True
+        os.close(fd)
+        return False
+
+    def _durable_bits(self) -> bytes:
+        """The durable map's bits; none where it does not belong to this data file or is damaged."""
+        try:
+            with open(self._file("map"), "rb") as f:
+                header, bits = f.read(MAP_OFFSET), f.read(self._map_bytes + 1)
+        except OSError:
+            return b""
+        whole = len(bits) == self._map_bytes
+        return bits if whole and header == self._header(bytes(16), sha256(bits).digest()) else b""
+
+    def _make_live(self, bits: bytes) -> None:
+        self._drop("live")
+        self.map_fd = os.open(self._file("live"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # It will be mapped: a hole that could not be filled on a full disk would be a SIGBUS.
+        os.posix_fallocate(self.map_fd, 0, MAP_OFFSET + self._map_bytes)
+        os.pwrite(self.map_fd, bits, MAP_OFFSET)
+        # The header last: a process that dies before this leaves a map that nobody believes.
+        os.pwrite(self.map_fd, self._header(_boot(), NO_CHECKSUM), 0)
+
+    def sync(self, store: Store) -> None:
+        """Makes what is present now survive a crash of the machine. Raises OSError; the previous map is then kept."""
+        bits = store.copy_map()
+        if bits == self._synced:
+            return
+        os.fdatasync(self.data_fd)
+        temporary = self._file(f"map.{os.getpid()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, self._header(bytes(16), sha256(bits).digest()) + bits)
+            os.fsync(fd)
+            os.rename(temporary, self._file("map"))
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        _sync_directory(self.path)
+        self._synced = bits
+
+    def close(self) -> None:
+        for fd in (self.data_fd, self.map_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.data_fd = self.map_fd = -1

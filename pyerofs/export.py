@@ -1,0 +1,151 @@
+"""An export: a source with its store, its cache and its fetch threads, ready to be read, served or mounted."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from .cache import MAP_OFFSET, Entry, default_directory
+from .core import Store
+from .errors import ImageError, PyerofsError, RegistryError, SystemFailure
+from .fetch import Fetcher
+from .source import LocalSource
+from .superblock import HEAD, Superblock, check_size, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .options import OCIOptions
+    from .source import Source
+
+# A thread that blocks in C does not see a signal, so whoever may be the main thread waits in slices (seconds).
+SLICE = 0.2
+SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a crash of the machine may lose
+
+
+class Export:
+    """Owns the source and everything that it opens for it; close() ends all. Its methods may be called by any thread.
+
+    `log` gets a line for each thing that a person may want to know of, and is called from fetch threads too. Raises
+    UsageError, SystemFailure. `cancel` is asked now and then by a method that waits.
+    """
+
+    def __init__(
+        self,
+        source: LocalSource | Source,
+        options: OCIOptions,
+        log: Callable[[str], None],
+        cancel: Callable[[], bool] = lambda: False,
+    ):
+        self.source = source
+        self.size = source.size
+        self._timeout = options.timeout
+        self._log = log
+        self._cancel = cancel
+        self._sync_lock = threading.Lock()
+        self._sync_timer: threading.Timer | None = None
+        self._cache: Entry | None = None
+        self._fetcher: Fetcher | None = None
+        self._expirer: threading.Thread | None = None
+        try:
+            if isinstance(source, LocalSource):
+                self.store = Store(source.fd, source.size)
+            else:
+                self._open_cached(source, options)
+        except OSError as e:
+            source.close()
+            raise SystemFailure(f"cannot open {source.name}: {e.strerror}") from None
+        except BaseException:
+            source.close()
+            raise
+
+    def _open_cached(self, source: Source, options: OCIOptions) -> None:
+        self._cache = cache = Entry(options.cache or default_directory(), source.digest, source.size)
+        try:
+            self.store = Store(
+                cache.data_fd, source.size, map_fd=cache.map_fd, map_offset=MAP_OFFSET, timeout=options.timeout
+            )
+        except BaseException:
+            cache.close()
+            raise
+        self._fetcher = Fetcher(self.store, source, self._failed, self._landed)
+        self._fetcher.start()
+        self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire")
+        self._expirer.start()
+
+    def _failed(self, text: str, error: PyerofsError | None) -> None:
+        if error is not None:
+            self.last_error = error
+        self._log(text)
+
+    def _landed(self) -> None:
+        """Something new is in the cache: some time from now it shall be there to stay."""
+        with self._sync_lock:
+            if self._sync_timer is None:
+                self._sync_timer = threading.Timer(SYNC_DELAY, self.sync)
+                self._sync_timer.start()
+
+    # The last thing that went wrong for good, to tell a reader more than "I/O error".
+    last_error: PyerofsError | None = None
+
+    def wait(self, offset: int, length: int) -> None:
+        """Returns when the range (up to core.REQUEST_MAX bytes) is present. Raises what made that impossible."""
+        deadline = time.monotonic() + self._timeout
+        self.last_error = None
+        while True:
+            try:
+                if self.store.wait(offset, length, SLICE):
+                    return
+            except OSError as e:
+                raise self.last_error or SystemFailure(f"cannot read {self.source.name}: {e.strerror}") from None
+            if self._cancel():
+                raise InterruptedError
+            if time.monotonic() > deadline:
+                raise self.timed_out(offset)
+
+    def timed_out(self, offset: int) -> RegistryError:
+        return RegistryError(
+            f"cannot read {self.source.name} at {offset}: nothing came for {self._timeout:g} s (oci.timeout)",
+            temporary=True,
+        )
+
+    def superblock(self) -> Superblock:
+        """The image's superblock, checked against the size of the blob. Raises ImageError, RegistryError."""
+        length = min(HEAD, self.size)
+        self.wait(0, length)
+        head = bytearray(length)
+        self.store.read_into(head, 0)
+        try:
+            superblock = parse(bytes(head), os.sysconf("SC_PAGESIZE"))
+            check_size(superblock, self.size)
+        except ImageError as e:
+            raise ImageError(f"{self.source.name}: {e}") from None
+        return superblock
+
+    def sync(self) -> None:
+        """Makes what has been fetched survive a crash of the machine; a cache that cannot is only worth a line."""
+        with self._sync_lock:
+            self._sync_timer = None
+            try:
+                if self._cache is not None:
+                    self._cache.sync(self.store)
+            except OSError as e:
+                self._log(f"cannot write the map of the cache: {e.strerror}; after a reboot it is fetched anew")
+
+    def close(self) -> None:
+        """After every connection of the store has ended."""
+        self.store.stop()
+        if self._fetcher is not None:
+            self._fetcher.stop()
+        if self._expirer is not None:
+            self._expirer.join()
+        if timer := self._sync_timer:
+            timer.cancel()
+            timer.join()
+        self.sync()
+        self.store.close()
+        if self._cache is not None:
+            self._cache.close()
+        self.source.close()

@@ -1,0 +1,122 @@
+"""Fetch threads: each takes a run out of the C core, requests it from the source, and hands every piece back.
+
+Guarantees:
+- A run is asked for again only while some read waits for it; how long a read may wait is its store's decision, so a
+  read ends within its time whatever the source does, and nobody hammers a dead registry for nothing.
+- After a broken transfer the next attempt starts where the last whole granule ended.
+- A failure that no repetition can mend fails the waiting reads at once; the next read tries afresh.
+- stop() returns within about a second, even while the network is dead.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+from typing import TYPE_CHECKING
+
+from .errors import PyerofsError, RegistryError, SystemFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .core import Run, Store
+    from .source import Source
+
+    # What happened; and where it was final, the error itself.
+    Log = Callable[[str, PyerofsError | None], None]
+
+THREADS = 32  # range requests at the same time; threads are made as they are needed
+BACKOFF_FIRST = 0.1  # seconds; doubled at each attempt, with jitter
+BACKOFF_MAX = 10.0
+
+
+def backoff(attempt: int, asked: float | None = None) -> float:
+    """Seconds to wait after the attempt-th failure (from 0); `asked`: what the server's Retry-After says."""
+    delay = min(BACKOFF_FIRST * 2 ** min(attempt, 16), BACKOFF_MAX) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return delay if asked is None else max(delay, asked)
+
+
+class Fetcher:
+    """Owns its threads. start() and stop() belong to one owner; stop() after the store has been stopped."""
+
+    def __init__(self, store: Store, source: Source, log: Log, landed: Callable[[], None], threads: int = THREADS):
+        self._store = store
+        self._source = source
+        self._log = log
+        self._landed = landed
+        self._limit = threads
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self.retries = 0
+        self.failures = 0
+
+    def start(self) -> None:
+        self._grow()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+
+    def _grow(self) -> None:
+        with self._lock:
+            if len(self._threads) < self._limit and not self._stopping.is_set():
+                thread = threading.Thread(target=self._work, name=f"pyerofs-fetch-{len(self._threads)}")
+                thread.start()
+                self._threads.append(thread)
+
+    def _work(self) -> None:
+        while run := self._store.take():
+            if run.idle == 0:
+                self._grow()
+            error = errno.EIO
+            try:
+                error = self._fetch(run)
+            finally:
+                self._store.finish(run.id, error)
+
+    def _fetch(self, run: Run) -> int:
+        """0, or the errno for those who still wait."""
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                self._attempt(run)
+                self._landed()
+                return 0
+            except OSError as e:
+                if e.errno == errno.ESHUTDOWN:
+                    return errno.ESHUTDOWN
+                failure = SystemFailure(f"cannot write to the cache: {e.strerror}")
+                self._log(str(failure), failure)
+                self.failures += 1
+                return e.errno or errno.EIO
+            except PyerofsError as e:
+                waiting = self._store.waiters(run.id)
+                if not (isinstance(e, RegistryError) and e.temporary):
+                    self._log(f"fetching {run.length} bytes at {run.offset} failed: {e}", e)
+                    self.failures += 1
+                    return errno.EIO
+                if not waiting:
+                    return 0
+                delay = backoff(attempt, e.retry_after)
+                self._log(f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {delay:.1f} s", None)
+                self.retries += 1
+                attempt += 1
+                self._stopping.wait(delay)
+        return errno.ESHUTDOWN
+
+    def _attempt(self, run: Run) -> None:
+        offset, length = self._store.resume(run.id)
+
+        def whole() -> None:
+            self._store.resume(run.id, whole=True)
+
+        def sink(at: int, piece: bytes) -> bool:
+            return self._store.land(run.id, at, piece)
+
+        if length:
+            self._source.read_range(offset, length, sink, whole=whole, cancel=self._stopping.is_set)

@@ -1,0 +1,96 @@
+"""Connections: two threads for each NBD client, one that reads requests and one that sends what had to wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from .core import EXPORT_FLAGS, SOFT_DISCONNECT, Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .export import Export
+
+HANDSHAKE_TIMEOUT = 30.0  # seconds for each message of a client that negotiates
+
+
+class Server:
+    """Serves one export. Owns the sockets that it is given.
+
+    `fileno()` becomes readable when a connection has ended: acknowledge() then tells how many are left.
+    """
+
+    def __init__(self, export: Export, log: Callable[[str], None]):
+        self._export = export
+        self._log = log
+        self._lock = threading.Lock()
+        self._clients: dict[threading.Thread, Connection] = {}
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        return self._ended
+
+    def acknowledge(self) -> int:
+        os.eventfd_read(self._ended)
+        with self._lock:
+            return len(self._clients)
+
+    def add(self, sock: socket.socket, *, handshake: bool) -> None:
+        """Serves the client on this connected socket; without a handshake it is a kernel's."""
+        connection = Connection(self._export.store, sock.fileno(), EXPORT_FLAGS)
+        thread = threading.Thread(target=self._serve, args=(sock, connection, handshake), name="pyerofs-serve")
+        with self._lock:
+            self._clients[thread] = connection
+        thread.start()
+
+    def _serve(self, sock: socket.socket, connection: Connection, handshake: bool) -> None:
+        try:
+            name = self._export.source.name
+            if not handshake or connection.handshake(name, name, HANDSHAKE_TIMEOUT):
+                self._transmit(connection)
+        except OSError as e:
+            self._log(f"a client's connection ended: {e.strerror}")
+        finally:
+            with self._lock:
+                del self._clients[threading.current_thread()]
+            connection.close()
+            sock.close()
+            os.eventfd_write(self._ended, 1)
+
+    def _transmit(self, connection: Connection) -> None:
+        sender = threading.Thread(target=self._send, args=(connection,), name="pyerofs-send")
+        sender.start()
+        try:
+            if connection.serve() != SOFT_DISCONNECT:
+                self._log("a client's connection ended without a disconnect request")
+        finally:
+            sender.join()
+
+    def _send(self, connection: Connection) -> None:
+        try:
+            connection.send()
+        except OSError as e:
+            self._log(f"a client took no more replies: {e.strerror}")
+
+    def drain(self) -> None:
+        """Reads that are under way are still answered, then the connections end."""
+        with self._lock:
+            for connection in self._clients.values():
+                connection.drain()
+
+    def stop(self) -> None:
+        with self._lock:
+            for connection in self._clients.values():
+                connection.stop()
+
+    def close(self) -> None:
+        """Ends every connection and waits for that."""
+        self.stop()
+        with self._lock:
+            threads = list(self._clients)
+        for thread in threads:
+            thread.join()
+        os.close(self._ended)
