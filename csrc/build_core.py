@@ -1,4 +1,4 @@
-"""Builds pyerofs._core, the cffi module around the C core. PYEROFS_SANITIZE=address or thread builds it for a sanitizer."""
+"""Builds pyerofs._core, the cffi module around the C core; with PYEROFS_SANITIZE=address or thread for a sanitizer."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import mountpoint
 from .core import EXPORT_FLAGS
 from .errors import MountFailure, SystemFailure
-from .record import DIRECTORY
+from .record import DIRECTORY, make_directory
 
 if TYPE_CHECKING:
     from .options import MountOptions
@@ -99,7 +99,8 @@ class FuseAttachment:
         self.path = os.path.join(self._directory, "image")
         ours, clients = socket.socketpair()
         try:
-            os.makedirs(self._directory, mode=0o700)
+            make_directory()
+            os.mkdir(self._directory, mode=0o700)
             server.add(ours, handshake=True)
             with mountpoint.MountWatch() as watch:
                 self._process = subprocess.Popen(  # noqa: S603 - no shell, our own arguments

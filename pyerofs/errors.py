@@ -39,7 +39,7 @@ class MountFailure(PyerofsError):
 
 
 class RegistryError(PyerofsError):
-    """`temporary`: a later attempt may succeed. `retry_after`: seconds that the server asked to be left alone, or None."""
+    """`temporary`: a later attempt may succeed. `retry_after`: seconds for which the server wants to be left alone."""
 
     def __init__(self, message: str, *, temporary: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)

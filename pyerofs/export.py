@@ -41,7 +41,7 @@ class Export:
     ):
         self.source = source
         self.size = source.size
-        self._timeout = options.timeout
+        self.timeout = options.timeout
         self._log = log
         self._cancel = cancel
         self._sync_lock = threading.Lock()
@@ -92,7 +92,7 @@ class Export:
 
     def wait(self, offset: int, length: int) -> None:
         """Returns when the range (up to core.REQUEST_MAX bytes) is present. Raises what made that impossible."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         self.last_error = None
         while True:
             try:
@@ -107,7 +107,7 @@ class Export:
 
     def timed_out(self, offset: int) -> RegistryError:
         return RegistryError(
-            f"cannot read {self.source.name} at {offset}: nothing came for {self._timeout:g} s (oci.timeout)",
+            f"cannot read {self.source.name} at {offset}: nothing came for {self.timeout:g} s (oci.timeout)",
             temporary=True,
         )
 

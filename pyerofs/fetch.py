@@ -11,11 +11,11 @@ Guarantees:
 from __future__ import annotations
 
 import errno
-import random
 import threading
 from typing import TYPE_CHECKING
 
 from .errors import PyerofsError, RegistryError, SystemFailure
+from .retry import delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     Log = Callable[[str, PyerofsError | None], None]
 
 THREADS = 32  # range requests at the same time; threads are made as they are needed
-BACKOFF_FIRST = 0.1  # seconds; doubled at each attempt, with jitter
-BACKOFF_MAX = 10.0
-
-
-def backoff(attempt: int, asked: float | None = None) -> float:
-    """Seconds to wait after the attempt-th failure (from 0); `asked`: what the server's Retry-After says."""
-    delay = min(BACKOFF_FIRST * 2 ** min(attempt, 16), BACKOFF_MAX) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-    return delay if asked is None else max(delay, asked)
 
 
 class Fetcher:
@@ -102,11 +94,13 @@ class Fetcher:
                     return errno.EIO
                 if not waiting:
                     return 0
-                delay = backoff(attempt, e.retry_after)
-                self._log(f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {delay:.1f} s", None)
+                seconds = delay(attempt, e.retry_after)
+                self._log(
+                    f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {seconds:.1f} s", None
+                )
                 self.retries += 1
                 attempt += 1
-                self._stopping.wait(delay)
+                self._stopping.wait(seconds)
         return errno.ESHUTDOWN
 
     def _attempt(self, run: Run) -> None:

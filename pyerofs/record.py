@@ -13,6 +13,12 @@ DIRECTORY = "/run/pyerofs"
 VERSION = 1
 
 
+def make_directory() -> str:
+    """The directory of the records, and of what belongs to them. Raises OSError."""
+    os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+    return DIRECTORY
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """`id` is also the device's backend identifier; `started` is the daemon's start in clock ticks since boot, which
@@ -37,7 +43,7 @@ class Record:
     def write(self) -> None:
         """Atomic, mode 0600. Raises SystemFailure."""
         try:
-            os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+            make_directory()
             temporary = f"{self.path}.new"
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(fd, "w", encoding="utf-8") as f:

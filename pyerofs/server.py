@@ -35,6 +35,9 @@ class Server:
 
     def acknowledge(self) -> int:
         os.eventfd_read(self._ended)
+        return self.clients()
+
+    def clients(self) -> int:
         with self._lock:
             return len(self._clients)
 

@@ -52,8 +52,8 @@ def mount(
 ) -> None:
     """Mounts an EROFS image at the directory `target`; returns when it is usable.
 
-    `source`: a reference of an image, or a path; `options`: as after -o; `report` gets a line for each warning, and with
-    `verbosity` 1 what is chosen, with 2 the conversation with the registry. Needs root. Raises PyerofsError (status as
+    `source`: a reference of an image, or a path; `options`: as after -o; `report` gets a line for each warning, with
+    `verbosity` 1 for what is chosen, with 2 for the conversation with the registry. Needs root. Raises PyerofsError (status as
     mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)
@@ -102,7 +102,7 @@ class Daemon:
 
     def __init__(self, target: str):
         self._socket, theirs = socket.socketpair()
-        # A new interpreter, not a fork: the caller may have threads, and its memory may hold more than the daemon needs.
+        # A new interpreter, not a fork: the caller may have threads, and its memory more than the daemon needs.
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = {**os.environ, "PYTHONPATH": package}
         os.set_inheritable(theirs.fileno(), True)
@@ -206,4 +206,4 @@ def _wait_gone(daemon: int, target: str) -> None:
     deadline = time.monotonic() + GONE_DEADLINE
     while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         if time.monotonic() > deadline:
-            raise MountFailure(f"{target} is unmounted, but its daemon has not ended: another mount namespace may use it")
+            raise MountFailure(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")

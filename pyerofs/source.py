@@ -8,17 +8,21 @@ import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .errors import ImageError, SystemFailure, UsageError
-from .manifest import MEDIA_TYPES, Descriptor, Index, Manifest, choose_layer, parse, select, verify_digest
+from .errors import ImageError, RegistryError, SystemFailure, UsageError
+from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, parse, select, verify_digest
 from .options import OCIOptions
 from .platforms import Platform
 from .reference import Reference
+from .retry import pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .registry import Registry
+    from .blob import Blob
+    from .registry import ManifestAnswer, Registry
+    from .transport import Transport
 
+RESOLVE_ATTEMPTS = 4
 INDEX_DEPTH = 4  # an index may name indexes; nobody nests them deeper for a good reason
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 
@@ -96,9 +100,82 @@ class LocalSource:
             self.fd = -1
 
 
-def get_document(registry: Registry, what: str) -> tuple[str, Manifest | Index]:
+class ImageSource:
+    """A layer of an image in a registry. Thread-safe."""
+
+    def __init__(self, image: Image, layer: int, blob: Blob, transport: Transport):
+        descriptor = image.manifest.layers[layer]
+        self.name = str(image.reference)
+        self.digest = descriptor.digest
+        self.size = descriptor.size
+        self.layer = layer
+        self.image = image
+        self._blob = blob
+        self._transport = transport
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Callable[[int, bytes], bool],
+        *,
+        whole: Callable[[], None],
+        cancel: Callable[[], bool],
+    ) -> None:
+        self._blob.read_range(offset, length, sink, whole=whole, cancel=cancel)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _never() -> bool:
+    return False
+
+
+def connect(
+    text: str, options: OCIOptions, *, trace: Callable[[str], None] | None = None
+) -> tuple[Reference, Registry, Transport]:
+    """The registry of a reference; no request is made. The caller closes the transport. Raises UsageError."""
+    from .credentials import from_options
+    from .registry import Registry
+    from .transport import Transport
+
+    reference = Reference.parse(text)
+    credentials = from_options(options.username, options.password, options.password_file)
+    transport = Transport(trace=trace)
+    registry = Registry(
+        reference.host, reference.repository, transport, insecure=options.insecure, credentials=credentials
+    )
+    return reference, registry, transport
+
+
+def open_image(
+    text: str,
+    options: OCIOptions,
+    *,
+    trace: Callable[[str], None] | None = None,
+    cancel: Callable[[], bool] = _never,
+) -> ImageSource:
+    """Resolves a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
+
+    `trace` gets a line for each exchange with the registry, then and later.
+    """
+    reference, registry, transport = connect(text, options, trace=trace)
+    try:
+        image = resolve(registry, reference, options.platform or Platform.host(), cancel)
+        try:
+            layer, descriptor = choose_layer(image.manifest, options.layer, options.blob)
+        except ImageError as e:
+            raise ImageError(f"{reference}: {e}") from None
+        return ImageSource(image, layer, registry.blob(descriptor.digest, descriptor.size), transport)
+    except BaseException:
+        transport.close()
+        raise
+
+
+def get_document(registry: Registry, what: str, cancel: Callable[[], bool] = _never) -> tuple[str, Manifest | Index]:
     """The manifest or index with this tag or digest, and its digest, verified. Raises RegistryError, ImageError."""
-    answer = registry.get_manifest(what, MEDIA_TYPES)
+    answer = _patiently(lambda: registry.get_manifest(what, MEDIA_TYPES, cancel), cancel)
     digest = what
     if ":" in what:
         verify_digest(answer.body, what)
@@ -109,17 +186,27 @@ def get_document(registry: Registry, what: str) -> tuple[str, Manifest | Index]:
     return digest, parse(answer.body, answer.media_type)
 
 
-def resolve(registry: Registry, reference: Reference, platform: Platform) -> Image:
+def _patiently(ask: Callable[[], ManifestAnswer], cancel: Callable[[], bool]) -> ManifestAnswer:
+    """A few tries: somebody waits at a terminal, or a container's start does."""
+    for attempt in range(RESOLVE_ATTEMPTS - 1):
+        try:
+            return ask()
+        except RegistryError as e:
+            if not e.temporary:
+                raise
+            pause(attempt, e.retry_after, cancel)
+    return ask()
+
+
+def resolve(registry: Registry, reference: Reference, platform: Platform, cancel: Callable[[], bool] = _never) -> Image:
     """Follows a reference to the manifest for the platform. Raises RegistryError, ImageError."""
     what = reference.manifest_reference
-    for _ in range(INDEX_DEPTH):
-        digest, document = get_document(registry, what)
-        if isinstance(document, Manifest):
-            return Image(reference, digest, document)
-        what = select(document, platform).digest
-    raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")
-
-
-def choose(image: Image, options: OCIOptions) -> tuple[int, Descriptor]:
-    """The layer that the options name, or the only native one. Raises ImageError."""
-    return choose_layer(image.manifest, options.layer, options.blob)
+    try:
+        for _ in range(INDEX_DEPTH):
+            digest, document = get_document(registry, what, cancel)
+            if isinstance(document, Manifest):
+                return Image(reference, digest, document)
+            what = select(document, platform).digest
+        raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")
+    except ImageError as e:
+        raise ImageError(f"{reference}: {e}") from None

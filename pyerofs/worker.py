@@ -217,7 +217,7 @@ def main() -> int:
     except PyerofsError as e:
         caller.send(error=str(e), status=e.status)
         return e.status
-    except Exception as e:  # noqa: BLE001 - a bug of ours: said in one line, with what finds it
+    except Exception as e:  # a bug of ours: said in one line, with what finds it
         import traceback
 
         where = traceback.extract_tb(e.__traceback__)[-1]

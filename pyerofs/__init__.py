@@ -1,0 +1,28 @@
+"""EROFS layers of OCI images, mounted and read lazily.
+
+mount(), unmount() and open_blob() are the whole Python interface; what fails raises a PyerofsError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import PyerofsError
+
+if TYPE_CHECKING:
+    from .blobfile import BlobFile, open_blob
+    from .session import mount, unmount
+
+__all__ = ["BlobFile", "PyerofsError", "__version__", "mount", "open_blob", "unmount"]
+__version__ = "0.1.0"
+
+_HOMES = {"mount": "session", "unmount": "session", "open_blob": "blobfile", "BlobFile": "blobfile"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports on first use: a mount helper starts too often to load what it does not need."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,143 @@
+"""A blob as a file object: virtual file I/O over the cache and the registry, without any mount."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from typing import TYPE_CHECKING
+
+from .core import REQUEST_MAX
+from .errors import SystemFailure
+from .export import SLICE, Export
+from .mountpoint import is_local
+from .options import parse_oci_options
+from .source import LocalSource, open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def open_export(
+    source: str,
+    options: Sequence[str] | str = (),
+    *,
+    log: Callable[[str], None] = _ignore,
+    trace: Callable[[str], None] | None = None,
+) -> Export:
+    """The export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
+    texts = [options] if isinstance(options, str) else list(options)
+    oci = parse_oci_options(texts)
+    if is_local(source, any(texts)):
+        return Export(LocalSource(source), oci, log)
+    return Export(open_image(source, oci, trace=trace), oci, log)
+
+
+def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:
+    """Opens a layer of an image (or a local file) for reading. `options` as after -o, such as "oci=0".
+
+    Raises PyerofsError. Close it, or use it in a with statement: it has threads of its own.
+    """
+    return BlobFile(open_export(source, options, log=log))
+
+
+class BlobFile(io.RawIOBase):
+    """A readable, seekable raw file; owns its export. pread() and sendfile() may be called from several threads at
+    once; what uses the file position is for one thread at a time.
+
+    Reading raises PyerofsError where the bytes cannot be had: never a wrong or a missing byte before the end.
+    """
+
+    def __init__(self, export: Export):
+        self._export = export
+        self._position = 0
+        self.size = export.size
+        self.name = export.source.name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check_open()
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
+        if whence not in bases:
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        position = bases[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        length = self._pread_into(view[:REQUEST_MAX], self._position)
+        self._position += length
+        return length
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Exactly the n bytes at the offset, fewer only at the blob's end; the file position stays."""
+        if n < 0 or offset < 0:
+            raise ValueError("pread takes no negative numbers")
+        data = bytearray(max(0, min(n, self.size - offset)))
+        view = memoryview(data)
+        done = 0
+        while done < len(data):
+            done += self._pread_into(view[done : done + REQUEST_MAX], offset + done)
+        return bytes(data)
+
+    def sendfile(self, out_fd: int, offset: int, count: int) -> int:
+        """Sends `count` bytes from the offset to any file descriptor, in chunks, without passing them through Python.
+
+        Returns how many there were before the blob's end. Raises OSError for what out_fd refuses.
+        """
+        self._check_open()
+        if count < 0 or offset < 0:
+            raise ValueError("sendfile takes no negative numbers")
+        total = max(0, min(count, self.size - offset))
+        done = 0
+        deadline = time.monotonic() + self._export.timeout
+        while done < total:
+            sent = self._send_some(out_fd, offset + done, total - done)
+            done += sent
+            now = time.monotonic()
+            if sent:
+                deadline = now + self._export.timeout
+            elif now > deadline:
+                raise self._export.timed_out(offset + done)
+        return done
+
+    def _send_some(self, out_fd: int, offset: int, count: int) -> int:
+        return self._export.store.sendfile(out_fd, offset, count, SLICE)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._export.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def _pread_into(self, view: memoryview, offset: int) -> int:
+        self._check_open()
+        length = max(0, min(len(view), self.size - offset))
+        if length:
+            self._export.wait(offset, length)
+            try:
+                self._export.store.read_into(view[:length], offset)
+            except OSError as e:
+                raise SystemFailure(f"cannot read the cache of {self.name}: {e.strerror}") from None
+        return length

@@ -1,0 +1,265 @@
+"""The command line: arguments in, messages and exit status out. The only module that prints."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+from .errors import PyerofsError, UsageError
+from .options import NBD_HELP, OCI_HELP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+INTERRUPTED = 8  # mount(8)
+INTERNAL = 4
+
+
+class Parser(argparse.ArgumentParser):
+    """mount(8)'s exit status for a wrong invocation, and one line instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def _option_table() -> str:
+    rows = [*OCI_HELP, *NBD_HELP]
+    return "\n".join(f"  {name + argument:<28}{text}" for name, argument, text in rows)
+
+
+def _command(
+    commands: argparse._SubParsersAction[Parser], name: str, text: str, examples: str, options: bool = True
+) -> Parser:
+    table = f"\noptions after -o (a comma in a value is written \\,):\n{_option_table()}\n" if options else ""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{examples}\n{table}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if options:
+        parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTIONS", help="see below")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: the conversation too")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    return parser
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="pyerofs", description="EROFS layers of OCI images, mounted and read lazily.")
+    parser.add_argument("--version", action="version", version=f"pyerofs {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    p = _command(
+        commands,
+        "mount",
+        "mount an EROFS layer of an image, an image file or a block device",
+        "  pyerofs mount -t erofs.nbd -o oci=0,oci.platform=linux/amd64 quay.io/org/app:1.0 /mnt\n"
+        "  pyerofs mount quay.io/org/app:1.0 /mnt     the only EROFS layer, by what this kernel offers\n"
+        "  pyerofs mount app.erofs /mnt               a local image\n"
+        "  pyerofs mount -u /mnt                      unmount",
+    )
+    p.add_argument(
+        "-t", "--types", default="erofs", metavar="TYPE",
+        help="erofs (chooses), erofs.nbd, erofs.local or erofs.fuse (default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument("-u", "--unmount", action="store_true", help="unmount the target")
+    p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro, which is always so")
+    p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
+    p.add_argument("source", metavar="SOURCE", help="an image's reference, an image file or a block device")
+    p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
+
+    p = _command(commands, "umount", "unmount", "  pyerofs umount /mnt", options=False)
+    p.add_argument("-l", "--lazy", action="store_true", help="detach now, clean up when nobody uses it any more")
+    p.add_argument("target", metavar="TARGET")
+
+    p = _command(
+        commands,
+        "serve",
+        "serve a layer as an NBD export, in the foreground",
+        "  pyerofs serve --unix /run/app.sock -o oci=0 quay.io/org/app:1.0\n"
+        "  nbdcopy nbd+unix:///?socket=/run/app.sock app.erofs\n"
+        "  pyerofs serve --tcp 127.0.0.1:10809 app.erofs",
+    )
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket (mode 0600)")
+    where.add_argument("--tcp", metavar="HOST:PORT", help="listen on a TCP port (no encryption, no authentication)")
+    p.add_argument("source", metavar="SOURCE")
+
+    p = _command(
+        commands,
+        "inspect",
+        "show an image's platforms and layers, and which of them are EROFS",
+        "  pyerofs inspect quay.io/org/app:1.0\n  pyerofs inspect --json localhost:5000/app | jq .layers",
+    )
+    p.add_argument("--json", action="store_true", help="as JSON")
+    p.add_argument("image", metavar="IMAGE")
+
+    p = _command(
+        commands,
+        "list",
+        "list what is mounted where, by which device and daemon",
+        "  pyerofs list --json",
+        options=False,
+    )
+    p.add_argument("--json", action="store_true", help="as JSON")
+
+    p = _command(
+        commands,
+        "read",
+        "write a range of a layer to standard output",
+        "  pyerofs read -o oci=0 quay.io/org/app:1.0 > app.erofs\n"
+        "  pyerofs read --offset 1024 --length 128 app.erofs | xxd",
+    )
+    p.add_argument("--offset", type=_number, default=0, metavar="N", help="bytes from the start (default: 0)")
+    p.add_argument("--length", type=_number, metavar="N", help="bytes (default: up to the end)")
+    p.add_argument("source", metavar="SOURCE")
+    return parser
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes")
+    return int(text)
+
+
+def _say(text: str) -> None:
+    print(f"pyerofs: {text}", file=sys.stderr, flush=True)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def wipe_passwords() -> None:
+    """Overwrites passwords in this process's own arguments, where every user of the machine can read them.
+
+    The kernel shows the memory that argv was put into, so that is what is changed; there is no Python interface for it.
+    """
+    with open("/proc/self/cmdline", "rb") as f:
+        shown = f.read()
+    if b"oci.password=" not in shown:
+        return
+    with open("/proc/self/stat", "rb") as f:
+        start = int(f.read().rpartition(b")")[2].split()[45])  # proc(5): arg_start
+    at = 0
+    while (at := shown.find(b"oci.password=", at)) >= 0:
+        at += len(b"oci.password=")
+        end = at
+        while shown[end : end + 1] not in (b"", b"\0", b","):
+            end += 2 if shown[end : end + 1] == b"\\" else 1
+        ctypes.memset(start + at, ord("*"), min(end, len(shown)) - at)
+        at = end
+
+
+def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .session import mount, unmount
+
+    if arguments.unmount:
+        unmount(arguments.target or arguments.source)
+        return
+    if arguments.target is None:
+        raise UsageError("mount needs a SOURCE and a TARGET (see `pyerofs mount --help`)")
+    verbosity = arguments.verbose if arguments.debug is None else (2 if arguments.debug >= 7 else arguments.debug // 3)
+    mount(
+        arguments.source,
+        arguments.target,
+        arguments.options,
+        fstype=arguments.types,
+        verbosity=verbosity,
+        report=report,
+    )
+
+
+def _umount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .session import unmount
+
+    unmount(arguments.target, lazy=arguments.lazy)
+
+
+def _serve(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .blobfile import open_export
+    from .serve import listen, serve
+
+    listener, url = listen(arguments.unix, arguments.tcp)
+    try:
+        export = open_export(
+            arguments.source, arguments.options, log=report, trace=report if arguments.verbose > 1 else None
+        )
+        serve(export, listener, report, ready=lambda: print(f"ready: {url}", flush=True))
+    finally:
+        listener.close()
+        if arguments.unix:
+            os.unlink(arguments.unix)
+
+
+def _inspect(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .inspect import inspect, render
+
+    found = inspect(arguments.image, arguments.options, trace=report if arguments.verbose else None)
+    print(_json(found) if arguments.json else render(found))
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2)
+
+
+def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .inspect import mounts
+
+    found = mounts()
+    if arguments.json:
+        print(_json(found))
+        return
+    for row in found:
+        print(f"{row['target']}  {row['source']}  {row['device']}  {row['driver']}  {row['pid'] or '-'}")
+
+
+def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .blobfile import BlobFile, open_export
+
+    trace = report if arguments.verbose > 1 else None
+    with BlobFile(open_export(arguments.source, arguments.options, log=report, trace=trace)) as blob:
+        if arguments.offset > blob.size:
+            raise UsageError(f"--offset {arguments.offset} is beyond the end: {blob.name} has {blob.size} bytes")
+        length = blob.size - arguments.offset if arguments.length is None else arguments.length
+        blob.sendfile(sys.stdout.fileno(), arguments.offset, length)
+
+
+_COMMANDS = {
+    "mount": _mount,
+    "umount": _umount,
+    "serve": _serve,
+    "inspect": _inspect,
+    "list": _list,
+    "read": _read,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status, mount(8)'s."""
+    try:
+        wipe_passwords()
+        parsed = _parser().parse_args(arguments)
+        report = _silent if parsed.quiet else _say
+        _COMMANDS[parsed.command](parsed, report)
+        sys.stdout.flush()
+    except PyerofsError as e:
+        _say(str(e))
+        return e.status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        _say(f"{e.filename or 'output'}: {e.strerror}")
+        return 2
+    return 0

@@ -1,0 +1,95 @@
+"""The origins of a registry: their URLs, where they may send us, and exchanges with the authorization they want.
+
+OCI distribution specification; RFC 9110 section 15.4. For any number of threads; owns nothing that has to be closed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .answer import Response
+from .auth import Authorizer, parse_challenges
+from .credentials import Lookup
+from .errors import RegistryError, UsageError
+from .tls import DEFAULT_TLS, TLS
+from .transport import Request, Transport
+from .url import Url, is_link_local, is_loopback, join, parse, peer_check
+
+HOPS_MAX = 5  # redirects from one request
+
+
+class Origin(NamedTuple):
+    """Where a registry's API is: `url`'s path is its prefix, "/v2". `headers` go with every request to this origin."""
+
+    url: Url
+    tls: TLS = DEFAULT_TLS
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def origins(host: str, insecure: bool) -> list[Origin]:
+    """The origins to try for host[:port], in order. Raises UsageError for what is no host.
+
+    https only; `insecure`: without verification, and plain http where https is not spoken. A loopback host needs no
+    TLS: plain http comes first there, unless the port is 443.
+    """
+    try:
+        secure = Origin(parse(f"https://{host}/v2"), TLS(verify=not insecure))
+        plain = Origin(parse(f"http://{host}/v2"), secure.tls)
+    except ValueError:
+        raise UsageError(f"{host!r} is not a registry's host") from None
+    if is_loopback(plain.url.host) and plain.url.port != 443:
+        return [plain, secure]
+    return [secure, plain] if insecure else [secure]
+
+
+def next_hop(response: Response, registry: Url) -> Url:
+    """Where a redirect from `registry` leads. RegistryError where it must not be followed; RFC 9110 section 15.4."""
+    where = response.url.authority
+    location = response.headers.get("location")
+    if not location:
+        raise RegistryError(f"{where}: redirects without saying where to")
+    try:
+        url = join(response.url, location)
+    except ValueError:
+        raise RegistryError(f"{where}: redirects to something that is not a plain http or https URL") from None
+    if response.url.scheme == "https" and url.scheme != "https":
+        raise RegistryError(f"{where}: redirects from https to http ({url.shown})")
+    if is_link_local(url.host) and url.host != registry.host:
+        raise RegistryError(f"{where}: redirects to a link-local or metadata address ({url.shown})")
+    return url
+
+
+class Endpoint:
+    """One origin, with the authorization for one repository there."""
+
+    def __init__(self, origin: Origin, repository: str, transport: Transport, look_up: Lookup) -> None:
+        self.origin = origin
+        self._repository = repository
+        self._transport = transport
+        self._authorizer = Authorizer(transport, origin.url, repository, look_up, tls=origin.tls)
+
+    def url(self, path: str) -> Url:
+        """The URL of manifests/REFERENCE or blobs/DIGEST of the repository."""
+        return self.origin.url._replace(target=f"{self.origin.url.target}/{self._repository}/{path}")
+
+    def send(self, request: Request, *, renew: bool = True) -> Response:
+        """One exchange with this origin, or with a host that it redirected to: that one gets no Authorization.
+
+        A 401 or 403 of this origin is answered, once and unless `renew` is False, by another authorization. Raises as
+        Transport.request() and Authorizer.renew(); any other refusal is the caller's to judge.
+        """
+        origin = self.origin
+        if not request.url.same_origin(origin.url):
+            tls = origin.tls if request.url.host == origin.url.host else origin.tls.elsewhere()
+            return self._transport.request(request._replace(tls=tls, admit=peer_check(request.url, origin.url)))
+        request = request._replace(tls=origin.tls, headers=(*origin.headers, *request.headers))
+        used = self._authorizer.current(request.cancel)
+        response = self._transport.request(request._replace(authorization=used.value if used else None))
+        if response.status not in (401, 403) or not renew:
+            return response
+        challenges = parse_challenges(response.headers.all("www-authenticate"))
+        if not challenges and not used:
+            return response
+        fresh = self._authorizer.renew(challenges, used, request.cancel)
+        note = f"after {response.status}, with another authorization"
+        return self._transport.request(request._replace(authorization=fresh.value, note=note))

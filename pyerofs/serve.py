@@ -1,0 +1,120 @@
+"""`serve`: an export for NBD clients on a Unix or TCP socket, until a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from .errors import SystemFailure, UsageError
+from .events import Events
+from .server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .export import Export
+
+DRAIN_TIMEOUT = 30.0  # seconds for reads under way after SIGTERM
+BACKLOG = 128
+
+
+def listen(unix: str | None, tcp: str | None) -> tuple[socket.socket, str]:
+    """A listening socket, and the NBD URI of what it serves; the caller owns the socket and the path. UsageError."""
+    if unix is not None:
+        return _listen_unix(unix), f"nbd+unix:///?socket={os.path.abspath(unix)}"
+    host, colon, port = (tcp or "").rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--tcp {tcp}: it must be HOST:PORT")
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as e:
+        raise UsageError(f"--tcp {tcp}: {e.strerror}") from None
+    name = f"[{host}]" if ":" in host else host
+    return listener, f"nbd://{name}:{listener.getsockname()[1]}"
+
+
+def _listen_unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_stale(path):
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except OSError as e:
+        listener.close()
+        reason = "another server listens there" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
+        raise UsageError(f"--unix {path}: {reason}") from None
+    return listener
+
+
+def _is_stale(path: str) -> bool:
+    """A socket that nobody listens on, left behind by a server that was killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def serve(export: Export, listener: socket.socket, log: Callable[[str], None], ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM or SIGINT; then reads under way are answered, and everything is closed, the export too.
+
+    For the main thread. Raises SystemFailure.
+    """
+    server = Server(export, log)
+    events = Events()
+    draining = False
+
+    def accept() -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                raise SystemFailure(f"no more clients: {e.strerror}") from None
+            return  # it has gone again
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server.add(client, handshake=True)
+
+    def ended() -> None:
+        if server.acknowledge() == 0 and draining:
+            events.stop()
+
+    def end() -> None:
+        nonlocal draining
+        if draining or not server.clients():
+            events.stop()  # the second signal does not wait
+            return
+        draining = True
+        events.unwatch(listener.fileno())
+        server.drain()
+        events.every(DRAIN_TIMEOUT, events.stop)
+
+    try:
+        export.superblock()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            events.on_signal(number, end)
+        events.watch(listener.fileno(), accept)
+        events.watch(server.fileno(), ended)
+        ready()
+        events.run()
+    finally:
+        server.close()
+        export.close()
+        events.close()

@@ -1,0 +1,187 @@
+"""How much is fetched at once: windows that grow with a reader who goes forward, read-ahead, room left for demand.
+
+Windows up to 1 MiB (PLAN_WINDOW_FLOOR) do not depend on how fast the source is, so those are what is asserted.
+"""
+
+from __future__ import annotations
+
+import random
+
+import nbdclient as nbd
+from coreharness import KIB, MIB, WINDOW, Rig, pattern, until
+
+from pyerofs.core import DEMAND, GRANULE, Run
+
+AHEAD = 1
+STEP = 64 * KIB
+SIZE = 64 * MIB
+DATA = pattern(MIB) * 64
+
+
+def read_on(rig: Rig, client: nbd.Client, start: int, length: int, step: int = STEP) -> list[Run]:
+    """Reads forward, fetching what is missed when it is missed; the runs that this took."""
+    runs = []
+    for offset in range(start, start + length, step):
+        missed = not rig.store.has(offset, step)
+        cookie = client.read(offset, step)
+        while missed:
+            runs.append(run := rig.take())
+            rig.fetch(run, piece=MIB)
+            missed = not rig.store.has(offset, step)
+        assert client.reply() == (cookie, 0, rig.slice(offset, step))
+    return runs
+
+
+def test_sequential_reads_double_the_window() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        runs = read_on(rig, rig.client(), 0, 12 * MIB)
+        lengths = [run.length for run in runs if run.offset + run.length < 3 * MIB]
+        assert lengths == sorted(lengths)
+        assert lengths[0] == WINDOW
+        assert any(run.length >= MIB for run in runs)
+        assert max(run.length for run in runs) <= 16 * MIB
+        assert len(runs) <= 10, "one run a window would have been 96"
+        assert all(a.offset + a.length == b.offset for a, b in zip(runs, runs[1:], strict=False))
+
+
+def test_random_reads_stay_small() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        places = list(range(64))
+        random.Random(1).shuffle(places)  # neighbours are far apart most of the time, and never within a window
+        for place in places:
+            offset = place * MIB + 300
+            client.read(offset, 4 * KIB)
+            run = rig.take()
+            assert (run.offset, run.length) == (place * MIB, WINDOW)
+            rig.fetch(run)
+            assert client.reply().data == rig.slice(offset, 4 * KIB)
+        assert rig.stats().runs == 64
+
+
+def test_backward_reads_stay_small() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        for offset in range(4 * MIB, 0, -STEP):
+            client.read(offset, 4 * KIB)
+            run = rig.take()
+            assert run.length <= WINDOW
+            rig.fetch(run)
+            client.reply()
+
+
+def test_several_readers_each_have_their_window() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        starts = [0, 16 * MIB, 32 * MIB, 48 * MIB]
+        longest = dict.fromkeys(starts, 0)
+        for step in range(0, 4 * MIB, STEP):
+            for start in starts:
+                for run in read_on(rig, client, start + step, STEP):
+                    longest[start] = max(longest[start], run.length)
+        assert min(longest.values()) >= MIB
+
+
+def test_a_reader_is_known_by_its_place_whatever_the_connection_and_the_order() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        clients = [rig.client() for _ in range(4)]
+        longest = 0
+        for start in range(0, 6 * MIB, 4 * STEP):
+            offsets = [start + n * STEP for n in (1, 0, 3, 2)]
+            for client, offset in zip(clients, offsets, strict=True):
+                for run in read_on(rig, client, offset, STEP):
+                    longest = max(longest, run.length)
+        assert longest >= MIB
+
+
+def test_read_ahead_goes_on_where_the_reader_will() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        read_on(rig, rig.client(), 0, 2 * STEP)
+        ahead = rig.take()
+        assert (ahead.kind, ahead.offset, ahead.length) == (AHEAD, 2 * STEP, 2 * WINDOW)
+        late = rig.task(rig.store.take)
+        assert rig.client().call(nbd.CMD_READ, 0, 1).error == 0
+        rig.fetch(ahead)
+        read_on(rig, rig.client(), 2 * STEP, STEP)  # a hit, which gives the taker more to do
+        assert rig.stats().misses == 1
+        until(lambda: rig.stats().flights == 1)
+        run = late.result()
+        assert (run.kind, run.offset) == (AHEAD, ahead.offset + ahead.length)
+
+
+def test_no_read_ahead_for_a_single_read() -> None:
+    """The taker goes to sleep; what it wakes up for is the next read."""
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        client.read(0, 4 * KIB)
+        rig.fetch(rig.take())
+        client.reply()
+        taking = rig.task(rig.store.take)
+        client.read(9 * MIB, 1)
+        run = taking.result()
+        assert (run.kind, run.offset) == (DEMAND, 9 * MIB)
+        rig.fetch(run)
+
+
+def test_read_ahead_ends_with_the_blob() -> None:
+    size = 2 * STEP + GRANULE + 5
+    with Rig(size) as rig:
+        client = rig.client()
+        client.read(0, STEP)
+        rig.fetch(rig.take())
+        client.reply()
+        client.call(nbd.CMD_READ, STEP, STEP)
+        run = rig.take()
+        assert (run.kind, run.offset, run.length) == (AHEAD, 2 * STEP, GRANULE + 5)
+        rig.fetch(run)
+        assert rig.stats().present == size
+
+
+def test_read_ahead_skips_what_is_present() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        rig.preset(2 * STEP // GRANULE, 2 * STEP // GRANULE + 40)
+        read_on(rig, rig.client(), 0, 2 * STEP)
+        run = rig.take()
+        assert (run.kind, run.offset) == (AHEAD, 2 * STEP + 40 * GRANULE)
+
+
+def test_demand_goes_before_read_ahead() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        read_on(rig, client, 0, 2 * STEP)
+        client.reads([(20 * MIB, 1), (30 * MIB, 1)])
+        rig.parked(2)
+        runs = [rig.take() for _ in range(3)]
+        assert [(run.kind, run.offset) for run in runs] == [
+            (DEMAND, 20 * MIB),
+            (DEMAND, 30 * MIB),
+            (AHEAD, 2 * STEP),
+        ]
+
+
+def test_a_read_waits_for_the_read_ahead_that_brings_its_bytes() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        read_on(rig, client, 0, 2 * STEP)
+        run = rig.take()
+        client.read(run.offset + GRANULE, GRANULE)
+        rig.parked(1)
+        rig.land(run, run.offset, 2 * GRANULE)
+        assert client.reply().data == rig.slice(run.offset + GRANULE, GRANULE)
+        assert rig.stats().runs == 2
+
+
+def test_half_of_the_takers_stay_free_for_demand() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        for start in range(4):
+            read_on(rig, client, start * 16 * MIB, 2 * STEP)
+        before = rig.stats().runs
+        takers = [rig.task(rig.store.take) for _ in range(4)]
+        until(lambda: rig.stats().flights == 2)
+        client.read(40 * MIB, 1)
+        until(lambda: rig.stats().flights == 3)
+        assert rig.stats().runs == before + 3
+        rig.store.stop()
+        runs = [run for taker in takers if (run := taker.result())]
+        assert sorted(run.kind for run in runs) == [DEMAND, AHEAD, AHEAD]
