@@ -78,7 +78,7 @@ class Entry:
     """One digest's place in the cache, open. Owns `data_fd` and `map_fd`; not thread-safe but for sync()."""
 
     def __init__(self, directory: str, digest: str, size: int):
-        """Opens the entry or makes it. Raises UsageError for a directory that will not do, SystemFailure for its disk."""
+        """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: its disk."""
         algorithm, _, hexadecimal = digest.partition(":")
         self.path = os.path.join(directory, algorithm, hexadecimal)
         self.size = size

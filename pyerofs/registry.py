@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .answer import REDIRECTS, Response, failure
+from .blob import Blob
 from .credentials import Lookup, lookup
 from .curlerror import TransportError
 from .endpoint import HOPS_MAX, Endpoint, next_hop, origins
 from .errors import RegistryError
-from .remoteblob import Blob
 from .transport import Request, Transport
 from .url import Url
 

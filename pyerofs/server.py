@@ -7,7 +7,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from .core import EXPORT_FLAGS, SOFT_DISCONNECT, Connection
+from .core import EXPORT_FLAGS, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +67,7 @@ class Server:
         sender = threading.Thread(target=self._send, args=(connection,), name="pyerofs-send")
         sender.start()
         try:
-            if connection.serve() != SOFT_DISCONNECT:
-                self._log("a client's connection ended without a disconnect request")
+            connection.serve()  # a client that hangs up without NBD_CMD_DISC is nothing to speak of
         finally:
             sender.join()
 

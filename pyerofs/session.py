@@ -53,8 +53,8 @@ def mount(
     """Mounts an EROFS image at the directory `target`; returns when it is usable.
 
     `source`: a reference of an image, or a path; `options`: as after -o; `report` gets a line for each warning, with
-    `verbosity` 1 for what is chosen, with 2 for the conversation with the registry. Needs root. Raises PyerofsError (status as
-    mount(8)'s), and then nothing is left behind. Thread-safe.
+    `verbosity` 1 for what is chosen, with 2 for the conversation with the registry. Needs root. Raises PyerofsError
+    (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)
     parsed = parse_mount_options(texts, fstype)
