@@ -195,11 +195,12 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 	}
 }
 
-static void receive_timeout(int fd, uint32_t timeout)
+static void message_timeout(int fd, uint32_t timeout)
 {
 	struct timeval t = { .tv_sec = timeout / 1000, .tv_usec = (suseconds_t)(timeout % 1000) * 1000 };
 
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t));
 }
 
 int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uint32_t timeout)
@@ -213,7 +214,7 @@ int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uin
 	uint32_t flags;
 	int result;
 
-	receive_timeout(c->fd, timeout);
+	message_timeout(c->fd, timeout);
 	result = io_send(c->fd, &hello, sizeof(hello), 0);
 	if (!result)
 		result = io_recv(c->fd, &flags, sizeof(flags));
@@ -224,6 +225,6 @@ int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uin
 		return -EPROTO;
 	while (result == 0)
 		result = negotiate(c, &export, !(flags & NBD_FLAG_NO_ZEROES));
-	receive_timeout(c->fd, 0);
+	message_timeout(c->fd, 0);
 	return result < 0 ? result : result - 1;
 }

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .options import MountOptions
     from .server import Server
 
+# Seconds that the kernel waits for a new daemon if this one dies before the mount: nobody will start one, and the
+# caller is in mount(2). Afterwards it is device.DEAD_TIMEOUT.
+SETUP_DEAD_TIMEOUT = 5
 FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
@@ -58,6 +61,7 @@ class NBDAttachment:
                 identifier,
                 how=options.attach,
                 device=options.device,
+                dead_timeout=SETUP_DEAD_TIMEOUT,
             )
         finally:
             for sock in kernel_ends:
@@ -71,7 +75,9 @@ class NBDAttachment:
             raise
 
     def mounted(self) -> None:
-        self._closes_itself = self._device.set_disconnect_on_close()
+        from .device import DEAD_TIMEOUT
+
+        self._closes_itself = self._device.set_disconnect_on_close(DEAD_TIMEOUT)
 
     def is_mounted(self) -> bool:
         number = os.stat(self.path).st_rdev

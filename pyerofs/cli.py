@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -144,6 +143,8 @@ def wipe_passwords() -> None:
         shown = f.read()
     if b"oci.password=" not in shown:
         return
+    import ctypes  # not at the top: 10 ms that few need
+
     with open("/proc/self/stat", "rb") as f:
         start = int(f.read().rpartition(b")")[2].split()[45])  # proc(5): arg_start
     at = 0

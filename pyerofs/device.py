@@ -80,16 +80,22 @@ class NBDDevice:
                 raise MountFailure(f"cannot open {self.path}: {error.strerror}") from error
         return False
 
-    def set_disconnect_on_close(self) -> bool:
+    def set_disconnect_on_close(self, dead_timeout: int | None = None) -> bool:
         """Let the kernel disconnect the device when it is closed last, that is after the unmount.
 
-        To be called once the mount holds the device: before that any passer-by's close would end it. False with
+        To be called once the mount holds the device: before that any passer-by's close would end it. `dead_timeout`
+        (seconds) takes the place of what attach() was given. False with
         "ioctl", which has no such flag and keeps the device open itself: disconnect() must be called there.
         """
         if self._session:
             return False
         try:
-            netlink.reconfigure(self.index, identifier=self.identifier, client_flags=netlink.CFLAG_DISCONNECT_ON_CLOSE)
+            netlink.reconfigure(
+                self.index,
+                identifier=self.identifier,
+                client_flags=netlink.CFLAG_DISCONNECT_ON_CLOSE,
+                dead_timeout=dead_timeout,
+            )
         except OSError as error:
             raise explain(error, self.path) from error
         return True

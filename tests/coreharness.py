@@ -14,12 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nbdclient import TIMEOUT, Client
 
+from pyerofs import _core
 from pyerofs.core import EXPORT_FLAGS, GRANULE, Connection, Run, Stats, Store
+
+# san.py names the directory of the core that is to be tested: an installed one must not slip in.
+if expected := os.environ.get("PYEROFS_TEST_CORE"):
+    assert str(Path(_core.__file__).parent) == expected, f"{_core.__file__} is not in {expected}"
 
 KIB = 1024
 MIB = 1024 * KIB
