@@ -16,6 +16,8 @@ enum {
 	PLAN_WINDOW_FIRST = 128 << 10, /* a range request costs as much as this many bytes on most networks */
 	PLAN_WINDOW_FLOOR = 1 << 20, /* slow networks too may grow up to this */
 	PLAN_WINDOW_MAX = 16 << 20,
+	PLAN_LONG = 1 << 20, /* from this length on a run costs more in bytes than in latency */
+	PLAN_LONG_FLIGHTS = 2, /* so many of them keep a line busy; more only disturb one another */
 	PLAN_BRIDGE = 64 << 10, /* a present stretch up to this long is fetched again rather than split a run */
 };
 

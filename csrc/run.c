@@ -66,7 +66,8 @@ static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned str
 	if (!f)
 		return false;
 	end = run_end(s, first, end < s->map.granules ? end : s->map.granules);
-	*f = (struct flight){ .id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind, .started = now_ns() };
+	*f = (struct flight){ .id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind,
+			       .stream = stream, .started = now_ns() };
 	f->began = f->pos;
 	f->end = end * PE_GRANULE < s->size ? end * PE_GRANULE : s->size;
 	s->flights++;
@@ -76,6 +77,34 @@ static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned str
 	*run = (struct pe_run){ .id = f->id, .offset = f->pos, .length = f->end - f->pos, .kind = kind,
 				.idle = (int32_t)s->idle };
 	return true;
+}
+
+/* Is the stream's reader kept busy already? Then its other reads wait for one of the flights to end. */
+static bool is_busy(const struct pe_store *s, unsigned stream)
+{
+	unsigned count = 0;
+
+	for (int i = 0; i < STORE_FLIGHTS; i++) {
+		const struct flight *f = &s->flight[i];
+
+		count += f->id && f->stream == stream && f->end - f->pos >= PLAN_LONG;
+	}
+	return count >= PLAN_LONG_FLIGHTS;
+}
+
+/* Lengthens a run over the parked reads that go on where it ends: what is wanted anyway costs no second request. */
+static uint64_t join(const struct pe_store *s, uint64_t first, uint64_t end)
+{
+	uint64_t limit = first + PLAN_WINDOW_MAX / PE_GRANULE;
+	uint64_t before;
+
+	do {
+		before = end;
+		for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+			if (!w->claimed && granule_of(w->offset) <= end && granule_end(w->offset + w->length) > end)
+				end = granule_end(w->offset + w->length);
+	} while (end > before && end < limit);
+	return end < limit || before == first ? end : limit;
 }
 
 static bool start_demand(struct pe_store *s, struct pe_run *run)
@@ -99,6 +128,9 @@ static bool start_demand(struct pe_store *s, struct pe_run *run)
 		}
 		if (end < first + granule_end(window))
 			end = first + granule_end(window);
+		end = join(s, first, end);
+		if ((end - first) * PE_GRANULE >= PLAN_LONG && is_busy(s, w->stream))
+			continue;
 		return start(s, first, end, w->stream, PE_DEMAND, run);
 	}
 	return false;

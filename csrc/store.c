@@ -149,6 +149,8 @@ static uint64_t next_deadline(const struct pe_store *s)
 
 int store_want(struct pe_store *s, struct waiter *w)
 {
+	uint64_t offset, length;
+	unsigned stream;
 	int result = 0;
 
 	if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE)) {
@@ -175,8 +177,9 @@ int store_want(struct pe_store *s, struct waiter *w)
 		if (w->deadline && next_deadline(s) == w->deadline)
 			pthread_cond_signal(&s->timer); /* until now there was none to watch */
 	}
-	if (s->idle)
-		pthread_cond_signal(&s->work); /* for the read itself, or for what its stream will want next */
+	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
+	if (s->idle && (result == 0 || plan_ahead(&s->plan, s->size, &stream, &offset, &length)))
+		pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
 	return result;
 }

@@ -30,6 +30,7 @@ struct flight {
 	uint64_t pos, end;
 	uint64_t began, started; /* pos at the start, and when; for the rate */
 	int kind;
+	unsigned stream; /* of the plan */
 };
 
 /*

@@ -288,10 +288,6 @@ def _basic(credentials: Credentials) -> str:
 
 def _again(error: PyerofsError) -> PyerofsError:
     """The failure of another thread's renewal for this one; an exception object belongs to one traceback."""
-    if isinstance(error, RegistryError):
-        return (
-            RegistryError(str(error), temporary=True, retry_after=error.retry_after)
-            if error.temporary
-            else AuthError(str(error))
-        )
+    if isinstance(error, RegistryError) and not isinstance(error, AuthError):
+        return RegistryError(str(error), temporary=error.temporary, retry_after=error.retry_after)
     return type(error)(str(error))

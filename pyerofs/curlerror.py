@@ -20,11 +20,13 @@ class TransportError(RegistryError):
 
     resolve, connect, tls: no request was sent. transfer, stall, protocol: the answer broke off, stopped, is no HTTP.
     refused: we did not want to talk to that peer. cancelled: we were asked to stop. setup: it could not even be tried.
+    `answered`: an answer in HTTP had begun.
     """
 
-    def __init__(self, message: str, kind: str, *, temporary: bool) -> None:
+    def __init__(self, message: str, kind: str, *, temporary: bool, answered: bool = False) -> None:
         super().__init__(message, temporary=temporary)
         self.kind = kind
+        self.answered = answered
 
 
 class Limits(NamedTuple):
@@ -38,12 +40,14 @@ class Limits(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What libcurl says: CURLcode, its text, errno of the system call (or 0), whether the request had been sent."""
+    """What libcurl says: CURLcode, its text, errno of the system call (or 0), whether the request had been sent, and
+    whether an answer had begun."""
 
     code: int
     text: str
     errno: int
     sent: bool
+    answered: bool
 
 
 _PARTIAL_FILE, _TIMEDOUT, _BAD_AUTHORITIES, _UNTRUSTED = 18, 28, 77, 60
@@ -89,9 +93,10 @@ def translate(failure: Failure, url: Url, limits: Limits) -> TransportError:
     if code in _ENDINGS:
         kind, temporary, words = _ENDINGS[code]
         detail = f" ({_words(failure.text)})" if kind == "tls" else ""
-        return TransportError(f"{host}: {words}{detail}", kind, temporary=temporary)
+        return TransportError(f"{host}: {words}{detail}", kind, temporary=temporary, answered=failure.answered)
     # A code that nobody thought of must not end a mount that could live on: the caller's time bound ends the attempts.
-    return TransportError(f"{host}: the connection was lost ({_words(failure.text)})", "transfer", temporary=True)
+    words = f"{host}: the connection was lost ({_words(failure.text)})"
+    return TransportError(words, "transfer", temporary=True, answered=failure.answered)
 
 
 def _timeout(failure: Failure, url: Url, limits: Limits) -> TransportError:
@@ -102,7 +107,7 @@ def _timeout(failure: Failure, url: Url, limits: Limits) -> TransportError:
         words = f"{url.authority}: less than {limits.stall_speed} bytes/s for {limits.stall_seconds} s"
     else:
         words = f"{url.authority}: the answer took too long"
-    return TransportError(words, "stall", temporary=True)
+    return TransportError(words, "stall", temporary=True, answered=failure.answered)
 
 
 def _with_port(url: Url) -> str:

@@ -23,7 +23,7 @@ from .url import Url
 MANIFEST_CAP = 4 << 20  # bytes; the most that the specification asks a registry to take
 _MANIFEST_TIMEOUT = 60.0  # seconds for one exchange
 
-# After which failures at an origin of that scheme the next candidate is tried. Leaving https needs the stronger sign.
+# After which failures, before any answer, the next candidate is tried. Leaving https needs the stronger sign.
 _TRY_NEXT = {"http": {"connect", "tls", "transfer", "protocol"}, "https": {"connect", "tls"}}
 
 
@@ -63,21 +63,26 @@ class Registry:
         if self._settled:
             return self._settled, exchange(self._settled)
         errors: list[TransportError] = []
+        refusal: tuple[Endpoint, Response] | None = None
         last = self._candidates[-1]
         for endpoint in self._candidates:
             try:
                 response = exchange(endpoint)
             except TransportError as error:
-                if error.kind not in _TRY_NEXT[endpoint.origin.url.scheme]:
+                if error.answered or error.kind not in _TRY_NEXT[endpoint.origin.url.scheme]:
                     raise
                 errors.append(error)
                 continue
             if response.status == 400 and endpoint is not last and endpoint.origin.url.scheme == "http":
-                continue  # what a TLS server says to plain http
+                refusal = endpoint, response  # what a TLS server says to plain http, or simply what it says
+                continue
             self._settled = endpoint
             return endpoint, response
-        # That nothing listens at one of the ports says less than any other failure.
-        raise min(reversed(errors), key=lambda error: error.kind == "connect")
+        if refusal and errors[-1].temporary:
+            return refusal
+        # A certificate that is not trusted says most; that nothing listens at one of the ports says least.
+        untrusted = next((error for error in errors if not error.temporary), None)
+        raise untrusted or min(errors, key=lambda error: error.kind == "connect")
 
     def get_manifest(
         self, reference: str, accept: Sequence[str], cancel: Callable[[], bool] | None = None

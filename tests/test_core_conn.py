@@ -74,7 +74,7 @@ def test_read_of_a_bad_range(served: Served, offset: int, length: int) -> None:
 
 
 def test_the_longest_read() -> None:
-    data = pattern(4 * MIB) * 9
+    data = pattern(MIB) * 33
     with Rig(len(data), data=data, full=True) as rig:
         client = rig.client()
         assert client.call(nbd.CMD_READ, 7, REQUEST_MAX).data == rig.slice(7, REQUEST_MAX)
@@ -159,8 +159,8 @@ def test_hang_up_within_a_request(served: Served, count: int) -> None:
 @pytest.mark.parametrize("magic", [0, 0x25609512, 0x13956025, 0x67446698, 0xFFFFFFFF])
 def test_bad_magic_is_the_end(full: Rig, served: Served, magic: int) -> None:
     client = served.client
-    client.send(client.pack(nbd.CMD_READ, 3, 4) + nbd.request(nbd.CMD_READ, 9, 0, 1, magic=magic))
-    client.send(client.pack(nbd.CMD_READ, 0, 1))
+    bad = nbd.request(nbd.CMD_READ, 9, 0, 1, magic=magic)
+    client.send(client.pack(nbd.CMD_READ, 3, 4) + bad + client.pack(nbd.CMD_READ, 0, 1))
     assert client.reply().data == full.slice(3, 4), "what came before it is answered"
     assert client.at_end()
     with pytest.raises(OSError) as caught:
@@ -278,7 +278,7 @@ def test_batches_with_long_and_short_and_refused_ones(full: Rig, served: Served)
     client = served.client
     ranges = [(n * 13, 300 * KIB if n % 10 == 3 else 0 if n % 10 == 5 else 50) for n in range(200)]
     sending = Task(client.reads, ranges)
-    replies = {}
+    replies: dict[int, nbd.Reply] = {}
     while len(replies) < 200:
         reply = client.reply()
         replies[reply.cookie] = reply

@@ -69,8 +69,13 @@ class Server:
 
 
 @contextmanager
-def serving(rig: Rig, *, timeout: float = 20, tcp: bool = False, name: str = NAME) -> Iterator[Server]:
-    server = Server(rig, timeout, tcp_pair() if tcp else socket.socketpair(), name)
+def serving(
+    rig: Rig, *, timeout: float = 20, tcp: bool = False, name: str = NAME, sent: bytes = b""
+) -> Iterator[Server]:
+    """`sent`: what lies in the socket already when the server begins."""
+    pair = tcp_pair() if tcp else socket.socketpair()
+    pair[1].sendall(sent)
+    server = Server(rig, timeout, pair, name)
     try:
         yield server
     finally:
@@ -285,33 +290,30 @@ def test_hang_up_at_every_byte(server: Server, count: int) -> None:
 
 @pytest.mark.parametrize("count", range(len(CONVERSATION)))
 def test_silence_at_every_byte(full: Rig, count: int) -> None:
-    with serving(full, timeout=0.01) as server:
-        server.client.send(CONVERSATION[:count])
+    with serving(full, timeout=0.01, sent=CONVERSATION[:count]) as server:
         assert server.error() == EAGAIN
 
 
 def test_silence_within_what_is_thrown_away(full: Rig) -> None:
-    with serving(full, timeout=0.01) as server:
-        server.client.send(struct.pack(">I", BOTH) + nbd.OPTION.pack(nbd.IHAVEOPT, 99, MIB) + bytes(1000))
+    sent = struct.pack(">I", BOTH) + nbd.OPTION.pack(nbd.IHAVEOPT, 99, MIB) + bytes(1000)
+    with serving(full, timeout=0.01, sent=sent) as server:
         assert server.error() == EAGAIN
 
 
 def test_a_client_that_does_not_read_is_given_up(full: Rig) -> None:
     """It asks for far more than the socket holds, and takes none of it."""
-    with serving(full, timeout=0.01) as server:
-        many = nbd.go_data("", *[nbd.INFO_NAME] * 30_000)
-        server.client.send(struct.pack(">I", BOTH))
-        server.client.option(nbd.OPT_INFO, many)
+    many = nbd.go_data("", *[nbd.INFO_NAME] * 30_000)
+    sent = struct.pack(">I", BOTH) + nbd.OPTION.pack(nbd.IHAVEOPT, nbd.OPT_INFO, len(many)) + many
+    with serving(full, timeout=0.01, sent=sent) as server:
         assert server.error() == EAGAIN
 
 
 def test_the_timeout_ends_with_the_handshake(full: Rig) -> None:
-    with serving(full, timeout=0.01) as server:
-        server.client.send(CONVERSATION)
+    with serving(full, timeout=0.01, sent=CONVERSATION) as server:
         server.client.greet_only()
         server.client.option_replies()
         server.client.option_replies()
-        assert not server.task.join(0.05)
+        server.task.join(0.05)  # lets time pass
         assert server.client.call(nbd.CMD_READ, 0, 1).error == 0
 
 

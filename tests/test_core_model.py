@@ -112,7 +112,7 @@ class Model(RuleBasedStateMachine):
         flight = Flight(run)
         assert (run.kind, run.offset) == (DEMAND, first * GRANULE)
         assert run.length > 0
-        assert flight.end == self.rig.size or flight.end % GRANULE == 0 and flight.end < self.rig.size
+        assert flight.end == self.rig.size or (flight.end % GRANULE == 0 and flight.end < self.rig.size)
         assert not any(flight.granules() & other.granules() for other in self.flights)
         self.flights.append(flight)
 
@@ -222,7 +222,8 @@ def test_all_at_once(seed: int) -> None:
         for n, store in enumerate(stores):
             rig.task(misbehave, rig, store, random.Random(seed * 100 + n))
         readers = [
-            Task(read_much, rig, rig.client(store), random.Random(seed * 100 + 50 + n)) for n, store in enumerate(stores)
+            Task(read_much, rig, rig.client(store), random.Random(seed * 100 + 50 + n))
+            for n, store in enumerate(stores)
         ]
         dying = rig.connect()
         dying.client.reads((n * 10_000, 70_000) for n in range(100))

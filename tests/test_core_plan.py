@@ -6,6 +6,7 @@ Windows up to 1 MiB (PLAN_WINDOW_FLOOR) do not depend on how fast the source is,
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import nbdclient as nbd
 from coreharness import KIB, MIB, WINDOW, Rig, pattern, until
@@ -41,7 +42,7 @@ def test_sequential_reads_double_the_window() -> None:
         assert any(run.length >= MIB for run in runs)
         assert max(run.length for run in runs) <= 16 * MIB
         assert len(runs) <= 10, "one run a window would have been 96"
-        assert all(a.offset + a.length == b.offset for a, b in zip(runs, runs[1:], strict=False))
+        assert all(a.offset + a.length == b.offset for a, b in pairwise(runs))
 
 
 def test_random_reads_stay_small() -> None:

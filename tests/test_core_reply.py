@@ -42,7 +42,7 @@ def test_a_hit_overtakes_a_miss(transport: str) -> None:
 
 
 def test_nothing_is_sent_before_its_bytes_have_landed() -> None:
-    """Byte by byte around the edge of a granule: the reply to each read comes with the last byte of its last granule."""
+    """Around the edge of a granule: the reply to each read comes with the last byte of its last granule."""
     with Rig(SIZE) as rig:
         client = rig.client()
         first, second, across = client.reads([(10, 100), (GRANULE, 1), (GRANULE - 1, 2)])
@@ -278,7 +278,7 @@ def test_drain_refuses_what_it_finds_in_the_socket() -> None:
         client = served.client
         client.read(0, LONG)
         assert client.receive(4) == b"\x67\x44\x66\x98"  # and now the serving thread is stuck in the rest
-        cookies = client.reads([(0, 1)] * 10) + [client.ask(nbd.CMD_TRIM)]
+        cookies = [*client.reads([(0, 1)] * 10), client.ask(nbd.CMD_TRIM)]
         served.connection.drain()
         assert client.receive(12) == bytes(4) + (1).to_bytes(8, "big")
         assert client.receive(LONG) == rig.slice(0, LONG)

@@ -8,7 +8,7 @@ from errno import EBADF, EFBIG, EINVAL, EIO, ENOENT
 
 import nbdclient as nbd
 import pytest
-from coreharness import KIB, MIB, WINDOW, Rig, bits_of, rlimit_fsize
+from coreharness import KIB, MIB, WINDOW, Rig, bits_of, pattern, rlimit_fsize
 
 from pyerofs.core import DEMAND, GRANULE, Run, Store
 
@@ -117,7 +117,7 @@ def test_the_oldest_read_is_fetched_first() -> None:
 
 def test_no_more_flights_than_there_is_room_for() -> None:
     """The 65th taker waits until one of the 64 runs has ended."""
-    with Rig(65 * MIB) as rig:
+    with Rig(65 * MIB, data=pattern(MIB) * 65) as rig:
         client = rig.client()
         client.reads((n * MIB, 1) for n in range(65))
         rig.parked(65)

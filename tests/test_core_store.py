@@ -78,7 +78,7 @@ def test_wait_and_read_want_a_range_of_the_blob(offset: int, length: int) -> Non
 
 
 def test_wait_is_bounded_as_requests_are() -> None:
-    with Rig(REQUEST_MAX + 1, full=True) as rig:
+    with Rig(REQUEST_MAX + 1, data=b"", full=True) as rig:
         assert rig.store.wait(0, REQUEST_MAX, 0)
         with pytest.raises(OSError) as caught:
             rig.store.wait(0, REQUEST_MAX + 1, 0)
