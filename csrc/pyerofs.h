@@ -60,8 +60,8 @@ int pe_store_has(pe_store *store, uint64_t offset, uint64_t length);
 /* Blocks until there is something to fetch. The taker owns the run until pe_store_finish. */
 int pe_store_take(pe_store *store, struct pe_run *run);
 /*
- * The next bytes of a run, in order. 0: go on. 1: that was all that is still wanted. An error: the bytes did not reach
- * the data file and nothing was marked present.
+ * The next bytes of a run, in order. 0: go on. 1: somebody else has brought the rest, nobody wants it any more. An
+ * error: the bytes did not reach the data file and nothing was marked present.
  */
 int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
 /*

@@ -240,7 +240,8 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	map_set(&s->map, granule_of(offset), granules_landed(s, end));
 	if (granule_of(offset) < granules_landed(s, end))
 		answer_whole(s, granule_of(offset), granules_landed(s, end));
-	result = map_has(&s->map, granule_of(f->pos), granule_end(f->end));
+	/* A run that is complete says "go on", so that the transfer ends by itself and its connection stays usable. */
+	result = f->pos < f->end && map_has(&s->map, granule_of(f->pos), granule_end(f->end));
 	pthread_mutex_unlock(&s->lock);
 	return result;
 }

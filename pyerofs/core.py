@@ -115,7 +115,7 @@ class Store(_Handle):
         return Run(run.id, run.offset, run.length, run.kind, run.idle)
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
-        """The run's next bytes. False: nothing more of it is wanted."""
+        """The run's next bytes. False: there is more of it, but nobody wants it any more."""
         view = ffi.from_buffer(piece)
         return _check(lib.pe_store_land(self._pointer, run, offset, view, len(view))) == 0
 
