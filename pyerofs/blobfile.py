@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -89,6 +90,7 @@ class BlobFile(io.RawIOBase):
 
     def pread(self, n: int, offset: int) -> bytes:
         """Exactly the n bytes at the offset, fewer only at the blob's end; the file position stays."""
+        self._check_open()
         if n < 0 or offset < 0:
             raise ValueError("pread takes no negative numbers")
         data = bytearray(max(0, min(n, self.size - offset)))
@@ -101,7 +103,8 @@ class BlobFile(io.RawIOBase):
     def sendfile(self, out_fd: int, offset: int, count: int) -> int:
         """Sends `count` bytes from the offset to any file descriptor, in chunks, without passing them through Python.
 
-        Returns how many there were before the blob's end. Raises OSError for what out_fd refuses.
+        Returns how many there were before the blob's end. Raises OSError for what out_fd refuses, PyerofsError for
+        bytes that cannot be had.
         """
         self._check_open()
         if count < 0 or offset < 0:
@@ -109,18 +112,25 @@ class BlobFile(io.RawIOBase):
         total = max(0, min(count, self.size - offset))
         done = 0
         deadline = time.monotonic() + self._export.timeout
-        while done < total:
-            sent = self._send_some(out_fd, offset + done, total - done)
-            done += sent
-            now = time.monotonic()
-            if sent:
-                deadline = now + self._export.timeout
-            elif now > deadline:
-                raise self._export.timed_out(offset + done)
+        with self._export.reading():
+            while done < total:
+                sent = self._send_some(out_fd, offset + done, total - done)
+                done += sent
+                now = time.monotonic()
+                if sent:
+                    deadline = now + self._export.timeout
+                elif now > deadline:
+                    raise self._export.timed_out(offset + done)
         return done
 
     def _send_some(self, out_fd: int, offset: int, count: int) -> int:
-        return self._export.store.sendfile(out_fd, offset, count, SLICE)
+        try:
+            return self._export.store.sendfile(out_fd, offset, count, SLICE)
+        except OSError as e:
+            if e.errno == errno.EIO and self._export.last_error is not None:
+                raise self._export.last_error from None
+            self._check_open()
+            raise
 
     def close(self) -> None:
         if not self.closed:
@@ -135,9 +145,10 @@ class BlobFile(io.RawIOBase):
         self._check_open()
         length = max(0, min(len(view), self.size - offset))
         if length:
-            self._export.wait(offset, length)
-            try:
-                self._export.store.read_into(view[:length], offset)
-            except OSError as e:
-                raise SystemFailure(f"cannot read the cache of {self.name}: {e.strerror}") from None
+            with self._export.reading():
+                self._export.wait(offset, length)
+                try:
+                    self._export.store.read_into(view[:length], offset)
+                except OSError as e:
+                    raise SystemFailure(f"cannot read the cache of {self.name}: {e.strerror}") from None
         return length

@@ -150,9 +150,11 @@ def wipe_passwords() -> None:
     at = 0
     while (at := shown.find(b"oci.password=", at)) >= 0:
         at += len(b"oci.password=")
-        end = at
-        while shown[end : end + 1] not in (b"", b"\0", b","):
-            end += 2 if shown[end : end + 1] == b"\\" else 1
+        quoted = shown.startswith(b'"', at)  # up to the next quote; see options.split()
+        end = at + quoted
+        while (byte := shown[end : end + 1]) not in (b"", b"\0") and (quoted or byte != b","):
+            end += 2 if not quoted and byte == b"\\" and shown[end + 1 : end + 2] != b"\0" else 1
+            quoted = quoted and byte != b'"'
         ctypes.memset(start + at, ord("*"), min(end, len(shown)) - at)
         at = end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .options import OCIOptions
     from .source import Source
@@ -44,6 +45,9 @@ class Export:
         self.timeout = options.timeout
         self._log = log
         self._cancel = cancel
+        self._readers_changed = threading.Condition()
+        self._readers = 0
+        self._closing = False
         self._sync_lock = threading.Lock()
         self._sync_timer: threading.Timer | None = None
         self._cache: Entry | None = None
@@ -78,6 +82,8 @@ class Export:
     def _failed(self, text: str, error: PyerofsError | None) -> None:
         if error is not None:
             self.last_error = error
+            if self._readers:
+                return
         self._log(text)
 
     def _landed(self) -> None:
@@ -90,20 +96,41 @@ class Export:
     # The last thing that went wrong for good, to tell a reader more than "I/O error".
     last_error: PyerofsError | None = None
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around a read by this process itself: close() waits for its end, and what fails for good is raised there, so
+        that it is not logged as well. Raises ValueError once close() has begun."""
+        with self._readers_changed:
+            self._check_open()
+            if not self._readers:
+                self.last_error = None
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._readers_changed:
+                self._readers -= 1
+                self._readers_changed.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ValueError("I/O operation on closed file")
+
     def wait(self, offset: int, length: int) -> None:
         """Returns when the range (up to core.REQUEST_MAX bytes) is present. Raises what made that impossible."""
         deadline = time.monotonic() + self.timeout
-        self.last_error = None
-        while True:
-            try:
-                if self.store.wait(offset, length, SLICE):
-                    return
-            except OSError as e:
-                raise self.last_error or SystemFailure(f"cannot read {self.source.name}: {e.strerror}") from None
-            if self._cancel():
-                raise InterruptedError
-            if time.monotonic() > deadline:
-                raise self.timed_out(offset)
+        with self.reading():
+            while True:
+                try:
+                    if self.store.wait(offset, length, SLICE):
+                        return
+                except OSError as e:
+                    self._check_open()
+                    raise self.last_error or SystemFailure(f"cannot read {self.source.name}: {e.strerror}") from None
+                if self._cancel():
+                    raise InterruptedError
+                if time.monotonic() > deadline:
+                    raise self.timed_out(offset)
 
     def timed_out(self, offset: int) -> RegistryError:
         return RegistryError(
@@ -135,8 +162,12 @@ class Export:
                 self._log(f"cannot write the map of the cache: {e.strerror}; after a reboot it is fetched anew")
 
     def close(self) -> None:
-        """After every connection of the store has ended."""
+        """After every connection of the store has ended. Reads under way in other threads are ended first."""
+        with self._readers_changed:
+            self._closing = True
         self.store.stop()
+        with self._readers_changed:
+            self._readers_changed.wait_for(lambda: not self._readers)
         if self._fetcher is not None:
             self._fetcher.stop()
         if self._expirer is not None:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 from .errors import SystemFailure, UsageError
@@ -45,7 +46,7 @@ def listen(unix: str | None, tcp: str | None) -> tuple[socket.socket, str]:
 def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_stale(path):
+        if os.path.lexists(path) and _is_stale(path):
             os.unlink(path)
         before = os.umask(0o177)
         try:
@@ -55,13 +56,17 @@ def _listen_unix(path: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as e:
         listener.close()
-        reason = "another server listens there" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
+        reason = (
+            "another server listens there, or it is no socket" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
+        )
         raise UsageError(f"--unix {path}: {reason}") from None
     return listener
 
 
 def _is_stale(path: str) -> bool:
     """A socket that nobody listens on, left behind by a server that was killed."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False  # connecting to any other file is refused as well
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

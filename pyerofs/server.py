@@ -28,6 +28,7 @@ class Server:
         self._log = log
         self._lock = threading.Lock()
         self._clients: dict[threading.Thread, Connection] = {}
+        self._threads: set[threading.Thread] = set()  # those of clients, and those that are ending
         self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
@@ -47,6 +48,7 @@ class Server:
         thread = threading.Thread(target=self._serve, args=(sock, connection, handshake), name="pyerofs-serve")
         with self._lock:
             self._clients[thread] = connection
+            self._threads.add(thread)
         thread.start()
 
     def _serve(self, sock: socket.socket, connection: Connection, handshake: bool) -> None:
@@ -58,10 +60,12 @@ class Server:
             self._log(f"a client's connection ended: {e.strerror}")
         finally:
             with self._lock:
-                del self._clients[threading.current_thread()]
+                del self._clients[threading.current_thread()]  # from now on nobody calls drain() or stop() of it
             connection.close()
             sock.close()
-            os.eventfd_write(self._ended, 1)
+            with self._lock:
+                self._threads.remove(threading.current_thread())
+                os.eventfd_write(self._ended, 1)
 
     def _transmit(self, connection: Connection) -> None:
         sender = threading.Thread(target=self._send, args=(connection,), name="pyerofs-send")
@@ -92,7 +96,7 @@ class Server:
         """Ends every connection and waits for that."""
         self.stop()
         with self._lock:
-            threads = list(self._clients)
+            threads = list(self._threads)
         for thread in threads:
             thread.join()
         os.close(self._ended)

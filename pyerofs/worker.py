@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import PyerofsError
 from .events import Events
 from .export import Export
-from .mountpoint import MountWatch, is_local, umount
+from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, MountWatch, find, is_local, umount
 from .options import MountOptions, parse_mount_options
 from .record import Record, start_of
 from .server import Server
@@ -131,6 +131,7 @@ class Worker:
             record.write()
             self._caller.send(mount=attachment.path)
             if not self._caller.receive().get("mounted"):
+                self._unmount_again(attachment)
                 return
             attachment.mounted()
             self._go_alone()
@@ -138,6 +139,11 @@ class Worker:
         finally:
             attachment.abort()
             record.remove()
+
+    def _unmount_again(self, attachment: Attachment) -> None:
+        """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
+        while (found := find(self._target)) and found.source == attachment.path:
+            umount(self._target, MNT_DETACH | UMOUNT_NOFOLLOW)
 
     def _attach(self, export: Export, server: Server) -> Attachment:
         from .attachment import FuseAttachment, NBDAttachment

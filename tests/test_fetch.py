@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from fakeregistry import FakeRegistry, reset, short, stall, status, whole
+
 from pyerofs.errors import NotFoundError, PyerofsError, RegistryError
 from pyerofs.export import Export
 from pyerofs.manifest import Descriptor, Manifest
@@ -154,7 +154,12 @@ def test_a_stop_does_not_wait_for_a_dead_network(fake: FakeRegistry, tmp_path: P
     release, reached = threading.Event(), threading.Event()
     fake.script(stall(release, reached=reached))
     with reading(fake, tmp_path) as reader:
-        waiting = threading.Thread(target=lambda: pytest.raises(PyerofsError, reader.read, 0, 10))
+
+        def fail() -> None:
+            with pytest.raises(PyerofsError):
+                reader.read(0, 10)
+
+        waiting = threading.Thread(target=fail)
         waiting.start()
         assert reached.wait(20)
         reader.export.store.stop()

@@ -46,7 +46,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     specs = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = [spec.params["guest_test"] for spec in specs if spec and "guest_test" in spec.params]
     results = tmp_path_factory.mktemp("guest") / "results"
-    command = ["python", *PYTEST, "-q", *chosen]
+    # Its own place for temporary files: /tmp is this machine's, with the directories of other runs.
+    command = ["python", *PYTEST, "-q", "--basetemp=/run/pytest", *chosen]
     trouble = "the guest's pytest did not run it"
     try:
         done = vm.run_in_vm(command, timeout=TIMEOUT, env={"PYEROFS_GUEST": str(results)})

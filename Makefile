@@ -1,0 +1,66 @@
+# Thin names for commands that anyone can run by hand. On a fresh Debian 12 with python3 (3.11 or newer), as root, each
+# target installs what it needs: Debian packages from main and bookworm-security (the 6.12 kernel that the tests boot is
+# in the latter), and Python packages into .venv by pip, from wherever the machine's pip is set up to look.
+# PYTHON=... chooses the interpreter, TESTS=... what pytest runs: `make test TESTS='tests/test_serve.py -x'`.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?=
+
+BUILD := gcc libc6-dev make
+# nbdfuse is libnbd-bin's
+DEMO := $(BUILD) erofs-utils libnbd-bin mount
+TEST := $(DEMO) apache2-utils docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 nginx-light openssl \
+	qemu-system-common qemu-system-x86 qemu-utils
+SAN := $(TEST) clang
+BENCH := $(DEMO) docker-registry fio nbdkit
+
+.PHONY: demo test check check-san bench clean
+.DELETE_ON_ERROR:
+
+# $(call apt,PACKAGES): installs those that are missing; asks the network for nothing when there is none.
+define apt
+	@missing=$$(for package in $(1); do \
+	  [[ $$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || echo $$package; done); \
+	if [[ -n $$missing ]]; then \
+	  echo "installing" $$missing; export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -q -o DPkg::Lock::Timeout=300 update && \
+	  apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$missing; \
+	fi
+endef
+
+demo: $(VENV)/ready
+	$(call apt,$(DEMO))
+	$(BIN)/python demo/demo.py
+
+test: $(VENV)/ready
+	$(call apt,$(TEST))
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+check-san: $(VENV)/ready
+	$(call apt,$(SAN))
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/san.sh
+
+bench: $(VENV)/ready
+	$(call apt,$(BENCH))
+	$(BIN)/python -m pytest bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pyerofs/_core.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The package, editable, with its tools; the C core is compiled again when its sources change. Debian's own python3
+# comes without ensurepip and headers: they are two packages more.
+$(VENV)/ready: pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+	$(call apt,$(BUILD) $(shell $(PYTHON) -c 'import os, sys, sysconfig; \
+	  debian = sys.base_prefix == "/usr"; print("python3-venv python3-dev" if debian else "")'))
+	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@

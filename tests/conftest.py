@@ -1,0 +1,93 @@
+"""Fixtures of the end-to-end tests: a tree, its images, a real registry that holds them, and a stage for each test.
+
+They serve the tests in the guest too (tests/guest), with a smaller tree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakeregistry import FakeRegistry
+from images import EROFS, TAR, Images, Layer, Published, push_image, push_index
+from needs import need, need_root
+from realregistry import LoggingRegistry
+from scene import Scene
+from trees import MIB, Tree, make_image, make_tree
+
+GUEST = bool(os.environ.get("PYEROFS_GUEST"))
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory on a filesystem that takes every kind of file and xattr."""
+    if GUEST:
+        path = Path("/run/pyerofs-tests")  # a tmpfs; the guest's /tmp is the host's, over virtiofs
+        path.mkdir(exist_ok=True)
+        return path
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def tree(work: Path) -> Tree:
+    need_root()
+    large, many = (2 * MIB + 5, 200) if GUEST else (33 * MIB + 5, 2000)
+    return make_tree(work / "tree", large=large, many=many)
+
+
+@pytest.fixture(scope="session")
+def images(work: Path, tree: Tree) -> Images:
+    other = work / "other"
+    other.mkdir()
+    (other / "other").write_bytes(b"another tree\n")
+    return Images(
+        plain=make_image(tree.root, work / "plain.erofs"),
+        lz4=make_image(tree.root, work / "lz4.erofs", "-zlz4"),
+        other=make_image(other, work / "other.erofs"),
+    )
+
+
+@pytest.fixture(scope="session")
+def registry(work: Path) -> Iterator[LoggingRegistry]:
+    need("docker-registry", "docker-registry")
+    with LoggingRegistry(work / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def published(registry: LoggingRegistry, images: Images) -> Published:
+    plain, other = Layer(images.plain), Layer(images.other)
+    one = push_image(registry, "app", "plain", [plain])
+    lz4 = push_image(registry, "app", "lz4", [Layer(images.lz4)])
+    push_image(registry, "nested/app", "two", [other, plain])
+    push_image(registry, "app", "tar", [Layer(b"\0" * 10240, TAR)])
+    push_image(registry, "app", "liar", [Layer(b"no superblock" * 1000, EROFS)])
+    push_image(registry, "app", "cut", [Layer(images.plain.read_bytes()[: images.plain.stat().st_size // 2])])
+    push_image(registry, "app", "short", [Layer(images.other.read_bytes(), size=images.other.stat().st_size + 4096)])
+    arm = push_image(registry, "app", None, [other], platform="linux/arm64/v8")
+    windows = {**lz4, "platform": {"os": "windows", "architecture": "amd64"}}
+    push_index(registry, "app", "index", [arm, one, windows])
+    names = ("plain", "lz4", "index", "tar", "liar", "cut", "short")
+    references = {name: f"{registry.host}/app:{name}" for name in names}
+    return Published(two=f"{registry.host}/nested/app:two", **references)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def scene(tmp_path: Path, work: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    directory = tmp_path
+    if GUEST:
+        directory = work / request.node.name.replace("/", "_")
+        directory.mkdir()
+    scene = Scene(directory)
+    try:
+        yield scene
+    finally:
+        scene.clean()
