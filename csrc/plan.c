@@ -16,6 +16,7 @@ void plan_init(struct plan *plan)
 {
 	memset(plan, 0, sizeof(*plan));
 	plan->ceiling = PLAN_WINDOW_MAX;
+	plan->lead = PLAN_WINDOW_MAX; /* nothing is known yet: rather too early */
 }
 
 /* Readers that work with many requests at once deliver them out of order, by up to about what they have in flight. */
@@ -26,14 +27,17 @@ static bool belongs(const struct plan_stream *s, uint64_t offset)
 	return s->tick && offset + slack >= s->pos && offset <= s->pos + slack;
 }
 
-static void grow(struct plan *plan, struct plan_stream *s, uint64_t end)
+static void grow(struct plan *plan, struct plan_stream *s, uint64_t offset, uint64_t end)
 {
+	/* Each step costs a round trip: who reads without a gap is trusted to go on. */
+	uint64_t factor = offset == s->pos ? 4 : 2;
+
 	if (end <= s->pos)
 		return;
 	s->advanced += end - s->pos;
 	s->pos = end;
 	if (s->advanced >= s->window / 2) {
-		s->window = min(s->window * 2, max(plan->ceiling, PLAN_WINDOW_FIRST));
+		s->window = min(s->window * factor, max(plan->ceiling, PLAN_WINDOW_FIRST));
 		s->advanced = 0;
 	}
 }
@@ -48,7 +52,7 @@ unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length)
 
 		if (belongs(s, offset)) {
 			s->tick = plan->tick;
-			grow(plan, s, offset + length);
+			grow(plan, s, offset, offset + length);
 			return i;
 		}
 		if (s->tick < plan->stream[oldest].tick)
@@ -63,14 +67,16 @@ unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length)
 	return oldest;
 }
 
-void plan_measure(struct plan *plan, uint64_t bytes, uint64_t elapsed)
+void plan_measure(struct plan *plan, uint64_t bytes, uint64_t latency, uint64_t elapsed)
 {
-	uint64_t half_second;
+	double rate;
 
-	if (bytes < PLAN_WINDOW_FLOOR || !elapsed)
+	if (bytes < PLAN_WINDOW_FLOOR || elapsed <= latency)
 		return; /* too short to tell the rate from the latency */
-	half_second = (uint64_t)((double)bytes / (double)elapsed * 5e8);
-	plan->ceiling = min(max(half_second, PLAN_WINDOW_FLOOR), PLAN_WINDOW_MAX);
+	rate = (double)bytes / (double)(elapsed - latency);
+	plan->ceiling = min(max((uint64_t)(rate * 5e8), PLAN_WINDOW_FLOOR), PLAN_WINDOW_MAX);
+	/* What comes in while the next request is on its way, twice, since neither figure is exact. */
+	plan->lead = min(max((uint64_t)(rate * 2 * (double)latency), PLAN_WINDOW_FIRST), PLAN_WINDOW_MAX);
 }
 
 void plan_asked(struct plan *plan, unsigned stream, uint64_t end)
@@ -80,13 +86,13 @@ void plan_asked(struct plan *plan, unsigned stream, uint64_t end)
 	s->ahead = max(s->ahead, end);
 }
 
-bool plan_ahead(struct plan *plan, uint64_t size, unsigned *stream, uint64_t *offset, uint64_t *length)
+bool plan_ahead(struct plan *plan, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset, uint64_t *length)
 {
 	for (unsigned i = 0; i < PLAN_STREAMS; i++) {
 		struct plan_stream *s = &plan->stream[i];
 
 		/* Only a stream that has grown has shown that it goes forward. */
-		if (!s->tick || s->window == PLAN_WINDOW_FIRST)
+		if (!s->tick || s->window == PLAN_WINDOW_FIRST || (busy & 1U << i))
 			continue;
 		if (s->ahead >= size || s->ahead >= s->pos + s->window)
 			continue;

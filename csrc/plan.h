@@ -33,16 +33,20 @@ struct plan {
 	struct plan_stream stream[PLAN_STREAMS];
 	uint64_t tick;
 	uint64_t ceiling; /* no window grows beyond it: about half a second of the source's rate */
+	uint64_t lead; /* so long before a run's end the next one should be asked for */
 };
 
 void plan_init(struct plan *plan);
 /* A read of [offset, offset + length) came in. Returns the index of its stream. */
 unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length);
-/* A run brought so many bytes in so many nanoseconds. */
-void plan_measure(struct plan *plan, uint64_t bytes, uint64_t elapsed);
+/* A run brought so many bytes in so many nanoseconds, the first of them after latency. */
+void plan_measure(struct plan *plan, uint64_t bytes, uint64_t latency, uint64_t elapsed);
 /* A run for this stream ends at end. */
 void plan_asked(struct plan *plan, unsigned stream, uint64_t end);
-/* Is there a stream whose data should be fetched before it is asked for? The range is not clipped to anything. */
-bool plan_ahead(struct plan *plan, uint64_t size, unsigned *stream, uint64_t *offset, uint64_t *length);
+/*
+ * Is there a stream, but for those whose bits are set in busy, whose data should be fetched before it is asked for? The
+ * range is not clipped to anything.
+ */
+bool plan_ahead(struct plan *plan, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset, uint64_t *length);
 
 #endif

@@ -71,7 +71,7 @@ int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *byt
 int pe_store_resume(pe_store *store, uint64_t id, int whole, uint64_t *offset, uint64_t *length);
 /* How many parked reads need bytes that the run has not landed yet. */
 int pe_store_waiters(pe_store *store, uint64_t id);
-/* Ends a run. With an error (a negative errno) the reads that still wait for its bytes fail; with 0 they are fetched anew. */
+/* Ends a run. error: a negative errno for the reads that still wait for its bytes; 0: they are wanted anew. */
 int pe_store_finish(pe_store *store, uint64_t id, int error);
 /* Fails reads whose time is up. Blocks until the store is stopped. */
 int pe_store_expire(pe_store *store);

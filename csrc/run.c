@@ -79,19 +79,6 @@ static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned str
 	return true;
 }
 
-/* Is the stream's reader kept busy already? Then its other reads wait for one of the flights to end. */
-static bool is_busy(const struct pe_store *s, unsigned stream)
-{
-	unsigned count = 0;
-
-	for (int i = 0; i < STORE_FLIGHTS; i++) {
-		const struct flight *f = &s->flight[i];
-
-		count += f->id && f->stream == stream && f->end - f->pos >= PLAN_LONG;
-	}
-	return count >= PLAN_LONG_FLIGHTS;
-}
-
 /* Lengthens a run over the parked reads that go on where it ends: what is wanted anyway costs no second request. */
 static uint64_t join(const struct pe_store *s, uint64_t first, uint64_t end)
 {
@@ -129,7 +116,7 @@ static bool start_demand(struct pe_store *s, struct pe_run *run)
 		if (end < first + granule_end(window))
 			end = first + granule_end(window);
 		end = join(s, first, end);
-		if ((end - first) * PE_GRANULE >= PLAN_LONG && is_busy(s, w->stream))
+		if ((end - first) * PE_GRANULE >= PLAN_LONG && store_is_busy(s, w->stream))
 			continue;
 		return start(s, first, end, w->stream, PE_DEMAND, run);
 	}
@@ -144,7 +131,7 @@ static bool start_ahead(struct pe_store *s, struct pe_run *run)
 
 	if (s->flights_ahead > s->idle)
 		return false;
-	while (plan_ahead(&s->plan, s->size, &stream, &offset, &length)) {
+	while (plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)) {
 		uint64_t end = granule_end(offset + length < s->size ? offset + length : s->size);
 		uint64_t first = next_unclaimed(s, granule_of(offset), end);
 
@@ -237,6 +224,10 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	__atomic_fetch_add(&s->landed, length, __ATOMIC_RELAXED);
 	pthread_mutex_lock(&s->lock);
 	f->pos = end;
+	if (!f->latency)
+		f->latency = now_ns() - f->started;
+	if (s->idle && store_near_end(s, f) && offset + s->plan.lead < f->end)
+		pthread_cond_signal(&s->work); /* the next run of its stream is due */
 	map_set(&s->map, granule_of(offset), granules_landed(s, end));
 	if (granule_of(offset) < granules_landed(s, end))
 		answer_whole(s, granule_of(offset), granules_landed(s, end));
@@ -309,7 +300,7 @@ int pe_store_finish(pe_store *s, uint64_t id, int error)
 			store_answer(s, w, error);
 	}
 	if (!error && f->pos == f->end)
-		plan_measure(&s->plan, f->end - f->began, now_ns() - f->started);
+		plan_measure(&s->plan, f->end - f->began, f->latency, now_ns() - f->started);
 	s->flights--;
 	s->flights_ahead -= f->kind == PE_AHEAD;
 	f->id = 0;

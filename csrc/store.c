@@ -178,7 +178,7 @@ int store_want(struct pe_store *s, struct waiter *w)
 			pthread_cond_signal(&s->timer); /* until now there was none to watch */
 	}
 	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
-	if (s->idle && (result == 0 || plan_ahead(&s->plan, s->size, &stream, &offset, &length)))
+	if (s->idle && (result == 0 || plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)))
 		pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
 	return result;

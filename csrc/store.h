@@ -29,6 +29,7 @@ struct flight {
 	uint64_t id; /* 0: the slot is free */
 	uint64_t pos, end;
 	uint64_t began, started; /* pos at the start, and when; for the rate */
+	uint64_t latency; /* ns from the start to the first bytes; 0: none yet */
 	int kind;
 	unsigned stream; /* of the plan */
 };
@@ -73,6 +74,39 @@ static inline uint64_t granule_end(uint64_t end)
 static inline bool store_has(const struct pe_store *s, uint64_t offset, uint64_t length)
 {
 	return map_has(&s->map, granule_of(offset), granule_end(offset + length));
+}
+
+/* Is it time to ask for what follows this flight? Earlier it would only share the line with what is wanted first. */
+static inline bool store_near_end(const struct pe_store *s, const struct flight *f)
+{
+	return f->end - f->pos <= s->plan.lead;
+}
+
+/* Is the stream's reader kept busy already? Then its other reads wait for one of the flights to end. */
+static inline bool store_is_busy(const struct pe_store *s, unsigned stream)
+{
+	unsigned count = 0;
+
+	for (int i = 0; i < STORE_FLIGHTS; i++) {
+		const struct flight *f = &s->flight[i];
+
+		count += f->id && f->stream == stream && f->end - f->pos >= PLAN_LONG;
+	}
+	return count >= PLAN_LONG_FLIGHTS;
+}
+
+/* The streams that need nothing ahead yet, a bit each. The lock is held. */
+static inline unsigned store_busy_streams(const struct pe_store *s)
+{
+	unsigned busy = 0;
+
+	for (int i = 0; s->flights && i < STORE_FLIGHTS; i++) {
+		const struct flight *f = &s->flight[i];
+
+		if (f->id && (!store_near_end(s, f) || store_is_busy(s, f->stream)))
+			busy |= 1U << f->stream;
+	}
+	return busy;
 }
 
 uint64_t now_ns(void);

@@ -33,7 +33,7 @@ def read_on(rig: Rig, client: nbd.Client, start: int, length: int, step: int = S
     return runs
 
 
-def test_sequential_reads_double_the_window() -> None:
+def test_sequential_reads_widen_the_window() -> None:
     with Rig(SIZE, data=DATA) as rig:
         runs = read_on(rig, rig.client(), 0, 12 * MIB)
         lengths = [run.length for run in runs if run.offset + run.length < 3 * MIB]
@@ -99,7 +99,7 @@ def test_read_ahead_goes_on_where_the_reader_will() -> None:
     with Rig(SIZE, data=DATA) as rig:
         read_on(rig, rig.client(), 0, 2 * STEP)
         ahead = rig.take()
-        assert (ahead.kind, ahead.offset, ahead.length) == (AHEAD, 2 * STEP, 2 * WINDOW)
+        assert (ahead.kind, ahead.offset, ahead.length) == (AHEAD, 2 * STEP, 4 * WINDOW)
         late = rig.task(rig.store.take)
         assert rig.client().call(nbd.CMD_READ, 0, 1).error == 0
         rig.fetch(ahead)
@@ -186,3 +186,43 @@ def test_half_of_the_takers_stay_free_for_demand() -> None:
         rig.store.stop()
         runs = [run for taker in takers if (run := taker.result())]
         assert sorted(run.kind for run in runs) == [DEMAND, AHEAD, AHEAD]
+
+
+def test_parked_reads_that_follow_one_another_become_one_run() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        cookies = {client.read(offset, STEP): offset for offset in range(0, 2 * MIB, STEP)}
+        rig.parked(len(cookies))
+        run = rig.take()
+        assert run.offset == 0
+        assert run.length >= 2 * MIB
+        rig.fetch(run)
+        for _ in range(len(cookies)):
+            reply = client.reply()
+            assert reply.data == rig.slice(cookies.pop(reply.cookie), STEP)
+
+
+def test_a_run_that_joins_reads_has_an_end() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        for offset in range(0, 24 * MIB, MIB):
+            client.read(offset, MIB)
+        rig.parked(24)
+        assert rig.take().length == 16 * MIB
+        assert rig.take().offset == 16 * MIB
+
+
+def test_two_long_flights_of_a_stream_are_enough() -> None:
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        for offset in range(0, 40 * MIB, MIB):
+            client.read(offset, MIB)
+        rig.parked(40)
+        first, second = rig.take(), rig.take()
+        third = rig.task(rig.store.take)
+        assert client.read(63 * MIB, GRANULE)  # another place is another stream
+        assert third.result().offset == 63 * MIB
+        fourth = rig.task(rig.store.take)
+        rig.fetch(first, piece=MIB)
+        run = fourth.result()
+        assert run.offset == second.offset + second.length
