@@ -9,13 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
 
-BUILD := gcc libc6-dev make
-# nbdfuse is libnbd-bin's
+BUILD := gcc libc6-dev
+# libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd
 DEMO := $(BUILD) erofs-utils libnbd-bin mount
-TEST := $(DEMO) apache2-utils docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 nginx-light openssl \
-	qemu-system-common qemu-system-x86 qemu-utils
-SAN := $(TEST) clang
-BENCH := $(DEMO) docker-registry fio nbdkit
+TEST := $(DEMO) docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 nginx-light openssl qemu-system-common \
+	qemu-system-x86 qemu-utils
+BENCH := $(TEST) apache2-utils curl nbd-client nbdkit
 
 .PHONY: demo test check check-san bench clean
 .DELETE_ON_ERROR:
@@ -45,12 +44,12 @@ check: $(VENV)/ready
 	$(BIN)/mypy --strict
 
 check-san: $(VENV)/ready
-	$(call apt,$(SAN))
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/san.sh
 
 bench: $(VENV)/ready
 	$(call apt,$(BENCH))
 	$(BIN)/python -m pytest bench
+	$(BIN)/python bench/compare.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pyerofs/_core.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -6,8 +6,12 @@ import os
 import re
 
 WARNING = 4  # syslog's level
-# What the driver says, as warnings, when a device is disconnected as it should be.
-ORDINARY = re.compile(r"nbd\d+: (shutting down sockets|NBD_DISCONNECT)|nbd\d+: detected capacity change")
+# What the driver says, as warnings, when a device is disconnected as it should be; and what emulated time makes the
+# kernel wonder about on a busy machine.
+ORDINARY = re.compile(
+    r"nbd\d+: (shutting down sockets|NBD_DISCONNECT|detected capacity change)"
+    r"|^(hrtimer|perf): interrupt took|^clocksource: |^workqueue: .* hogged CPU|^sched: "
+)
 
 
 class KernelLog:
