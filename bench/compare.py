@@ -57,13 +57,13 @@ def missing(chosen: list[str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="pyerofs and its peers, side by side.", epilog="rows: see --list")
-    parser.add_argument("--rows", default="*", metavar="PATTERN", help="only those: a glob, several with commas between")
+    parser.add_argument("--rows", default="*", metavar="PATTERN", help="only those: globs, with commas between")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     parser.add_argument("--runs", type=int, metavar="N", help="how often each is measured (default: 3; with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="one short run of each, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write a plot for each row there; needs matplotlib")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the images there (default: a temporary directory)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the images there (default: nowhere)")
     arguments = parser.parse_args()
     patterns = arguments.rows.split(",")
     chosen = [name for name in ROWS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

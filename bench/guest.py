@@ -1,8 +1,8 @@
 """Runs inside the guest that rows_kernel.py boots: `python bench/guest.py WORK JOB RUNS [MOUNT.EROFS]`.
 
-Mounts the image by each contender in turn, does the job on it, unmounts; each value is a line of JSON. The registry runs
-in the guest too (it has no network but lo), its storage is the host's over virtiofs and has been read once, so that it
-lies in the guest's page cache. Caches are in a tmpfs.
+Mounts the image by each contender in turn, does the job on it, unmounts; each value is a line of JSON. The registry
+runs in the guest too (it has no network but lo), its storage is the host's over virtiofs and has been read once, so
+that it lies in the guest's page cache. Caches are in a tmpfs.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Proxy:
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="pyerofs-bench-proxy-")
         self._stats, self._log = Path(self._directory.name) / "stats", Path(self._directory.name) / "log"
-        command = [_program()[1], *self._arguments, self._stats, self._log]
+        command = [str(_program()[1]), *self._arguments, str(self._stats), str(self._log)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.port = int(self._process.stdout.readline())

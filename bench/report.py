@@ -71,7 +71,13 @@ def _versions() -> str:
 
 
 def describe(about: dict[str, object]) -> str:
-    return f"{about['cpu']}, {about['memory']}; {about['system']}; {about['programs']}; load before: {about['load']:.1f}"
+    parts = [
+        f"{about['cpu']}, {about['memory']}",
+        about["system"],
+        about["programs"],
+        f"load {about['load']:.1f} before",
+    ]
+    return "; ".join(map(str, parts))
 
 
 def write_json(path: Path, about: dict[str, object], measured: dict[str, float], lines: Sequence[Line]) -> None:

@@ -27,13 +27,11 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        if self.must is None:
-            return ""
         score = statistics.median(self.score)
         for bound, word in ((self.aim, "aim"), (self.must, "must")):
             if bound is not None and (score >= bound if self.least else score <= bound):
                 return word
-        return "**short**"
+        return "**short**" if self.must is not None else ""
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "verdict": self.verdict.strip("*")}
@@ -66,7 +64,9 @@ def row(name: str) -> Callable[[Row], Row]:
     return register
 
 
-def in_turns(bench: Bench, contenders: Mapping[str, Callable[[], float]], runs: int | None = None) -> dict[str, list[float]]:
+def in_turns(
+    bench: Bench, contenders: Mapping[str, Callable[[], float]], runs: int | None = None
+) -> dict[str, list[float]]:
     """Each once, then each again: A B A B, so that whatever else the machine does hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(runs or bench.runs):

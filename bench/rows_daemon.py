@@ -1,4 +1,4 @@
-"""The daemon itself: how soon it is there, what memory it takes, what it costs when nothing reads, many of them at once."""
+"""The daemon itself: how soon it is there, its memory, what it costs when nothing reads, many of them at once."""
 
 from __future__ import annotations
 

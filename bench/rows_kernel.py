@@ -1,5 +1,5 @@
 """Mounts in a real kernel: the guest that tests/vm.py boots, with guest.py in it. Its CPUs are emulated, so that what a
-peer spends in user space weighs far more than on a real machine; ratios hold, seconds do not.
+peer spends in user space weighs far more than on a real machine: seconds can be compared within a row only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from rows import Bench, Line, faster, row
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import vm  # noqa: E402 - of the tests
+import vm
 
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -79,7 +79,7 @@ def kernel_cat(bench: Bench) -> Iterator[Line]:
 def _no_slower(bench: Bench, job: str, name: str) -> Iterator[Line]:
     """Than any peer; the aim is half the time of the best."""
     found = _measure(bench, job)
-    yield from _against(name, found, {peer: (1, 2) for peer in (NBD, UBLK, NBDKIT)})
+    yield from _against(name, found, dict.fromkeys((NBD, UBLK, NBDKIT), (1, 2)))
     if FILE in found:
         yield faster(name, "s", found, FILE)
 

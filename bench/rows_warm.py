@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 from rows import Bench, Line, faster, in_turns, row
 from servers import Server, fio, nbdcopy, nbdkit, pyerofs, qemu_nbd
@@ -29,7 +30,7 @@ def _warm(bench: Bench) -> Iterator[dict[str, Server]]:
 def warm_nbdcopy(bench: Bench) -> Iterator[Line]:
     name = "warm, nbdcopy of the blob"
     with _warm(bench) as servers:
-        found = in_turns(bench, {peer: lambda s=s: nbdcopy(s) for peer, s in servers.items()}, bench.runs * 3)
+        found = in_turns(bench, {peer: partial(nbdcopy, s) for peer, s in servers.items()}, bench.runs * 3)
     yield faster(name, "s", found, "nbdkit file", must=1.5, aim=1.8)
     yield faster(name, "s", found, "qemu-nbd")
 
@@ -44,6 +45,6 @@ def warm_fio(bench: Bench) -> Iterator[Line]:
             def measure(server: Server, block: str = block, depth: int = depth) -> float:
                 return fio(server, block=block, depth=depth, seconds=bench.seconds, size=SIZE)["iops"]
 
-            found = in_turns(bench, {peer: lambda s=s, m=measure: m(s) for peer, s in servers.items()})
+            found = in_turns(bench, {peer: partial(measure, s) for peer, s in servers.items()})
             yield faster(name, "IOPS", found, "nbdkit file", must=1.3, aim=1.6)
             yield faster(name, "IOPS", found, "qemu-nbd")

@@ -55,10 +55,10 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def pyerofs(source: str | Path, directory: Path, cache: Path | None = None) -> contextlib.AbstractContextManager[Server]:
+def pyerofs(image: str, directory: Path) -> contextlib.AbstractContextManager[Server]:
+    """With an empty cache, where the directory is a new one."""
     path = directory / "pyerofs.sock"
-    options = ["-o", f"oci.cache={cache or directory / 'cache'}"] if isinstance(source, str) else []
-    return server([*PYEROFS, "serve", "-q", *options, "--unix", path, source], path)
+    return server([*PYEROFS, "serve", "-q", "-o", f"oci.cache={directory / 'cache'}", "--unix", path, image], path)
 
 
 def nbdkit(directory: Path, *plugin: str | Path) -> contextlib.AbstractContextManager[Server]:

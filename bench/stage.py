@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,9 +220,8 @@ def stage(work: Path) -> Iterator[Stage]:
         yield Stage(work, port, storage)
 
 
-def _made(path: Path, make: object) -> Blob:
+def _made(path: Path, make: Callable[[Path], None]) -> Blob:
     if not path.exists():
-        assert callable(make)
         make(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

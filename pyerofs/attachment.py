@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Seconds that the kernel waits for a new daemon if this one dies before the mount: nobody will start one, and the
 # caller is in mount(2). Afterwards it is device.DEAD_TIMEOUT.
 SETUP_DEAD_TIMEOUT = 5
+ANSWER_MARGIN = 10.0  # seconds that an answer may take beyond oci.timeout, which ends the read with an error
+CLOSE_DEADLINE = 2.0  # seconds for a kernel to finish a disconnect of its own
 FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
@@ -62,6 +64,7 @@ class NBDAttachment:
                 how=options.attach,
                 device=options.device,
                 dead_timeout=SETUP_DEAD_TIMEOUT,
+                answer_timeout=options.oci.timeout + ANSWER_MARGIN,
             )
         finally:
             for sock in kernel_ends:
@@ -92,6 +95,8 @@ class NBDAttachment:
         return True
 
     def abort(self) -> None:
+        if self._closes_itself:
+            self._device.await_end(CLOSE_DEADLINE)
         self._device.disconnect()
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from .answer import Response, failure, iso_date, json_object, server_time
 from .credentials import Credentials, Lookup
 from .errors import AuthError, PyerofsError, RegistryError, UsageError
+from .proxy import Proxy
 from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
 from .transport import Request, Transport
@@ -95,6 +96,7 @@ class Authorizer:
         look_up: Lookup,
         *,
         tls: TLS = DEFAULT_TLS,
+        proxy: Proxy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
@@ -102,6 +104,7 @@ class Authorizer:
         self._repository = repository
         self._look_up = look_up
         self._tls = tls
+        self._proxy = proxy
         self._clock = clock
         self._lock = threading.Lock()  # held while renewing; guards the four below, which may be read without it
         self._current: Authorization | None = None
@@ -142,8 +145,9 @@ class Authorizer:
         """
         attempts = self._attempts
         with self._lock:
-            if self._current is not None and self._current is not used:
-                return self._current
+            current = self._current
+            if current is not None and current is not used and self._clock() < current.ends_at:
+                return current
             if self._failure and self._attempts != attempts:
                 raise _again(self._failure)
             self._challenge = self._choose(challenges)
@@ -191,7 +195,7 @@ class Authorizer:
         if credentials and credentials.helper:
             return (
                 f"{self._host}: the credentials are kept by {credentials.helper} ({credentials.source}), which is not "
-                "supported yet: give oci.username and oci.password_file"
+                "in PATH: install it, or give oci.username and oci.password_file"
             )
         return (
             f"{self._host}: {self._repository} needs a user name and a password: give oci.username and "
@@ -226,6 +230,7 @@ class Authorizer:
             cancel=cancel,
             admit=peer_check(realm, self._registry),
             note=f"token for {self._repository}",
+            proxy=self._proxy,
         )
         response = self._transport.request(request)
         if response.status != 200:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from .core import REQUEST_MAX
@@ -57,6 +58,8 @@ class BlobFile(io.RawIOBase):
 
     def __init__(self, export: Export):
         self._export = export
+        # A file that nobody closes, as at the end of a script, must not hold up the end of the interpreter.
+        self._end = weakref.finalize(self, export.close)
         self._position = 0
         self.size = export.size
         self.name = export.source.name
@@ -135,7 +138,7 @@ class BlobFile(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._export.close()
+            self._end()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,7 +13,7 @@ from .errors import PyerofsError, UsageError
 from .options import NBD_HELP, OCI_HELP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 INTERRUPTED = 8  # mount(8)
 INTERNAL = 4
@@ -127,11 +128,15 @@ def _number(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"pyerofs: {text}", file=sys.stderr, flush=True)
+    # One write for the whole line: fetch threads speak too.
+    print(f"pyerofs: {text}\n", end="", file=sys.stderr, flush=True)
 
 
 def _silent(_: str) -> None:
     pass
+
+
+_WIPED = (b"oci.password=", b"oci.proxy=")  # the URL of a proxy may hold a password
 
 
 def wipe_passwords() -> None:
@@ -141,22 +146,28 @@ def wipe_passwords() -> None:
     """
     with open("/proc/self/cmdline", "rb") as f:
         shown = f.read()
-    if b"oci.password=" not in shown:
+    if not any(name in shown for name in _WIPED):
         return
     import ctypes  # not at the top: 10 ms that few need
 
     with open("/proc/self/stat", "rb") as f:
         start = int(f.read().rpartition(b")")[2].split()[45])  # proc(5): arg_start
-    at = 0
-    while (at := shown.find(b"oci.password=", at)) >= 0:
-        at += len(b"oci.password=")
-        quoted = shown.startswith(b'"', at)  # up to the next quote; see options.split()
-        end = at + quoted
-        while (byte := shown[end : end + 1]) not in (b"", b"\0") and (quoted or byte != b","):
-            end += 2 if not quoted and byte == b"\\" and shown[end + 1 : end + 2] != b"\0" else 1
-            quoted = quoted and byte != b'"'
-        ctypes.memset(start + at, ord("*"), min(end, len(shown)) - at)
-        at = end
+    for first, end in secret_spans(shown):
+        ctypes.memset(start + first, ord("*"), end - first)
+
+
+def secret_spans(arguments: bytes) -> Iterator[tuple[int, int]]:
+    """Where in the arguments (each ended by a NUL) the values of secret options are; as options.split() reads them."""
+    for name in _WIPED:
+        at = 0
+        while (at := arguments.find(name, at)) >= 0:
+            first = end = at = at + len(name)
+            if arguments[end : end + 1] == b'"':  # up to the closing quote, which a comma does not end
+                closing = re.compile(rb'["\0]').search(arguments, end + 1)
+                end = closing.start() if closing else len(arguments)
+            while arguments[end : end + 1] not in (b"", b"\0", b","):
+                end += 2 if arguments[end : end + 1] == b"\\" else 1
+            yield first, min(end, len(arguments))
 
 
 def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:

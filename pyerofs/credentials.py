@@ -1,7 +1,8 @@
-"""Where credentials come from: options, docker's config.json, containers' auth.json. Files only, no network.
+"""Where credentials come from: options, docker's config.json, containers' auth.json, and the helpers that they name.
 
 Every call reads the files again, so that a mount that lives for weeks follows a `docker login`. Nothing is cached,
-nothing shared: safe to call from any thread. docker: config.json's `auths`; containers-auth.json(5).
+nothing shared: safe to call from any thread. docker: config.json's `credHelpers`, `credsStore`, `auths`;
+containers-auth.json(5).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .errors import UsageError
 from .secret import Secret
 
 _DOCKER_HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # as docker login calls it
 _IDENTITY_USER = "<token>"  # docker's convention: the password is an identity token
 
 
@@ -21,7 +23,7 @@ class Credentials(NamedTuple):
     """What is known for one repository; `source` names the place for messages.
 
     `identity_token`: an OAuth 2 refresh token. `registry_token`: a bearer token as it is. `helper`: nothing is known
-    but the name of the program that keeps them, which is not called yet.
+    but the name of the program that keeps them, which is not there.
     """
 
     source: str
@@ -66,8 +68,8 @@ def read_password_file(path: str) -> Secret:
 def lookup(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
     """The first source's credentials for `host` (host[:port]) and `repository`.
 
-    Where there are none but a config names a credential helper for the host, that is said in `helper`. Raises
-    UsageError naming a file that cannot be read or understood, never its contents.
+    Where there are none but a config names a credential helper that is not there, that is said in `helper`. Raises
+    UsageError naming a file or a helper that cannot be used, never its contents; RegistryError for a helper that fails.
     """
     helper: Credentials | None = None
     for source in SOURCES:
@@ -80,17 +82,17 @@ def lookup(host: str, repository: str, environ: Mapping[str, str]) -> Credential
 
 def _docker(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
     directory = environ.get("DOCKER_CONFIG") or f"{_home(environ)}/.docker"
-    return _from_file(f"{directory}/config.json", host, ())
+    return _from_file(f"{directory}/config.json", host, (), environ)
 
 
 def _containers(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
     parts = repository.split("/")
     paths = tuple("/".join(parts[:length]) for length in range(len(parts), 0, -1))
-    found = (_from_file(path, host, paths) for path in _containers_files(environ))
+    found = (_from_file(path, host, paths, environ) for path in _containers_files(environ))
     return next((credentials for credentials in found if credentials), None)
 
 
-# The order in which they are asked. A credential helper's protocol will be one more function.
+# The order in which they are asked.
 SOURCES: tuple[Callable[[str, str, Mapping[str, str]], Credentials | None], ...] = (_docker, _containers)
 
 
@@ -116,13 +118,17 @@ def _home(environ: Mapping[str, str]) -> str:
         return "/"
 
 
-def _from_file(path: str, host: str, paths: tuple[str, ...]) -> Credentials | None:
-    """The entry for the most specific of host/path for each of `paths`, then for the host."""
+def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[str, str]) -> Credentials | None:
+    """What the helper for the host has; else the entry for the most specific of host/path for each of `paths`, then
+    for the host. A helper comes before `auths`, as docker's command line has it: there it leaves its entries empty."""
     try:
         text = _read(path)
     except FileNotFoundError:
         return None
     config = _object(path, text)
+    kept = _from_helper(path, config, host, environ)
+    if kept and not kept.helper:
+        return kept
     auths = config.get("auths")
     if isinstance(auths, dict):
         for wanted in [f"{name}/{each}" for each in paths for name in _names(host)] + _names(host):
@@ -131,10 +137,31 @@ def _from_file(path: str, host: str, paths: tuple[str, ...]) -> Credentials | No
                     found = _entry(path, key, entry)
                     if found:
                         return found
+    return kept
+
+
+def _from_helper(path: str, config: Mapping[str, object], host: str, environ: Mapping[str, str]) -> Credentials | None:
     helpers = config.get("credHelpers")
-    names = [helpers.get(name) for name in _names(host)] if isinstance(helpers, dict) else []
+    keys = [_DOCKER_HUB_KEY, *_names(host)] if host in _DOCKER_HUB else [host]
+    names = [helpers.get(key) for key in keys] if isinstance(helpers, dict) else []
     helper = next((name for name in (*names, config.get("credsStore")) if isinstance(name, str) and name), "")
-    return Credentials(path, helper=f"docker-credential-{helper}") if helper else None
+    if not helper:
+        return None
+    from . import credhelper  # few have one
+
+    try:
+        if credhelper.find(helper, environ) is None:
+            # Not an error yet: such a config is often copied from another machine, and many images are for everybody.
+            return Credentials(path, helper=f"docker-credential-{helper}")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    kept = credhelper.get(helper, _DOCKER_HUB_KEY if host in _DOCKER_HUB else host, environ=environ)
+    if kept is None:
+        return None
+    source = f"docker-credential-{helper}"
+    if kept.username == _IDENTITY_USER:
+        return Credentials(source, identity_token=kept.secret)
+    return Credentials(source, kept.username, kept.secret)
 
 
 def _names(host: str) -> list[str]:

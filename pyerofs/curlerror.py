@@ -7,12 +7,14 @@ that loads pycurl. Pure functions.
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 from .errors import RegistryError
 from .url import Url
 
 _TEXT_MAX = 200  # characters of libcurl's own words
+_CONNECT_REFUSED = re.compile(r"CONNECT tunnel failed, response ([0-9]{3})")
 
 
 class TransportError(RegistryError):
@@ -35,19 +37,20 @@ class Limits(NamedTuple):
 
     connect_timeout: float
     stall_speed: int
-    stall_seconds: int
+    stall_seconds: float
     has_authorities: bool
 
 
 class Failure(NamedTuple):
-    """What libcurl says: CURLcode, its text, errno of the system call (or 0), whether the request had been sent, and
-    whether an answer had begun."""
+    """What libcurl says: CURLcode, its text, errno of the system call (or 0), whether the request had been sent,
+    whether an answer had begun, and host:port of the proxy (or "")."""
 
     code: int
     text: str
     errno: int
     sent: bool
     answered: bool
+    proxy: str = ""
 
 
 _PARTIAL_FILE, _TIMEDOUT, _BAD_AUTHORITIES, _UNTRUSTED = 18, 28, 77, 60
@@ -55,13 +58,15 @@ _ENDINGS = {
     # code: kind, temporary, words after "HOST: "
     1: ("protocol", True, "the answer is not HTTP"),  # UNSUPPORTED_PROTOCOL: HTTP/0.9, which is any garbage
     3: ("setup", False, "the URL is malformed"),  # URL_MALFORMAT
-    5: ("resolve", True, "cannot resolve the proxy's name"),  # COULDNT_RESOLVE_PROXY
+    5: ("resolve", True, "the proxy's name cannot be resolved"),  # COULDNT_RESOLVE_PROXY
     8: ("protocol", True, "the answer is not HTTP"),  # WEIRD_SERVER_REPLY
     35: ("tls", True, "the TLS handshake failed"),  # SSL_CONNECT_ERROR
+    43: ("tls", False, "the client certificate's key cannot be used"),  # BAD_FUNCTION_ARGUMENT: said of nothing else
     52: ("transfer", True, "the connection was closed without an answer"),  # GOT_NOTHING
     58: ("tls", False, "the client certificate or its key cannot be used"),  # SSL_CERTPROBLEM
     59: ("tls", False, "no TLS cipher in common"),  # SSL_CIPHER
     61: ("protocol", True, "the answer's transfer encoding is unknown or broken"),  # BAD_CONTENT_ENCODING
+    97: ("connect", True, "the proxy did not connect it"),  # PROXY
     _PARTIAL_FILE: ("transfer", True, "the connection was closed in the middle of the answer"),
 }
 
@@ -69,15 +74,14 @@ _ENDINGS = {
 def translate(failure: Failure, url: Url, limits: Limits) -> TransportError:
     """One line that names the host and the cause in words; never a query, a header or a credential."""
     code, host = failure.code, url.authority
+    peer = f"the proxy {failure.proxy}" if failure.proxy else _with_port(url)
+    if refusal := _CONNECT_REFUSED.search(failure.text):
+        return _refused_by_proxy(failure.proxy, host, int(refusal[1]))
     if code == 6:  # COULDNT_RESOLVE_HOST
         return TransportError(f"cannot resolve {url.host}", "resolve", temporary=True)
     if code == 7:  # COULDNT_CONNECT
         cause = os.strerror(failure.errno).lower() if failure.errno else _words(failure.text)
-        words = (
-            f"connection to {_with_port(url)} refused"
-            if "refused" in cause
-            else f"cannot connect to {_with_port(url)}: {cause}"
-        )
+        words = f"connection to {peer} refused" if "refused" in cause else f"cannot connect to {peer}: {cause}"
         return TransportError(words, "connect", temporary=True)
     if code == _TIMEDOUT:
         return _timeout(failure, url, limits)
@@ -101,13 +105,21 @@ def translate(failure: Failure, url: Url, limits: Limits) -> TransportError:
 
 def _timeout(failure: Failure, url: Url, limits: Limits) -> TransportError:
     if not failure.sent:
-        words = f"no connection to {_with_port(url)} within {limits.connect_timeout:g} s"
+        through = f" through the proxy {failure.proxy}" if failure.proxy else ""
+        words = f"no connection to {_with_port(url)}{through} within {limits.connect_timeout:g} s"
         return TransportError(words, "connect", temporary=True)
-    if "too slow" in failure.text:
-        words = f"{url.authority}: less than {limits.stall_speed} bytes/s for {limits.stall_seconds} s"
-    else:
-        words = f"{url.authority}: the answer took too long"
-    return TransportError(words, "stall", temporary=True, answered=failure.answered)
+    return TransportError(
+        f"{url.authority}: the answer took too long", "stall", temporary=True, answered=failure.answered
+    )
+
+
+def _refused_by_proxy(proxy: str, host: str, status: int) -> TransportError:
+    """The proxy's own answer to CONNECT."""
+    if status == 407:
+        words = f"the proxy {proxy} wants a user and a password, or others: give them in its URL"
+        return TransportError(words, "connect", temporary=False)
+    words = f"the proxy {proxy} does not connect to {host}: {status}"
+    return TransportError(words, "connect", temporary=status in (408, 429) or status >= 500)
 
 
 def _with_port(url: Url) -> str:

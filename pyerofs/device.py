@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import netlink
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
-from .nbdnode import HELP, backend_of, explain, index_of, indices, is_busy, make_node, node, size_of, tune
+from .nbdnode import HELP, IO_TIMEOUT, backend_of, explain, index_of, indices, is_busy, make_node, node, size_of, tune
 
 _SET_SOCK, _SET_BLKSIZE, _DO_IT, _CLEAR_SOCK = 0xAB00, 0xAB01, 0xAB03, 0xAB04
 _SET_SIZE_BLOCKS, _DISCONNECT, _SET_TIMEOUT, _SET_FLAGS = 0xAB07, 0xAB08, 0xAB09, 0xAB0A
@@ -32,6 +32,8 @@ _SET_SIZE_BLOCKS, _DISCONNECT, _SET_TIMEOUT, _SET_FLAGS = 0xAB07, 0xAB08, 0xAB09
 SECTOR = 512
 
 DEAD_TIMEOUT = 7 * 24 * 3600  # seconds
+ANSWER_TIMEOUT = 130.0  # seconds
+_ANSWER_TIMEOUT_MAX = 24 * 3600.0
 
 
 class NBDDevice:
@@ -100,6 +102,13 @@ class NBDDevice:
             raise explain(error, self.path) from error
         return True
 
+    def await_end(self, seconds: float) -> None:
+        """Give a kernel that disconnects by itself time to finish: asked to once more in the middle of it, it complains
+        in its log."""
+        deadline = time.monotonic() + seconds
+        while backend_of(self.index) == self.identifier and time.monotonic() < deadline:
+            time.sleep(0.005)
+
     def disconnect(self) -> None:
         """End the session: the server is sent NBD_CMD_DISC, whoever still reads gets EIO. Again is no error."""
         if self._ended:
@@ -147,6 +156,7 @@ def attach(
     how: str = "auto",
     device: str | None = None,
     dead_timeout: int = DEAD_TIMEOUT,
+    answer_timeout: float = ANSWER_TIMEOUT,
 ) -> NBDDevice:
     """Attach the kernel's ends of the sockets to an NBD device, `device` (/dev/nbdN) or a free one.
 
@@ -154,7 +164,8 @@ def attach(
     `size` is in bytes; of a size that is no multiple of 512 the rest is out of reach. `server_flags` are the
     transmission flags of the NBD specification, `identifier` is shown as /sys/block/nbdN/backend and needed for a
     reconnect, `how` is "auto", "netlink" or "ioctl" (one socket only), `dead_timeout` are the seconds that reads wait
-    for a reconnect once every socket is dead (netlink only).
+    for a reconnect once every socket is dead (netlink only). `answer_timeout`: seconds within which the server answers
+    every read; of several sockets the kernel takes one that does not for dead.
 
     UsageError, SystemFailure or MountFailure; then nothing is attached.
     """
@@ -173,7 +184,8 @@ def attach(
         found = _attach_ioctl(sockets, size, server_flags, identifier, index)
     try:
         make_node(found.index)
-        found.untuned = tune(found.index)
+        several = int(min(answer_timeout, _ANSWER_TIMEOUT_MAX) * 1000)
+        found.untuned = tune(found.index, IO_TIMEOUT if len(sockets) == 1 else several)
     except BaseException:
         found.disconnect()
         raise

@@ -11,29 +11,38 @@ from .answer import Response
 from .auth import Authorizer, parse_challenges
 from .credentials import Lookup
 from .errors import RegistryError, UsageError
+from .proxy import Proxy
+from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
 from .transport import Request, Transport
-from .url import Url, is_link_local, is_loopback, join, parse, peer_check
+from .url import Url, form, is_link_local, is_loopback, join, parse, peer_check
 
 HOPS_MAX = 5  # redirects from one request
 
 
 class Origin(NamedTuple):
-    """Where a registry's API is: `url`'s path is its prefix, "/v2". `headers` go with every request to this origin."""
+    """Where a registry's API is: `url`'s path is its prefix, "/v2". `headers` go with every request to this origin.
+
+    `proxy`: for all that begins here, instead of what the transport would choose. `connect_timeout`: seconds.
+    `namespace`: the registry of which this is a mirror, "" for the registry itself.
+    """
 
     url: Url
     tls: TLS = DEFAULT_TLS
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, Secret], ...] = ()
+    proxy: Proxy | None = None
+    connect_timeout: float | None = None
+    namespace: str = ""
 
 
-def origins(host: str, insecure: bool) -> list[Origin]:
+def origins(host: str, insecure: bool, tls: TLS = DEFAULT_TLS) -> list[Origin]:
     """The origins to try for host[:port], in order. Raises UsageError for what is no host.
 
     https only; `insecure`: without verification, and plain http where https is not spoken. A loopback host needs no
     TLS: plain http comes first there, unless the port is 443.
     """
     try:
-        secure = Origin(parse(f"https://{host}/v2"), TLS(verify=not insecure))
+        secure = Origin(parse(f"https://{host}/v2"), tls._replace(verify=tls.verify and not insecure))
         plain = Origin(parse(f"http://{host}/v2"), secure.tls)
     except ValueError:
         raise UsageError(f"{host!r} is not a registry's host") from None
@@ -66,11 +75,13 @@ class Endpoint:
         self.origin = origin
         self._repository = repository
         self._transport = transport
-        self._authorizer = Authorizer(transport, origin.url, repository, look_up, tls=origin.tls)
+        self._authorizer = Authorizer(transport, origin.url, repository, look_up, tls=origin.tls, proxy=origin.proxy)
 
     def url(self, path: str) -> Url:
-        """The URL of manifests/REFERENCE or blobs/DIGEST of the repository."""
-        return self.origin.url._replace(target=f"{self.origin.url.target}/{self._repository}/{path}")
+        """The URL of manifests/REFERENCE or blobs/DIGEST of the repository; `ns` tells a mirror whose."""
+        root, namespace = self.origin.url.target.rstrip("/"), self.origin.namespace
+        query = f"?{form([('ns', namespace)])}" if namespace else ""
+        return self.origin.url._replace(target=f"{root}/{self._repository}/{path}{query}")
 
     def send(self, request: Request, *, renew: bool = True) -> Response:
         """One exchange with this origin, or with a host that it redirected to: that one gets no Authorization.
@@ -79,10 +90,11 @@ class Endpoint:
         Transport.request() and Authorizer.renew(); any other refusal is the caller's to judge.
         """
         origin = self.origin
+        request = request._replace(proxy=origin.proxy, connect_timeout=origin.connect_timeout)
         if not request.url.same_origin(origin.url):
             tls = origin.tls if request.url.host == origin.url.host else origin.tls.elsewhere()
             return self._transport.request(request._replace(tls=tls, admit=peer_check(request.url, origin.url)))
-        request = request._replace(tls=origin.tls, headers=(*origin.headers, *request.headers))
+        request = request._replace(tls=origin.tls, hidden=origin.headers)
         used = self._authorizer.current(request.cancel)
         response = self._transport.request(request._replace(authorization=used.value if used else None))
         if response.status not in (401, 403) or not renew:

@@ -74,9 +74,9 @@ class Export:
         except BaseException:
             cache.close()
             raise
-        self._fetcher = Fetcher(self.store, source, self._failed, self._landed)
+        self._fetcher = Fetcher(self.store, source, self._failed, self._landed, timeout=options.timeout)
         self._fetcher.start()
-        self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire")
+        self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire", daemon=True)
         self._expirer.start()
 
     def _failed(self, text: str, error: PyerofsError | None) -> None:
@@ -91,6 +91,7 @@ class Export:
         with self._sync_lock:
             if self._sync_timer is None:
                 self._sync_timer = threading.Timer(SYNC_DELAY, self.sync)
+                self._sync_timer.daemon = True
                 self._sync_timer.start()
 
     # The last thing that went wrong for good, to tell a reader more than "I/O error".

@@ -3,7 +3,8 @@
 Guarantees:
 - A run is asked for again only while some read waits for it; how long a read may wait is its store's decision, so a
   read ends within its time whatever the source does, and nobody hammers a dead registry for nothing.
-- After a broken transfer the next attempt starts where the last whole granule ended.
+- After a broken transfer the next attempt starts where the last whole granule ended, over another connection and,
+  where there is one, at another mirror.
 - A failure that no repetition can mend fails the waiting reads at once; the next read tries afresh.
 - stop() returns within about a second, even while the network is dead.
 """
@@ -15,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .errors import PyerofsError, RegistryError, SystemFailure
-from .retry import delay
+from .retry import delay, pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,14 +31,27 @@ THREADS = 32  # range requests at the same time; threads are made as they are ne
 
 
 class Fetcher:
-    """Owns its threads. start() and stop() belong to one owner; stop() after the store has been stopped."""
+    """Owns its threads. `timeout`: seconds that a read may wait.
 
-    def __init__(self, store: Store, source: Source, log: Log, landed: Callable[[], None], threads: int = THREADS):
+    start() and stop() belong to one owner; stop() after the store has been stopped.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        log: Log,
+        landed: Callable[[], None],
+        threads: int = THREADS,
+        timeout: float = 120.0,
+    ):
         self._store = store
         self._source = source
         self._log = log
         self._landed = landed
         self._limit = threads
+        # A read that comes when another one's time is up must see a new attempt within its own.
+        self._longest_pause = timeout / 8
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -57,7 +71,8 @@ class Fetcher:
     def _grow(self) -> None:
         with self._lock:
             if len(self._threads) < self._limit and not self._stopping.is_set():
-                thread = threading.Thread(target=self._work, name=f"pyerofs-fetch-{len(self._threads)}")
+                name = f"pyerofs-fetch-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
@@ -73,7 +88,8 @@ class Fetcher:
 
     def _fetch(self, run: Run) -> int:
         """0, or the errno for those who still wait."""
-        attempt = 0
+        attempt = 0  # in a row without a byte
+        position = run.offset
         while not self._stopping.is_set():
             try:
                 self._attempt(run)
@@ -87,6 +103,8 @@ class Fetcher:
                 self.failures += 1
                 return e.errno or errno.EIO
             except PyerofsError as e:
+                if self._stopping.is_set():
+                    break  # we have cancelled it ourselves
                 waiting = self._store.waiters(run.id)
                 if not (isinstance(e, RegistryError) and e.temporary):
                     self._log(f"fetching {run.length} bytes at {run.offset} failed: {e}", e)
@@ -94,13 +112,18 @@ class Fetcher:
                     return errno.EIO
                 if not waiting:
                     return 0
-                seconds = delay(attempt, e.retry_after)
+                reached, _ = self._store.resume(run.id)
+                attempt = attempt if reached == position else 0
+                position = reached
+                seconds = delay(attempt, e.retry_after, self._longest_pause)
                 self._log(
                     f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {seconds:.1f} s", None
                 )
                 self.retries += 1
                 attempt += 1
-                self._stopping.wait(seconds)
+                pause(seconds, lambda: self._stopping.is_set() or not self._store.waiters(run.id))
+                if not self._stopping.is_set() and not self._store.waiters(run.id):
+                    return 0  # their time was up
         return errno.ESHUTDOWN
 
     def _attempt(self, run: Run) -> None:

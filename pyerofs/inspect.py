@@ -22,7 +22,7 @@ def inspect(
     oci = parse_oci_options([options] if isinstance(options, str) else list(options))
     reference, registry, transport = connect(image, oci, trace=trace)
     try:
-        digest, document = get_document(registry, reference.manifest_reference)
+        digest, document = get_document(registry, reference.manifest_reference, timeout=oci.timeout)
         found: dict[str, Any] = {"reference": str(reference), "digest": digest, "media_type": document.media_type}
         if isinstance(document, Index):
             found["platforms"] = [
@@ -33,7 +33,7 @@ def inspect(
                 }
                 for m in document.manifests
             ]
-        chosen = resolve(registry, reference, oci.platform or Platform.host())
+        chosen = resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
     finally:
         transport.close()
     found["manifest"] = {"digest": chosen.digest, "media_type": chosen.manifest.media_type}

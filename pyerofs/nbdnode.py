@@ -16,10 +16,9 @@ from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
 
 HELP = "load the nbd module (`modprobe nbd`), or use -t erofs.fuse"
 
-# Written below /sys/block/nbdN at attach. io_timeout (ms): a read that was in flight when its server died goes on after
-# a reconnect only when this timer fires; it only looks, as long as the socket lives and NBD's own timeout is 0.
-QUEUE_SETTINGS = {"queue/io_timeout": "1000"}
-
+# Milliseconds for queue/io_timeout with one socket: a read that was in flight when its server died goes on after a
+# reconnect only when this timer fires; it only looks, as long as the socket lives and NBD's own timeout is 0.
+IO_TIMEOUT = 1000
 
 SYS_BLOCK = Path("/sys/block")
 
@@ -68,12 +67,12 @@ def is_busy(index: int) -> bool:
     return size_of(index) != 0 or (node(index) / "pid").exists()
 
 
-def tune(index: int) -> list[str]:
-    """Make the QUEUE_SETTINGS of a device; returns the names of those that could not be made. Raises nothing."""
+def tune(index: int, io_timeout: int = IO_TIMEOUT) -> list[str]:
+    """Make the settings of a device's queue; returns the names of those that could not be made. Raises nothing."""
     failed = []
-    for name, value in QUEUE_SETTINGS.items():
+    for name, value in (("queue/io_timeout", io_timeout),):
         try:
-            (node(index) / name).write_text(value)
+            (node(index) / name).write_text(str(value))
         except OSError:
             failed.append(name)
     return failed

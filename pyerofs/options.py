@@ -11,79 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from .errors import UsageError
+from .mountflags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
 from .platforms import Platform
 from .reference import check_digest
 from .secret import Secret
-
-# mount(2), <sys/mount.h>
-MS_RDONLY = 1
-MS_NOSUID = 1 << 1
-MS_NODEV = 1 << 2
-MS_NOEXEC = 1 << 3
-MS_SYNCHRONOUS = 1 << 4
-MS_MANDLOCK = 1 << 6
-MS_DIRSYNC = 1 << 7
-MS_NOSYMFOLLOW = 1 << 8
-MS_NOATIME = 1 << 10
-MS_NODIRATIME = 1 << 11
-MS_SILENT = 1 << 15
-MS_RELATIME = 1 << 21
-MS_I_VERSION = 1 << 23
-MS_STRICTATIME = 1 << 24
-MS_LAZYTIME = 1 << 25
-
-_ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME  # exclude one another: the last one wins
-_DATA_MAX = 4095  # bytes; mount(2) cuts its data off at a page, without an error
-
-# name: (flags that it sets, flags that it clears)
-_FLAGS = {
-    **dict.fromkeys(("defaults", "ro", "rw", "loop", "auto", "noauto", "nofail", "_netdev"), (0, 0)),
-    **dict.fromkeys(("nouser", "nousers", "noowner", "nogroup"), (0, 0)),
-    "nosuid": (MS_NOSUID, 0),
-    "suid": (0, MS_NOSUID),
-    "nodev": (MS_NODEV, 0),
-    "dev": (0, MS_NODEV),
-    "noexec": (MS_NOEXEC, 0),
-    "exec": (0, MS_NOEXEC),
-    "sync": (MS_SYNCHRONOUS, 0),
-    "async": (0, MS_SYNCHRONOUS),
-    "dirsync": (MS_DIRSYNC, 0),
-    "noatime": (MS_NOATIME, _ATIME),
-    "atime": (0, MS_NOATIME),
-    "nodiratime": (MS_NODIRATIME, 0),
-    "diratime": (0, MS_NODIRATIME),
-    "relatime": (MS_RELATIME, _ATIME),
-    "norelatime": (0, MS_RELATIME),
-    "strictatime": (MS_STRICTATIME, _ATIME),
-    "nostrictatime": (0, MS_STRICTATIME),
-    "lazytime": (MS_LAZYTIME, 0),
-    "nolazytime": (0, MS_LAZYTIME),
-    "iversion": (MS_I_VERSION, 0),
-    "noiversion": (0, MS_I_VERSION),
-    "mand": (MS_MANDLOCK, 0),
-    "nomand": (0, MS_MANDLOCK),
-    "nosymfollow": (MS_NOSYMFOLLOW, 0),
-    "symfollow": (0, MS_NOSYMFOLLOW),
-    "silent": (MS_SILENT, 0),
-    "quiet": (MS_SILENT, 0),
-    "loud": (0, MS_SILENT),
-    "user": (MS_NOEXEC | MS_NOSUID | MS_NODEV, 0),
-    "users": (MS_NOEXEC | MS_NOSUID | MS_NODEV, 0),
-    "owner": (MS_NOSUID | MS_NODEV, 0),
-    "group": (MS_NOSUID | MS_NODEV, 0),
-}
-# For mount(8), fstab and their kin; never for the kernel.
-_USERSPACE = re.compile(r"comment=.*|x-.*|X-.*", re.DOTALL)
-_PROPAGATION = re.compile(r"(?:make-)?r?(?:shared|slave|private|unbindable)")
-_OTHER_OPERATIONS = ("bind", "rbind", "move")
-
-# EROFS's own options with fixed values (the kernel's Documentation/filesystems/erofs.rst); None: it stands alone.
-_EROFS_VALUES: dict[str, tuple[str | None, ...]] = {
-    **dict.fromkeys(("user_xattr", "nouser_xattr", "acl", "noacl", "directio", "nodirectio", "inode_share"), (None,)),
-    "cache_strategy": ("disabled", "readahead", "readaround"),
-    "dax": (None, "always", "never"),
-}
-_EROFS_TEXTS = ("device", "domain_id", "fsid", "fsoffset")
+from .url import parse as parse_url
 
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
@@ -92,7 +24,8 @@ _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local
 
 @dataclass(frozen=True, slots=True)
 class OCIOptions:
-    """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds."""
+    """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
+    in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password."""
 
     layer: int | None = None
     blob: str | None = None
@@ -104,6 +37,9 @@ class OCIOptions:
     cache: str | None = None
     connections: int = 1
     timeout: float = 120.0
+    mirrors: tuple[str, ...] = ()
+    ca: str | None = None
+    proxy: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +99,16 @@ def _seconds(name: str, value: str) -> float:
     return seconds
 
 
+def _mirror(name: str, value: str) -> str:
+    try:
+        if parse_url(value).query:
+            raise ValueError
+    except ValueError:
+        # It is not repeated: somebody may have put a password into it.
+        raise UsageError(f"{name}: the URL of a mirror is http[s]://HOST[:PORT][/PATH]") from None
+    return value
+
+
 def _parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
     def convert(name: str, value: str) -> Any:
         try:
@@ -183,7 +129,8 @@ _NEEDS_VALUE = object()
 
 
 class _Row(NamedTuple):
-    """One option of ours. `bare` is its value where none is written; None leaves the field as it is."""
+    """One option of ours. `bare` is its value where none is written; None leaves the field as it is. `many`: it may be
+    given several times, and its field is a tuple."""
 
     name: str
     field: str
@@ -191,6 +138,7 @@ class _Row(NamedTuple):
     convert: Callable[[str, str], Any]
     text: str
     bare: object = _NEEDS_VALUE
+    many: bool = False
 
 
 _LAYER_MAX = 9999
@@ -203,6 +151,9 @@ _ROWS = (
     _Row("oci.password", "password", "=TEXT", _secret, "password; a comma in it is written \\,"),
     _Row("oci.password_file", "password_file", "=FILE", _text, "file that holds the password"),
     _Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True),
+    _Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
+    _Row("oci.ca", "ca", "=FILE", _text, "certificates (PEM) of authorities to trust as well"),
+    _Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's"),
     _Row("oci.cache", "cache", "=DIR", _text, "directory of the cache"),
     _Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)"),
     _Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or with s or m (default: 120)"),
@@ -265,7 +216,7 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs") -> MountOpt
             raise UsageError(f"{name} does not fit -t erofs.local, which mounts a local file; use -t erofs.nbd")
         if name.startswith("nbd") and driver in ("local", "fuse"):
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
-    flags, data, warnings = _kernel_options(rest)
+    flags, data, warnings = kernel_options(rest)
     return MountOptions(
         driver=driver,
         flags=flags,
@@ -308,6 +259,9 @@ def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[st
             raise UsageError(f"{name} needs a value: {name}{row.argument}")
         if result is None:
             continue
+        if row.many:
+            values[row.field] = (*values.get(row.field, ()), result)
+            continue
         before = names.setdefault(row.field, name)
         if values.setdefault(row.field, result) != result:
             two = f"{name} is given twice" if before == name else f"{before} and {name} are given"
@@ -343,49 +297,5 @@ def _oci_options(values: dict[str, Any], written: list[str]) -> OCIOptions:
     return OCIOptions(**{field: value for field, value in values.items() if field in fields})
 
 
-def _kernel_options(items: list[str]) -> tuple[int, str, tuple[str, ...]]:
-    """Flags and data for mount(2), and warnings."""
-    flags = MS_RDONLY
-    data: list[str] = []
-    writable = False
-    for item in items:
-        name, equals, value = item.partition("=")
-        if name == "remount":
-            raise UsageError("remount is not supported: unmount it and mount it again")
-        if name in _OTHER_OPERATIONS or _PROPAGATION.fullmatch(name):
-            raise UsageError(f"{name} is not a mount of a file system: use mount(8) for it")
-        if _USERSPACE.fullmatch(item):
-            continue
-        if name in _FLAGS:
-            if equals and name != "user":
-                raise UsageError(f"the option {name} takes no value")
-            on, off = _FLAGS[name]
-            flags = flags & ~off | on
-            writable = name == "rw" if name in ("ro", "rw") else writable
-            continue
-        _check_erofs(name, value if equals else None)
-        if "," in item and not _is_quoted(value):
-            raise UsageError(f"the option {name!r} has a comma in its value, which the kernel cannot take")
-        data.append(item)
-    joined = ",".join(data)
-    if len(joined.encode(errors="surrogatepass")) > _DATA_MAX:
-        raise UsageError(f"the options for the kernel are longer than {_DATA_MAX} bytes")
-    return flags, joined, ("EROFS is read-only: rw is ignored, mounting ro",) if writable else ()
-
-
-def _check_erofs(name: str, value: str | None) -> None:
-    if name in _EROFS_VALUES and value not in _EROFS_VALUES[name]:
-        words = [name if word is None else f"{name}={word}" for word in _EROFS_VALUES[name]]
-        raise UsageError(f"the option {name} is written {' or '.join(words)}")
-    if name in _EROFS_TEXTS and not value:
-        raise UsageError(f"the option {name} needs a value: {name}=...")
-    if name == "fsoffset" and not re.fullmatch(r"[0-9]{1,19}", value or ""):
-        raise UsageError(f"fsoffset={value!r}: a number of bytes is needed")
-
-
-def _is_quoted(value: str) -> bool:
-    return len(value) >= 2 and value[0] == value[-1] == '"' and '"' not in value[1:-1]
-
-
 def _unquoted(value: str) -> str:
-    return value[1:-1] if _is_quoted(value) else value
+    return value[1:-1] if is_quoted(value) else value

@@ -1,4 +1,4 @@
-"""One repository at one registry: which origin to ask, and its manifests and blobs.
+"""One repository at one registry and its mirrors: its manifests and blobs.
 
 OCI distribution specification, "Pull". A Registry and its blobs may be used by any number of threads; they own nothing
 that has to be closed (the Transport does).
@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 from .answer import REDIRECTS, Response, failure
 from .blob import Blob
-from .credentials import Lookup, lookup
-from .curlerror import TransportError
-from .endpoint import HOPS_MAX, Endpoint, next_hop, origins
-from .errors import RegistryError
+from .credentials import Lookup
+from .endpoint import HOPS_MAX, Endpoint, next_hop
+from .errors import ImageError, RegistryError, UsageError
+from .hosts import HostConfig
+from .manifest import verify_digest
+from .mirror import Mirror, ask_each, make_mirrors
+from .reference import is_digest
 from .transport import Request, Transport
 from .url import Url
 
 MANIFEST_CAP = 4 << 20  # bytes; the most that the specification asks a registry to take
 _MANIFEST_TIMEOUT = 60.0  # seconds for one exchange
-
-# After which failures, before any answer, the next candidate is tried. Leaving https needs the stronger sign.
-_TRY_NEXT = {"http": {"connect", "tls", "transfer", "protocol"}, "https": {"connect", "tls"}}
 
 
 class ManifestAnswer(NamedTuple):
@@ -37,7 +37,8 @@ class ManifestAnswer(NamedTuple):
 class Registry:
     """`repository` at `host` (host[:port], the one to connect to: registry-1.docker.io for Docker Hub).
 
-    `credentials` is asked at each renewal; without it docker's and containers' files are, by way of `environ`.
+    `namespace`: how images call that host, if that differs. `credentials` is asked at each renewal; without it docker's
+    and containers' files are, by way of `environ`. `config`: its mirrors. Raises UsageError.
     """
 
     def __init__(
@@ -46,71 +47,96 @@ class Registry:
         repository: str,
         transport: Transport,
         *,
+        namespace: str | None = None,
         insecure: bool = False,
         credentials: Lookup | None = None,
         environ: Mapping[str, str] | None = None,
+        config: HostConfig | None = None,
     ) -> None:
         self.host = host
         self.repository = repository
-        variables = os.environ if environ is None else environ
-        look_up = credentials or (lambda: lookup(host, repository, variables))
-        # One of these is settled on as soon as it has answered. Mirrors will be more of them.
-        self._candidates = [Endpoint(origin, repository, transport, look_up) for origin in origins(host, insecure)]
-        self._settled: Endpoint | None = None
+        self.mirrors = make_mirrors(
+            host,
+            namespace or host,
+            repository,
+            transport,
+            config or HostConfig(),
+            insecure=insecure,
+            credentials=credentials,
+            environ=os.environ if environ is None else environ,
+        )
 
-    def ask(self, exchange: Callable[[Endpoint], Response]) -> tuple[Endpoint, Response]:
-        """The answer of the first endpoint that speaks HTTP, and that endpoint. Raises what `exchange` raises."""
-        if self._settled:
-            return self._settled, exchange(self._settled)
-        errors: list[TransportError] = []
-        refusal: tuple[Endpoint, Response] | None = None
-        last = self._candidates[-1]
-        for endpoint in self._candidates:
-            try:
-                response = exchange(endpoint)
-            except TransportError as error:
-                if error.answered or error.kind not in _TRY_NEXT[endpoint.origin.url.scheme]:
-                    raise
-                errors.append(error)
-                continue
-            if response.status == 400 and endpoint is not last and endpoint.origin.url.scheme == "http":
-                refusal = endpoint, response  # what a TLS server says to plain http, or simply what it says
-                continue
-            self._settled = endpoint
-            return endpoint, response
-        if refusal and errors[-1].temporary:
-            return refusal
-        # A certificate that is not trusted says most; that nothing listens at one of the ports says least.
-        untrusted = next((error for error in errors if not error.temporary), None)
-        raise untrusted or min(errors, key=lambda error: error.kind == "connect")
+    def capable(self, capability: str) -> list[Mirror]:
+        """Those that are trusted with "pull" or "resolve". Raises UsageError where there is none."""
+        found = [mirror for mirror in self.mirrors if capability in mirror.capabilities]
+        if not found:
+            raise UsageError(f"{self.host}: by hosts.toml no host has the capability {capability!r}")
+        return found
 
     def get_manifest(
-        self, reference: str, accept: Sequence[str], cancel: Callable[[], bool] | None = None
+        self,
+        reference: str,
+        accept: Sequence[str],
+        cancel: Callable[[], bool] | None = None,
+        timeout: float = _MANIFEST_TIMEOUT,
     ) -> ManifestAnswer:
-        """The manifest or index with this tag or digest, of the media types `accept`; not verified.
+        """The manifest or index with this tag or digest, of the media types `accept`; one with a digest is verified.
 
-        RegistryError (NotFoundError, AuthError); one attempt, .temporary says whether another may help.
+        One attempt at each mirror, of `timeout` seconds. RegistryError (NotFoundError, AuthError): .temporary says
+        whether another attempt may help. ImageError: what came has not the digest.
         """
+        by_digest = is_digest(reference)
+        wrong: list[ImageError] = []
+
+        def attempt(mirror: Mirror) -> ManifestAnswer:
+            answer = self._get_manifest(mirror, reference, accept, cancel, min(timeout, _MANIFEST_TIMEOUT))
+            if by_digest:
+                try:
+                    verify_digest(answer.body, reference)
+                except ImageError as error:
+                    wrong.append(error)
+                    raise RegistryError(f"{mirror.name}: {error}") from None
+            return answer
+
+        try:
+            return ask_each(self.capable("pull" if by_digest else "resolve"), attempt, last_word=True)
+        except RegistryError as error:
+            if wrong and not error.temporary:
+                raise wrong[-1] from None
+            raise
+
+    def _get_manifest(
+        self,
+        mirror: Mirror,
+        reference: str,
+        accept: Sequence[str],
+        cancel: Callable[[], bool] | None,
+        timeout: float,
+    ) -> ManifestAnswer:
         headers = (("Accept", ", ".join(accept)),)
         what = f"manifest {reference} of {self.repository}"
+        note, fresh = mirror.note, mirror.health.failures > 0
 
         def request(url: Url) -> Request:
-            return Request(url, headers, cap=MANIFEST_CAP, timeout=_MANIFEST_TIMEOUT, cancel=cancel)
+            return Request(url, headers, cap=MANIFEST_CAP, timeout=timeout, cancel=cancel, note=note, fresh=fresh)
 
-        endpoint, response = self.ask(lambda endpoint: endpoint.send(request(endpoint.url(f"manifests/{reference}"))))
+        def exchange(endpoint: Endpoint) -> Response:
+            return endpoint.send(request(endpoint.url(f"manifests/{reference}")))
+
+        endpoint, response = mirror.ask(exchange)
         hops = 0
         while response.status in REDIRECTS:
             hops += 1
             if hops > HOPS_MAX:
-                raise RegistryError(f"{self.host}: {what}: more than {HOPS_MAX} redirects")
+                raise RegistryError(f"{mirror.name}: {what}: more than {HOPS_MAX} redirects")
             response = endpoint.send(request(next_hop(response, endpoint.origin.url)))
         if response.status != 200:
             raise failure(response, what, time.time())
         if response.truncated:
-            raise RegistryError(f"{self.host}: {what} is larger than {MANIFEST_CAP >> 20} MiB")
+            raise RegistryError(f"{mirror.name}: {what} is larger than {MANIFEST_CAP >> 20} MiB")
         media_type = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
         return ManifestAnswer(response.body, media_type)
 
     def blob(self, digest: str, size: int) -> Blob:
         """The blob with this digest and (from its descriptor) size in bytes. No request is made."""
-        return Blob(self, digest, size)
+        return Blob(self.capable("pull"), digest, size)

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
 
 FIRST = 0.1  # seconds; doubled at each attempt
 MAX = 10.0
+ASKED_MAX = 60.0  # seconds of a Retry-After that are honoured
 _SLICE = 0.2  # seconds between two looks at cancel
 
 
-def delay(attempt: int, asked: float | None = None) -> float:
-    """Seconds to wait after the attempt-th failure (from 0); `asked`: what the server's Retry-After says."""
-    seconds = min(FIRST * 2 ** min(attempt, 16), MAX) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-    return float(seconds) if asked is None else max(seconds, min(asked, MAX))
+def delay(attempt: int, asked: float | None = None, most: float = MAX) -> float:
+    """Seconds to wait after the attempt-th failure (from 0), up to `most`; `asked`: what a Retry-After says."""
+    seconds = min(FIRST * 2 ** min(attempt, 16), most, MAX) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return float(seconds) if asked is None else max(seconds, min(asked, ASKED_MAX))
 
 
-def pause(attempt: int, asked: float | None, cancel: Callable[[], bool]) -> None:
+def pause(seconds: float, cancel: Callable[[], bool]) -> None:
     """Waits that long, or until `cancel` says so."""
-    end = time.monotonic() + delay(attempt, asked)
+    end = time.monotonic() + seconds
     while not cancel() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE))

@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
@@ -13,17 +14,21 @@ from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, parse, select,
 from .options import OCIOptions
 from .platforms import Platform
 from .reference import Reference
-from .retry import pause
+from .retry import delay, pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .blob import Blob
+    from .hosts import HostConfig, Roots
     from .registry import ManifestAnswer, Registry
     from .transport import Transport
 
-RESOLVE_ATTEMPTS = 4
+RESOLVE_ATTEMPTS = 5
+SIZE_MAX = 1 << 44  # bytes: 2^32 blocks of 4 KiB. A larger number would only make the cache reserve space for its map
+DEFAULT_TIMEOUT = OCIOptions().timeout
 INDEX_DEPTH = 4  # an index may name indexes; nobody nests them deeper for a good reason
+_FROM_MIRRORS = frozenset(("pull", "resolve"))  # who names a mirror on the command line trusts it with tags too
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 
 
@@ -137,16 +142,50 @@ def connect(
 ) -> tuple[Reference, Registry, Transport]:
     """The registry of a reference; no request is made. The caller closes the transport. Raises UsageError."""
     from .credentials import from_options
+    from .proxy import choose
     from .registry import Registry
-    from .transport import Transport
+    from .transport import CONNECT_TIMEOUT, STALL_SECONDS, Transport
 
     reference = Reference.parse(text)
     credentials = from_options(options.username, options.password, options.password_file)
-    transport = Transport(trace=trace)
-    registry = Registry(
-        reference.host, reference.repository, transport, insecure=options.insecure, credentials=credentials
+    config = host_config(reference.registry, options)
+    transport = Transport(
+        trace=trace,
+        proxies=choose(options.proxy.reveal() if options.proxy else None, os.environ),
+        # Time must be left to try it another way before a read's own time is up.
+        connect_timeout=min(CONNECT_TIMEOUT, options.timeout / 3),
+        stall_seconds=min(STALL_SECONDS, options.timeout / 4),
     )
+    try:
+        registry = Registry(
+            reference.host,
+            reference.repository,
+            transport,
+            namespace=reference.registry,
+            insecure=options.insecure,
+            credentials=credentials,
+            config=config,
+        )
+    except BaseException:
+        transport.close()
+        raise
     return reference, registry, transport
+
+
+def host_config(registry: str, options: OCIOptions, roots: Roots | None = None) -> HostConfig:
+    """This machine's configuration of a registry's hosts, with what the options add to it. Raises UsageError."""
+    from .hosts import Host, HostConfig, certificates, check_readable, default_roots, load, parse_api_url
+
+    roots = roots or default_roots(os.environ, os.getuid())
+    config = load(registry, roots)
+    named = []
+    for text in options.mirrors:
+        url = parse_api_url(text)
+        found = certificates(url.authority, roots)
+        named.append(Host(url, _FROM_MIRRORS, found.ca, found.client))
+    ca = (check_readable(options.ca, "oci.ca"),) if options.ca else ()
+    places = [place._replace(ca=(*place.ca, *ca)) for place in (*named, *config.mirrors, config.server)]
+    return HostConfig(tuple(places[:-1]), places[-1])
 
 
 def open_image(
@@ -162,9 +201,11 @@ def open_image(
     """
     reference, registry, transport = connect(text, options, trace=trace)
     try:
-        image = resolve(registry, reference, options.platform or Platform.host(), cancel)
+        image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout)
         try:
             layer, descriptor = choose_layer(image.manifest, options.layer, options.blob)
+            if descriptor.size > SIZE_MAX:
+                raise ImageError(f"layer {layer} says that it has {descriptor.size} bytes, more than EROFS can have")
         except ImageError as e:
             raise ImageError(f"{reference}: {e}") from None
         return ImageSource(image, layer, registry.blob(descriptor.digest, descriptor.size), transport)
@@ -173,9 +214,14 @@ def open_image(
         raise
 
 
-def get_document(registry: Registry, what: str, cancel: Callable[[], bool] = _never) -> tuple[str, Manifest | Index]:
-    """The manifest or index with this tag or digest, and its digest, verified. Raises RegistryError, ImageError."""
-    answer = _patiently(lambda: registry.get_manifest(what, MEDIA_TYPES, cancel), cancel)
+def get_document(
+    registry: Registry, what: str, cancel: Callable[[], bool] = _never, timeout: float = DEFAULT_TIMEOUT
+) -> tuple[str, Manifest | Index]:
+    """The manifest or index with this tag or digest, and its digest, verified; it may take `timeout` seconds in all.
+
+    Raises RegistryError, ImageError.
+    """
+    answer = _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout)
     digest = what
     if ":" in what:
         verify_digest(answer.body, what)
@@ -186,24 +232,35 @@ def get_document(registry: Registry, what: str, cancel: Callable[[], bool] = _ne
     return digest, parse(answer.body, answer.media_type)
 
 
-def _patiently(ask: Callable[[], ManifestAnswer], cancel: Callable[[], bool]) -> ManifestAnswer:
-    """A few tries: somebody waits at a terminal, or a container's start does."""
+def _patiently(ask: Callable[[float], ManifestAnswer], cancel: Callable[[], bool], timeout: float) -> ManifestAnswer:
+    """A few tries: somebody waits at a terminal, or a container's start does. `ask` gets the seconds that are left."""
+    deadline = time.monotonic() + timeout
     for attempt in range(RESOLVE_ATTEMPTS - 1):
         try:
-            return ask()
+            return ask(max(0.1, deadline - time.monotonic()))
         except RegistryError as e:
-            if not e.temporary:
+            seconds = delay(attempt, e.retry_after)
+            if not e.temporary or time.monotonic() + seconds > deadline:
                 raise
-            pause(attempt, e.retry_after, cancel)
-    return ask()
+            pause(seconds, cancel)
+    return ask(max(0.1, deadline - time.monotonic()))
 
 
-def resolve(registry: Registry, reference: Reference, platform: Platform, cancel: Callable[[], bool] = _never) -> Image:
-    """Follows a reference to the manifest for the platform. Raises RegistryError, ImageError."""
+def resolve(
+    registry: Registry,
+    reference: Reference,
+    platform: Platform,
+    cancel: Callable[[], bool] = _never,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> Image:
+    """Follows a reference to the manifest for the platform, each document within `timeout` seconds.
+
+    Raises RegistryError, ImageError.
+    """
     what = reference.manifest_reference
     try:
         for _ in range(INDEX_DEPTH):
-            digest, document = get_document(registry, what, cancel)
+            digest, document = get_document(registry, what, cancel, timeout)
             if isinstance(document, Manifest):
                 return Image(reference, digest, document)
             what = select(document, platform).digest

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
+
+from .errors import UsageError
 
 _HASHED_CA_DIRECTORIES = ("/etc/ssl/certs",)
 _CA_BUNDLES = (
@@ -17,9 +20,9 @@ _CA_BUNDLES = (
 
 
 class TLS(NamedTuple):
-    """How to speak TLS with one origin: paths of PEM files; `ca` is trusted beside the system's authorities."""
+    """How to speak TLS with one origin: paths of PEM files; each of `ca` is trusted beside the system's authorities."""
 
-    ca: str | None = None
+    ca: tuple[str, ...] = ()
     cert: str | None = None
     key: str | None = None
     verify: bool = True
@@ -54,6 +57,28 @@ def find_authorities(environ: Mapping[str, str]) -> Authorities:
         if _is_hashed(directory):
             return Authorities(None, directory)
     return Authorities(next((path for path in _CA_BUNDLES if os.access(path, os.R_OK)), None), None)
+
+
+def merged(paths: tuple[str, ...]) -> bytes:
+    """The certificates of all `paths` as one PEM text. UsageError for a file that cannot be read.
+
+    libcurl takes one file or one text. A file that has changed since is read again, as a mount lives for weeks.
+    """
+    try:
+        return b"\n".join(_content(path, *_version(path)) for path in paths)
+    except OSError as error:
+        raise UsageError(f"cannot read the CA certificates in {error.filename}: {error.strerror}") from None
+
+
+def _version(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=16)
+def _content(path: str, *_version: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _is_hashed(directory: str) -> bool:

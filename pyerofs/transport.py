@@ -10,6 +10,7 @@ Processes: a handle must not be used on both sides of a fork. Call close() befor
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,33 +19,37 @@ import pycurl
 from .answer import Headers, Response
 from .curlerror import Failure, Limits, TransportError, translate
 from .errors import RegistryError
+from .proxy import Choice, Proxy, choose
 from .secret import Secret
-from .tls import DEFAULT_TLS, TLS, Authorities, find_authorities
-from .url import Url, is_loopback
+from .tls import DEFAULT_TLS, TLS, Authorities, find_authorities, merged
+from .url import Url
 
 CONNECT_TIMEOUT = 10  # seconds for name, TCP and TLS together
 STALL_SPEED = 1024  # bytes/s; slower than that ...
-STALL_SECONDS = 15  # ... for that long is a dead transfer: libcurl averages over 5 s, so that it may take 5 s more.
-# It is also how long a server may think before it answers.
+STALL_SECONDS = 15  # ... for that long is a dead transfer. It is also how long a server may think before it answers.
 BODY_CAP = 64 << 10  # bytes of a body that nobody streams, unless the request says otherwise
 _HEADERS_CAP = 64 << 10  # bytes of all header lines of one answer
 _BUFFER = 512 << 10  # bytes; measured: throughput no longer grows beyond it
 _IDLE_MAX = 64  # handles
 _USER_AGENT = "pyerofs"
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_..., which pycurl has no name for
 
 
 class Request(NamedTuple):
     """One exchange to make.
 
-    `authorization`: value of that header. `body`: makes it a POST of a form. `sink`: gets each piece of the answer's
-    body, on the calling thread, and gives False to end the transfer. `usable`: looks at the head before that, and says
-    whether the sink may see any byte; if not, and also without a sink, the body is collected, up to `cap` bytes.
-    `timeout`: seconds for all of it; None: only a stall ends it. `cancel`: polled about once a second or more often.
-    `admit`: gets the peer's IP address before a byte is sent to it. `note`: why this exchange, for the trace.
+    `hidden`: more headers, which nobody may see. `authorization`: value of that header. `body`: makes it a POST of a
+    form. `sink`: gets each piece of the answer's body, on the calling thread, and gives False to end the transfer.
+    `usable`: looks at the head before that, and says whether the sink may see any byte; if not, and also without a
+    sink, the body is collected, up to `cap` bytes. `timeout`: seconds for all of it; None: only a stall ends it.
+    `cancel`: polled about once a second or more often. `admit`: gets the peer's IP address before a byte is sent to it,
+    unless a proxy is the peer. `note`: why this exchange, for the trace. `fresh`: over a new connection. `proxy`:
+    instead of what the transport would choose. `connect_timeout`: seconds, where that is less than the transport's.
     """
 
     url: Url
     headers: tuple[tuple[str, str], ...] = ()
+    hidden: tuple[tuple[str, Secret], ...] = ()
     authorization: Secret | None = None
     body: Secret | None = None
     tls: TLS = DEFAULT_TLS
@@ -55,6 +60,9 @@ class Request(NamedTuple):
     cancel: Callable[[], bool] | None = None
     admit: Callable[[str], bool] | None = None
     note: str = ""
+    fresh: bool = False
+    proxy: Proxy | None = None
+    connect_timeout: float | None = None
 
 
 class Transport:
@@ -68,13 +76,15 @@ class Transport:
         *,
         trace: Callable[[str], None] | None = None,
         authorities: Authorities | None = None,
+        proxies: Choice | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         stall_speed: int = STALL_SPEED,
-        stall_seconds: int = STALL_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
         user_agent: str = _USER_AGENT,
     ) -> None:
         self.trace = trace
         self._authorities = authorities or find_authorities(os.environ)
+        self._proxies = proxies or choose(None, os.environ)
         self._limits = Limits(connect_timeout, stall_speed, stall_seconds, self._authorities != (None, None))
         self._user_agent = user_agent
         self._idle: list[pycurl.Curl] = []  # append and pop of a list are atomic
@@ -85,15 +95,19 @@ class Transport:
 
         An exception of a callback ends the transfer and comes out of here unchanged.
         """
+        proxy = request.proxy or self._proxies(request.url)
+        limits = self._limits
+        if request.connect_timeout:
+            limits = limits._replace(connect_timeout=min(request.connect_timeout, limits.connect_timeout))
         curl = self._take()
-        exchange = _Exchange(request)
+        exchange = _Exchange(request, proxy, curl, limits)
         outcome = "failed"
         try:
             self._set_up(curl, exchange)
             try:
                 curl.perform()
             except pycurl.error as error:
-                failed = exchange.verdict(curl, error, self._limits)
+                failed = exchange.verdict(error)
                 if failed:
                     raise failed from None
             response = exchange.response()
@@ -104,7 +118,7 @@ class Transport:
             raise
         finally:
             if self.trace:
-                self.trace(exchange.line(curl, outcome))
+                self.trace(exchange.line(outcome))
             self._give_back(curl)
 
     def close(self) -> None:
@@ -127,7 +141,7 @@ class Transport:
         self._idle.append(curl)
 
     def _set_up(self, curl: pycurl.Curl, exchange: _Exchange) -> None:
-        request = exchange.request
+        request, limits = exchange.request, exchange.limits
         set_ = curl.setopt
         set_(pycurl.URL, str(request.url))
         set_(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -142,27 +156,43 @@ class Transport:
         set_(pycurl.BUFFERSIZE, _BUFFER)
         set_(pycurl.TCP_NODELAY, 1)
         set_(pycurl.TCP_KEEPALIVE, 1)
-        set_(pycurl.CONNECTTIMEOUT_MS, int(self._limits.connect_timeout * 1000))
-        set_(pycurl.LOW_SPEED_LIMIT, self._limits.stall_speed)
-        set_(pycurl.LOW_SPEED_TIME, self._limits.stall_seconds)
+        set_(pycurl.CONNECTTIMEOUT_MS, max(1, int(limits.connect_timeout * 1000)))
         if request.timeout is not None:
             set_(pycurl.TIMEOUT_MS, max(1, int(request.timeout * 1000)))
-        if is_loopback(request.url.host):
-            set_(pycurl.PROXY, "")  # a proxy of the environment is for the world outside
+        if request.fresh:
+            set_(pycurl.FRESH_CONNECT, 1)
+        self._set_up_proxy(curl, exchange.proxy)
         if request.url.scheme == "https":
             self._set_up_tls(curl, request.tls)
         set_(pycurl.HEADERFUNCTION, exchange.on_header)
         set_(pycurl.WRITEFUNCTION, exchange.on_body)
-        if request.cancel:
-            set_(pycurl.NOPROGRESS, 0)
-            set_(pycurl.XFERINFOFUNCTION, exchange.on_progress)
-        if request.admit:
-            set_(pycurl.PREREQFUNCTION, exchange.on_connected)
+        set_(pycurl.NOPROGRESS, 0)
+        set_(pycurl.XFERINFOFUNCTION, exchange.on_progress)
+        set_(pycurl.PREREQFUNCTION, exchange.on_connected)
+
+    def _set_up_proxy(self, curl: pycurl.Curl, proxy: Proxy | None) -> None:
+        # Both are always set, or libcurl would look into the environment itself.
+        curl.setopt(pycurl.NOPROXY, "")
+        curl.setopt(pycurl.PROXY, proxy.url if proxy else "")
+        if not proxy:
+            return
+        curl.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # its answer to CONNECT is not the registry's
+        if proxy.username:
+            curl.setopt(pycurl.PROXYUSERNAME, proxy.username.reveal())
+            curl.setopt(pycurl.PROXYPASSWORD, proxy.password.reveal() if proxy.password else "")
+        if proxy.scheme == "https":
+            bundle, directory = self._authorities
+            if bundle:
+                curl.setopt(pycurl.PROXY_CAINFO, bundle)
+            if directory:
+                curl.setopt(pycurl.PROXY_CAPATH, directory)
 
     def _set_up_tls(self, curl: pycurl.Curl, tls: TLS) -> None:
         bundle, directory = self._authorities
-        if tls.ca or bundle:
-            curl.setopt(pycurl.CAINFO, tls.ca or bundle)
+        if tls.ca:
+            curl.setopt(pycurl.CAINFO_BLOB, merged((bundle, *tls.ca) if bundle else tls.ca))
+        elif bundle:
+            curl.setopt(pycurl.CAINFO, bundle)
         elif directory:
             curl.unsetopt(pycurl.CAINFO)  # else libcurl insists on its built-in path
         if directory:
@@ -180,6 +210,9 @@ def _header_lines(request: Request) -> list[str]:
     lines.append("Accept-Encoding: identity")
     if request.authorization:
         lines.append(f"Authorization: {request.authorization.reveal()}")
+    for name, secret in request.hidden:
+        if not (request.authorization and name.lower() == "authorization"):
+            lines.append(f"{name}: {secret.reveal()}")
     for line in lines:
         if not (line.isascii() and line.isprintable()):  # a token with a line break in it would add header fields
             name = line.partition(":")[0]
@@ -195,8 +228,12 @@ class _Exchange:
     A callback must not raise into libcurl: what it raises is kept, the transfer aborted, and raised again outside.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, proxy: Proxy | None, curl: pycurl.Curl, limits: Limits) -> None:
         self.request = request
+        self.proxy = proxy
+        self.limits = limits
+        self._curl = curl
+        self._mark: tuple[float, float] | None = None  # when how many bytes had come
         self._headers = Headers()
         self._status = 0
         self._header_bytes = 0
@@ -205,7 +242,7 @@ class _Exchange:
         self._body = bytearray()
         self._received = 0
         self._complete = False  # the whole head of the final answer has come
-        self._stopped = self._truncated = self._cancelled = self._overlong = False
+        self._stopped = self._truncated = self._cancelled = self._overlong = self._stalled = False
         self._refused_peer = ""
         self._raised: BaseException | None = None
 
@@ -245,17 +282,32 @@ class _Exchange:
             self._raised = error
         return -1
 
-    def on_progress(self, *_: float) -> int:
+    def on_progress(self, _total: float, received: float, *_: float) -> int:
+        """libcurl calls this about once a second, and at each piece."""
         try:
             self._cancelled = bool(self.request.cancel and self.request.cancel())
+            self._stalled = not self._cancelled and self._stalls(received)
         except BaseException as error:
             self._raised = error
             return 1
-        return int(self._cancelled)
+        return int(self._cancelled or self._stalled)
+
+    def _stalls(self, received: float) -> bool:
+        """Whether less came than must come. libcurl's own limit averages over 5 s, and so ends 5 s too late."""
+        if self._mark is None:  # connecting has a limit of its own
+            return False
+        now = time.monotonic()
+        since, before = self._mark
+        if received - before >= self.limits.stall_speed * self.limits.stall_seconds:
+            self._mark = now, received
+            return False
+        return now - since >= self.limits.stall_seconds
 
     def on_connected(self, peer: str, *_: object) -> int:
+        """The request is about to be sent, over a new connection or an old one."""
         try:
-            if self.request.admit and self.request.admit(peer):
+            self._mark = time.monotonic(), 0
+            if not self.request.admit or self.proxy or self.request.admit(peer):
                 return pycurl.PREREQFUNC_OK
             self._refused_peer = peer
         except BaseException as error:
@@ -282,7 +334,7 @@ class _Exchange:
             self._received,
         )
 
-    def verdict(self, curl: pycurl.Curl, error: pycurl.error, limits: Limits) -> TransportError | None:
+    def verdict(self, error: pycurl.error) -> TransportError | None:
         """What a failed transfer means; None where it is our own callback that had enough. Raises what one raised."""
         if self._raised:
             raise self._raised
@@ -303,20 +355,42 @@ class _Exchange:
             # docker-registry states a wrong length for the text of its 416; the status says all that is needed.
             self._truncated = True
             return None
+        if self._stalled:
+            words = f"{host}: less than {self.limits.stall_speed} bytes/s for {self.limits.stall_seconds:g} s"
+            return TransportError(words, "stall", temporary=True, answered=self._status > 0)
         code, text = int(error.args[0]), str(error.args[-1])
-        sent = curl.getinfo(pycurl.PRETRANSFER_TIME) > 0
-        failure = Failure(code, text, curl.getinfo(pycurl.OS_ERRNO), sent, self._status > 0)
-        return translate(failure, self.request.url, limits)
+        sent = self._curl.getinfo(pycurl.PRETRANSFER_TIME) > 0
+        failure = Failure(code, text, self._curl.getinfo(pycurl.OS_ERRNO), sent, self._status > 0, self._via)
+        return translate(failure, self.request.url, self.limits)
 
-    def line(self, curl: pycurl.Curl, outcome: str) -> str:
+    def line(self, outcome: str) -> str:
         """The exchange for a person: no query, no credentials, no body."""
         request = self.request
         wanted = next((" " + value for name, value in request.headers if name == "Range"), "")
         received = self._received or len(self._body)
-        connection = "new connection" if curl.getinfo(pycurl.NUM_CONNECTS) else "same connection"
         method = "GET" if request.body is None else "POST"
+        via = f" via {self._via}" if self._via else ""
         note = f" ({request.note})" if request.note else ""
         return (
-            f"{method} {request.url.scheme}://{request.url.shown}{wanted} -> {outcome}, {received} bytes, "
-            f"{curl.getinfo(pycurl.TOTAL_TIME) * 1000:.1f} ms, {connection}{note}"
+            f"{method} {request.url.scheme}://{request.url.shown}{wanted}{via} -> {outcome}, {received} bytes, "
+            f"{_timing(self._curl)}{note}"
         )
+
+    @property
+    def _via(self) -> str:
+        return self.proxy.authority if self.proxy else ""
+
+
+def _timing(curl: pycurl.Curl) -> str:
+    """When what had come, counted from the exchange's start, and over which connection."""
+
+    def at(info: int) -> float:
+        return float(curl.getinfo(info)) * 1000
+
+    if not curl.getinfo(pycurl.NUM_CONNECTS):
+        return f"first byte {at(pycurl.STARTTRANSFER_TIME):.1f} ms, end {at(pycurl.TOTAL_TIME):.1f} ms, same connection"
+    tls = f"TLS {at(pycurl.APPCONNECT_TIME):.1f} ms, " if curl.getinfo(pycurl.APPCONNECT_TIME) else ""
+    return (
+        f"name {at(pycurl.NAMELOOKUP_TIME):.1f} ms, connected {at(pycurl.CONNECT_TIME):.1f} ms, {tls}"
+        f"first byte {at(pycurl.STARTTRANSFER_TIME):.1f} ms, end {at(pycurl.TOTAL_TIME):.1f} ms, new connection"
+    )

@@ -157,7 +157,7 @@ def test_link_is_renewed_before_it_ends(registry: Registry, server: FakeRegistry
         to(cdn, f"?X-Amz-Date={signed}&X-Amz-Expires=400")(exchange)
 
     server.default = behave
-    blob = Blob(registry, next(iter(server.blobs)), SIZE, clock=clock)
+    blob = Blob(registry.mirrors, next(iter(server.blobs)), SIZE, clock=clock)
     read(blob)
     clock.now = 269
     read(blob)
@@ -170,7 +170,7 @@ def test_link_is_renewed_before_it_ends(registry: Registry, server: FakeRegistry
 def test_many_threads_one_resolution(blob: Blob, server: FakeRegistry, cdn: FakeRegistry) -> None:
     server.default = to(cdn)
     read(blob)
-    blob._link = None
+    next(iter(blob._copies.values()))._link = None
     in_parallel(16, lambda: read(blob))
     assert len(server.seen) == 2
 

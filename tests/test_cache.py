@@ -56,9 +56,11 @@ def test_only_what_was_missing_is_fetched(rig: Rig) -> None:
     assert bits & 1 and bits >> (20 << 20) // GRANULE & 1
     before = len(rig.ranges)
     assert read(rig, reference) == data
+    again = 0
     for first, last in rig.ranges[before:]:
-        granules = range(first // GRANULE, last // GRANULE + 1)
-        assert not any(bits >> granule & 1 for granule in granules)
+        assert not bits >> first // GRANULE & 1
+        again += sum(bits >> granule & 1 for granule in range(first // GRANULE, last // GRANULE + 1))
+    assert again * GRANULE <= 128 << 10  # a short stretch that is there may be part of a run
 
 
 def test_two_processes_share(rig: Rig, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyerofs import credentials
 from pyerofs.credentials import Credentials, from_options, lookup, read_password_file
-from pyerofs.errors import UsageError
+from pyerofs.errors import RegistryError, UsageError
 from pyerofs.secret import Secret
 
 HOST = "registry.example:5000"
@@ -243,3 +243,79 @@ def test_options(tmp_path: Path) -> None:
 def test_nothing_shows_a_secret() -> None:
     held = Credentials("s", "me", Secret("hush"), Secret("hush"), Secret("hush"))
     assert "hush" not in repr(held)
+
+
+# Credential helpers
+
+
+def helper(home: Path, name: str, script: str) -> dict[str, str]:
+    path = home / "bin" / f"docker-credential-{name}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/sh\ncat > "{home}/asked-{name}"\n{script}\n')
+    path.chmod(0o755)
+    return environ(home, PATH=f"{home / 'bin'}:{os.environ['PATH']}")
+
+
+def keeps(username: str, secret: str) -> str:
+    return f"echo '{json.dumps({'ServerURL': 'x', 'Username': username, 'Secret': secret})}'"
+
+
+NOTHING = "echo credentials not found in native keychain; exit 1"
+
+
+def test_helper_of_the_host_before_the_store_before_auths(home: Path) -> None:
+    helper(home, "one", keeps("one", "pw"))
+    variables = helper(home, "all", keeps("all", "pw"))
+    docker(home, auths={HOST: auth("file", "x"), "b": auth("file", "x")}, credHelpers={HOST: "one"}, credsStore="all")
+    assert lookup(HOST, "a", variables) == Credentials("docker-credential-one", "one", Secret("pw"))
+    assert user("b", "a", variables) == "all"
+    assert ((home / "asked-one").read_text(), (home / "asked-all").read_text()) == (HOST, "b")
+    docker(home, auths={HOST: auth("file", "x")}, credHelpers={"b": "one"})
+    assert user(HOST, "a", variables) == "file"
+
+
+def test_helper_that_has_nothing(home: Path) -> None:
+    variables = helper(home, "one", NOTHING)
+    docker(home, auths={HOST: auth("file", "x")}, credsStore="one")
+    assert user(HOST, "a", variables) == "file"
+    docker(home, auths={HOST: {}}, credsStore="one")
+    assert lookup(HOST, "a", variables) is None
+
+
+def test_identity_token_of_a_helper(home: Path) -> None:
+    variables = helper(home, "one", keeps("<token>", "idt"))
+    docker(home, credsStore="one")
+    assert lookup(HOST, "a", variables) == Credentials("docker-credential-one", identity_token=Secret("idt"))
+
+
+@pytest.mark.parametrize("key", ["docker.io", "index.docker.io", "https://index.docker.io/v1/"])
+def test_helper_for_docker_hub(home: Path, key: str) -> None:
+    variables = helper(home, "hub", keeps("me", "pw"))
+    docker(home, credHelpers={key: "hub"})
+    assert user("registry-1.docker.io", "library/x", variables) == "me"
+    assert (home / "asked-hub").read_text() == "https://index.docker.io/v1/"
+
+
+def test_helper_in_containers_auth_json(home: Path) -> None:
+    variables = helper(home, "one", keeps("me", "pw"))
+    write(home / "run/containers/auth.json", {"credHelpers": {HOST: "one"}})
+    assert user(HOST, "a", variables) == "me"
+
+
+def test_helper_that_is_not_there_is_only_named(home: Path) -> None:
+    docker(home, auths={HOST: auth("file", "x")}, credsStore="none")
+    assert user(HOST, "a", environ(home)) == "file"
+    assert lookup("b", "a", environ(home)) == Credentials(
+        str(home / ".docker/config.json"), helper="docker-credential-none"
+    )
+
+
+def test_helper_that_fails(home: Path) -> None:
+    variables = helper(home, "one", "echo the keychain is locked; exit 1")
+    docker(home, auths={HOST: auth("file", "x")}, credsStore="one")
+    with pytest.raises(RegistryError, match="the keychain is locked") as caught:
+        lookup(HOST, "a", variables)
+    assert caught.value.temporary
+    docker(home, credsStore="../one")
+    with pytest.raises(UsageError, match=r"config\.json: the name of a credential helper"):
+        lookup(HOST, "a", variables)

@@ -14,7 +14,8 @@ LINES_MAX = 400
 # DESIGN.md, "The house". A module may import those of its own level, without a cycle, and those below.
 LEVELS = (
     # L0: pure values, no I/O
-    {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock", "options"},
+    {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
+    | {"options", "mountflags"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -28,6 +29,8 @@ LEVELS = (
         "registry",
         "blob",
         "mirror",
+        "blobcopy",
+        "rangeanswer",
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"},
     # L2: where bytes come from, and where they stay
@@ -63,7 +66,7 @@ def imports(module: str, *, typing: bool) -> set[str]:
 
 
 def test_every_module_has_its_level() -> None:
-    assert sorted(LEVEL) == MODULES
+    assert set(MODULES) == set(LEVEL)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pyerofs import options as o
+from pyerofs import mountflags as o
+from pyerofs import options
 from pyerofs.errors import UsageError
 from pyerofs.options import MountOptions, OCIOptions, parse_mount_options, parse_oci_options, split
 from pyerofs.platforms import Platform
@@ -320,11 +321,11 @@ def test_the_password_is_hidden() -> None:
 
 
 def test_help_covers_every_field() -> None:
-    assert {row.field for row in o._ROWS if row.name.startswith("oci")} == {
+    assert {row.field for row in options._ROWS if row.name.startswith("oci")} == {
         f.name for f in dataclasses.fields(OCIOptions)
     }
-    for name, argument, text in o.OCI_HELP + o.NBD_HELP:
-        assert name in o._BY_NAME
+    for name, argument, text in options.OCI_HELP + options.NBD_HELP:
+        assert name in options._BY_NAME
         assert argument.startswith(("=", "[="))
         assert text
 
@@ -334,7 +335,7 @@ words = st.sampled_from(
         *o._FLAGS,
         *o._EROFS_VALUES,
         *o._EROFS_TEXTS,
-        *(row.name for row in o._ROWS),
+        *(row.name for row in options._ROWS),
         "=",
         ",",
         "\\",

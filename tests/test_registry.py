@@ -16,8 +16,9 @@ from fakeregistry import (
 
 from pyerofs.blob import Blob
 from pyerofs.credentials import Credentials
-from pyerofs.endpoint import Origin, origins
+from pyerofs.endpoint import Endpoint, Origin, origins
 from pyerofs.errors import AuthError, NotFoundError, RegistryError, UsageError
+from pyerofs.mirror import Mirror
 from pyerofs.registry import MANIFEST_CAP, Registry
 from pyerofs.secret import Secret
 from pyerofs.tls import TLS
@@ -231,10 +232,8 @@ def test_a_400_of_a_plain_registry_is_its_answer(server: FakeRegistry) -> None:
 
 
 def test_origin_headers_go_to_the_origin_only(registry: Registry, server: FakeRegistry, cdn: FakeRegistry) -> None:
-    from pyerofs.endpoint import Endpoint
-
-    origin = Origin(parse(f"{server.url}/v2"), TLS(), (("X-Mine", "1"),))
-    registry._candidates = [Endpoint(origin, "org/app", Transport(), lambda: None)]
+    origin = Origin(parse(f"{server.url}/v2"), TLS(), (("X-Mine", Secret("1")),))
+    registry.mirrors = [Mirror([Endpoint(origin, "org/app", Transport(), lambda: None)], frozenset(["pull"]))]
     server.default = to(cdn)
     read(registry.blob(next(iter(server.blobs)), SIZE))
     assert server.seen[0].headers["x-mine"] == "1"

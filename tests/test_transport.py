@@ -24,7 +24,7 @@ from fakeregistry import (
 )
 
 from pyerofs.curlerror import TransportError
-from pyerofs.errors import RegistryError
+from pyerofs.errors import RegistryError, UsageError
 from pyerofs.secret import Secret
 from pyerofs.tls import TLS, Authorities, find_authorities
 from pyerofs.transport import BODY_CAP, Request, Transport
@@ -335,12 +335,12 @@ def test_tls(secure: FakeRegistry, transport: Transport, certificate: Certificat
     error = failing(transport, Request(url))
     assert (error.kind, error.temporary) == ("tls", False)
     assert str(error).startswith(f"TLS certificate of {secure.host} not trusted (self")
-    assert transport.request(Request(url, tls=TLS(ca=str(certificate.cert)), cap=len(DATA))).body == DATA
+    assert transport.request(Request(url, tls=TLS(ca=(str(certificate.cert),)), cap=len(DATA))).body == DATA
     assert transport.request(Request(url, tls=TLS(verify=False), cap=len(DATA))).body == DATA
     # A connection that was made without verification is not good enough for a request that wants it.
     assert failing(transport, Request(url)).kind == "tls"
-    missing = failing(transport, Request(url, tls=TLS(ca=str(tmp_path / "none"))))
-    assert "CA certificates cannot be read" in str(missing)
+    with pytest.raises(UsageError, match=r"cannot read the CA certificates in .*none: No such file"):
+        transport.request(Request(url, tls=TLS(ca=(str(tmp_path / "none"),))))
 
 
 def test_system_without_authorities(secure: FakeRegistry) -> None:

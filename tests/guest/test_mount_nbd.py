@@ -86,7 +86,9 @@ def test_by_ioctl(scene: Scene, tree: Tree, published: Published) -> None:
 
 
 def test_four_connections(scene: Scene, tree: Tree, published: Published) -> None:
-    scene.mount_image(published.plain, "oci.connections=4", fstype="erofs.nbd")
+    """The kernel must not take a socket for dead that waits for the registry: only oci.timeout ends a read."""
+    scene.mount_image(published.plain, "oci.connections=4", "oci.timeout=77", fstype="erofs.nbd")
+    assert (device_of(scene) / "queue" / "io_timeout").read_text() == "87000\n"
     assert_same(tree.entries, scene.mnt)
     by_umount(scene)
 
