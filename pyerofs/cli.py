@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 def _option_table() -> str:
     rows = [*OCI_HELP, *NBD_HELP]
-    return "\n".join(f"  {name + argument:<28}{text}" for name, argument, text in rows)
+    return "\n".join(f"  {name + argument:<31} {text}" for name, argument, text in rows)
 
 
 def _command(
