@@ -25,7 +25,7 @@ from tokenserver import LEEWAY, TokenServer
 
 MIB = 1 << 20
 SIZE = int(os.environ.get("PYEROFS_LOAD_MIB", "96")) * MIB
-TIMEOUT = 30  # seconds, oci.timeout
+TIMEOUT = 60  # seconds, oci.timeout
 RESTARTS = 3
 
 FRONT = """
