@@ -115,11 +115,11 @@ class Scene:
     def leftovers(self) -> list[str]:
         """What is there of mounts, processes, records, devices."""
         here = str(self.directory)
-        records = set(_records()) - self._before
+        records = {name for name in set(_records()) - self._before if not _is_anothers(name)}
         ours = (here, *(f"{record.DIRECTORY}/{name}" for name in records))
         left = [f"mount {m.target} of {m.source}" for m in mountpoint.mountinfo() if m.target.startswith(ours)]
         left += [f"process {pid}: {text}" for pid, text in self.processes().items()]
-        left += [f"record {name}" for name in sorted(records) if not _is_anothers(name)]
+        left += [f"record {name}" for name in sorted(records)]
         left += [f"device {name}" for name in sorted(set(_nbd_devices()) - self._before)]
         left += [f"device {name} on {file}" for name, file in _loop_devices() if file.startswith(here)]
         return left
