@@ -16,9 +16,10 @@ from .answer import Response, failure, iso_date, json_object, server_time
 from .credentials import Credentials, Lookup
 from .errors import AuthError, PyerofsError, RegistryError, UsageError
 from .proxy import Proxy
+from .request import Request
 from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
-from .transport import Request, Transport
+from .transport import Transport
 from .url import Url, form, is_link_local, parse, peer_check
 
 _TOKEN_CAP = 1 << 20  # bytes of a token server's answer

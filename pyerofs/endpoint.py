@@ -12,9 +12,10 @@ from .auth import Authorizer, parse_challenges
 from .credentials import Lookup
 from .errors import RegistryError, UsageError
 from .proxy import Proxy
+from .request import Request
 from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
-from .transport import Request, Transport
+from .transport import Transport
 from .url import Url, form, is_link_local, is_loopback, join, parse, peer_check
 
 HOPS_MAX = 5  # redirects from one request

@@ -55,6 +55,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
+        self._in_row = 0  # failures of all threads since the last success
         self.retries = 0
         self.failures = 0
 
@@ -93,6 +94,7 @@ class Fetcher:
         while not self._stopping.is_set():
             try:
                 self._attempt(run)
+                self._in_row = 0
                 self._landed()
                 return 0
             except OSError as e:
@@ -115,7 +117,10 @@ class Fetcher:
                 reached, _ = self._store.resume(run.id)
                 attempt = attempt if reached == position else 0
                 position = reached
-                seconds = delay(attempt, e.retry_after, self._longest_pause)
+                self._in_row += 1
+                # Where others are served meanwhile it is bad luck rather than a bad state, and the pauses grow slowly.
+                number = min(attempt, max(attempt // 2, self._in_row - 1))
+                seconds = delay(number, e.retry_after, self._longest_pause)
                 self._log(
                     f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {seconds:.1f} s", None
                 )

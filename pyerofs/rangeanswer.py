@@ -11,7 +11,7 @@ from collections.abc import Callable
 from .answer import Response, content_range, failure, number
 from .errors import RegistryError
 from .reference import is_digest
-from .transport import Request
+from .request import Request
 from .url import Url
 
 Sink = Callable[[int, bytes], bool]

@@ -20,7 +20,8 @@ from .hosts import HostConfig
 from .manifest import verify_digest
 from .mirror import Mirror, ask_each, make_mirrors
 from .reference import is_digest
-from .transport import Request, Transport
+from .request import Request
+from .transport import Transport
 from .url import Url
 
 MANIFEST_CAP = 4 << 20  # bytes; the most that the specification asks a registry to take

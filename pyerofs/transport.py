@@ -12,57 +12,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pycurl
 
 from .answer import Headers, Response
 from .curlerror import Failure, Limits, TransportError, translate
-from .errors import RegistryError
 from .proxy import Choice, Proxy, choose
-from .secret import Secret
-from .tls import DEFAULT_TLS, TLS, Authorities, find_authorities, merged
-from .url import Url
+from .request import Request, header_lines, redacted
+from .tls import TLS, Authorities, find_authorities, merged
 
 CONNECT_TIMEOUT = 10  # seconds for name, TCP and TLS together
 STALL_SPEED = 1024  # bytes/s; slower than that ...
 STALL_SECONDS = 15  # ... for that long is a dead transfer. It is also how long a server may think before it answers.
-BODY_CAP = 64 << 10  # bytes of a body that nobody streams, unless the request says otherwise
 _HEADERS_CAP = 64 << 10  # bytes of all header lines of one answer
 _BUFFER = 512 << 10  # bytes; measured: throughput no longer grows beyond it
 _IDLE_MAX = 64  # handles
 _USER_AGENT = "pyerofs"
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_..., which pycurl has no name for
-
-
-class Request(NamedTuple):
-    """One exchange to make.
-
-    `hidden`: more headers, which nobody may see. `authorization`: value of that header. `body`: makes it a POST of a
-    form. `sink`: gets each piece of the answer's body, on the calling thread, and gives False to end the transfer.
-    `usable`: looks at the head before that, and says whether the sink may see any byte; if not, and also without a
-    sink, the body is collected, up to `cap` bytes. `timeout`: seconds for all of it; None: only a stall ends it.
-    `cancel`: polled about once a second or more often. `admit`: gets the peer's IP address before a byte is sent to it,
-    unless a proxy is the peer. `note`: why this exchange, for the trace. `fresh`: over a new connection. `proxy`:
-    instead of what the transport would choose. `connect_timeout`: seconds, where that is less than the transport's.
-    """
-
-    url: Url
-    headers: tuple[tuple[str, str], ...] = ()
-    hidden: tuple[tuple[str, Secret], ...] = ()
-    authorization: Secret | None = None
-    body: Secret | None = None
-    tls: TLS = DEFAULT_TLS
-    sink: Callable[[bytes], bool] | None = None
-    usable: Callable[[Response], bool] | None = None
-    cap: int = BODY_CAP
-    timeout: float | None = None
-    cancel: Callable[[], bool] | None = None
-    admit: Callable[[str], bool] | None = None
-    note: str = ""
-    fresh: bool = False
-    proxy: Proxy | None = None
-    connect_timeout: float | None = None
 
 
 class Transport:
@@ -148,7 +114,7 @@ class Transport:
         set_(pycurl.NOSIGNAL, 1)
         set_(pycurl.NETRC, pycurl.NETRC_IGNORED)
         set_(pycurl.USERAGENT, self._user_agent)
-        set_(pycurl.HTTPHEADER, _header_lines(request))
+        set_(pycurl.HTTPHEADER, header_lines(request))
         if request.body is not None:
             set_(pycurl.POSTFIELDS, request.body.reveal())
         # One exchange at a time on each connection: HTTP/2 has nothing to give here, and costs 10 to 30 % more CPU.
@@ -203,23 +169,6 @@ class Transport:
         if tls.cert:
             curl.setopt(pycurl.SSLCERT, tls.cert)
             curl.setopt(pycurl.SSLKEY, tls.key or tls.cert)
-
-
-def _header_lines(request: Request) -> list[str]:
-    lines = [f"{name}: {value}" for name, value in request.headers]
-    lines.append("Accept-Encoding: identity")
-    if request.authorization:
-        lines.append(f"Authorization: {request.authorization.reveal()}")
-    for name, secret in request.hidden:
-        if not (request.authorization and name.lower() == "authorization"):
-            lines.append(f"{name}: {secret.reveal()}")
-    for line in lines:
-        if not (line.isascii() and line.isprintable()):  # a token with a line break in it would add header fields
-            name = line.partition(":")[0]
-            raise RegistryError(
-                f"{request.url.authority}: the value for the header {name!r} has characters that no header can have"
-            )
-    return lines
 
 
 class _Exchange:
@@ -324,11 +273,12 @@ class _Exchange:
             raise TransportError(words, "transfer", temporary=True, answered=self._status > 0)
         if self._head is None:  # an empty body: the head has still to be looked at
             self._begin()
+        body = bytes(self._body)
         return Response(
             self.request.url,
             self._status,
             self._headers,
-            bytes(self._body),
+            redacted(self.request, body) if self._status >= 300 else body,
             self._truncated,
             self._stopped,
             self._received,

@@ -42,9 +42,12 @@ class Caller:
     def __init__(self, fd: int):
         self._socket: socket.socket | None = socket.socket(fileno=fd)
         self._file = self._socket.makefile("r", encoding="utf-8")
+        self._hung_up = False
 
     def receive(self) -> dict[str, Any]:
         """The next message; an empty one when the caller has gone."""
+        if self._socket is None:
+            return {}
         line = self._file.readline()
         return json.loads(line) if line.endswith("\n") else {}
 
@@ -53,12 +56,14 @@ class Caller:
             try:
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
             except OSError:
-                self.close()  # nobody to tell; that it has gone is seen where it matters
+                # Nobody to tell. Whoever asks gone() learns of it, although there is nothing left to poll.
+                self._hung_up = True
+                self.close()
 
     def gone(self) -> bool:
         """Polled while the worker has no loop yet."""
         if self._socket is None:
-            return False  # let go in good order
+            return self._hung_up  # or let go in good order
         return any(events & select.POLLHUP for _, events in _poll_now(self._socket.fileno()))
 
     def close(self) -> None:

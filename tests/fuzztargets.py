@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -29,6 +31,7 @@ from pyerofs.reference import Reference, is_digest
 from pyerofs.transport import Transport
 
 _DIRECTORY = tempfile.mkdtemp(prefix="pyerofs-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
 _CONFIG = f"{_DIRECTORY}/config.json"
 _REGISTRY = url.parse("https://registry.example/v2")
 _AUTHORIZER = Authorizer(Transport(), _REGISTRY, "org/app", lambda: None)

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 from needs import need
@@ -133,7 +134,18 @@ class Authority:
         self._directory = directory
         self.ca, self._key = directory / "ca.crt", directory / "ca.key"
         extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
-        _openssl("req", "-x509", *_new_key(self._key), "-days", "2", "-subj", "/CN=tests", *extensions, "-out", self.ca)
+        _openssl(
+            "req",
+            "-x509",
+            *_new_key(self._key),
+            "-days",
+            "2",
+            "-subj",
+            f"/CN=tests {uuid.uuid4()}",
+            *extensions,
+            "-out",
+            self.ca,
+        )
 
     def issue(self, name: str, alternatives: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
         """Certificate and key."""

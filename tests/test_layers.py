@@ -23,6 +23,7 @@ LEVELS = (
         "proxy",
         "credentials",
         "credhelper",
+        "request",
         "transport",
         "auth",
         "endpoint",

@@ -21,9 +21,10 @@ from pyerofs.errors import UsageError
 from pyerofs.hosts import Host, HostConfig
 from pyerofs.proxy import Proxy, choose, is_excluded
 from pyerofs.registry import Registry
+from pyerofs.request import Request
 from pyerofs.secret import Secret
 from pyerofs.tls import TLS
-from pyerofs.transport import Request, Transport
+from pyerofs.transport import Transport
 from pyerofs.url import parse
 
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()

@@ -25,9 +25,10 @@ from fakeregistry import (
 
 from pyerofs.curlerror import TransportError
 from pyerofs.errors import RegistryError, UsageError
+from pyerofs.request import BODY_CAP, Request
 from pyerofs.secret import Secret
 from pyerofs.tls import TLS, Authorities, find_authorities
-from pyerofs.transport import BODY_CAP, Request, Transport
+from pyerofs.transport import Transport
 from pyerofs.url import Url, parse
 
 DATA = bytes(range(256)) * 4096
