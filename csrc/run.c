@@ -91,7 +91,7 @@ static uint64_t join(const struct pe_store *s, uint64_t first, uint64_t end)
 			if (!w->claimed && granule_of(w->offset) <= end && granule_end(w->offset + w->length) > end)
 				end = granule_end(w->offset + w->length);
 	} while (end > before && end < limit);
-	return end < limit || before == first ? end : limit;
+	return end < limit ? end : limit;
 }
 
 static bool start_demand(struct pe_store *s, struct pe_run *run)

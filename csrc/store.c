@@ -184,11 +184,16 @@ int store_want(struct pe_store *s, struct waiter *w)
 	return result;
 }
 
-void store_answer(struct pe_store *s, struct waiter *w, int status)
+static void unlink_waiter(struct pe_store *s, struct waiter *w)
 {
 	w->prev->next = w->next;
 	w->next->prev = w->prev;
 	s->parked_count--;
+}
+
+void store_answer(struct pe_store *s, struct waiter *w, int status)
+{
+	unlink_waiter(s, w);
 	if (status < 0)
 		s->failed++;
 	w->status = status;
@@ -206,9 +211,7 @@ void store_forget(struct pe_store *s, struct pe_conn *conn)
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
 		if (w->conn == conn) {
-			w->prev->next = w->next;
-			w->next->prev = w->prev;
-			s->parked_count--;
+			unlink_waiter(s, w);
 			free(w);
 		}
 	}
@@ -217,11 +220,8 @@ void store_forget(struct pe_store *s, struct pe_conn *conn)
 
 void store_unpark(struct pe_store *s, struct waiter *w)
 {
-	if (w->status == 1) {
-		w->prev->next = w->next;
-		w->next->prev = w->prev;
-		s->parked_count--;
-	}
+	if (w->status == 1)
+		unlink_waiter(s, w);
 }
 
 int pe_store_expire(pe_store *s)

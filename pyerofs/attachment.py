@@ -27,7 +27,7 @@ FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
 class Attachment(Protocol):
-    """`path` is what to mount; `connections`: how many of the server's connections it holds while it lives."""
+    """`path` is what to mount."""
 
     path: str
 

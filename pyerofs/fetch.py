@@ -56,8 +56,6 @@ class Fetcher:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._in_row = 0  # failures of all threads since the last success
-        self.retries = 0
-        self.failures = 0
 
     def start(self) -> None:
         self._grow()
@@ -102,7 +100,6 @@ class Fetcher:
                     return errno.ESHUTDOWN
                 failure = SystemFailure(f"cannot write to the cache: {e.strerror}")
                 self._log(str(failure), failure)
-                self.failures += 1
                 return e.errno or errno.EIO
             except PyerofsError as e:
                 if self._stopping.is_set():
@@ -110,7 +107,6 @@ class Fetcher:
                 waiting = self._store.waiters(run.id)
                 if not (isinstance(e, RegistryError) and e.temporary):
                     self._log(f"fetching {run.length} bytes at {run.offset} failed: {e}", e)
-                    self.failures += 1
                     return errno.EIO
                 if not waiting:
                     return 0
@@ -124,7 +120,6 @@ class Fetcher:
                 self._log(
                     f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {seconds:.1f} s", None
                 )
-                self.retries += 1
                 attempt += 1
                 pause(seconds, lambda: self._stopping.is_set() or not self._store.waiters(run.id))
                 if not self._stopping.is_set() and not self._store.waiters(run.id):

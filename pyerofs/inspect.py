@@ -9,7 +9,7 @@ from .mountpoint import mountinfo
 from .options import parse_oci_options
 from .platforms import Platform
 from .record import read_all
-from .source import connect, get_document, resolve
+from .source import connect, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,20 +22,20 @@ def inspect(
     oci = parse_oci_options([options] if isinstance(options, str) else list(options))
     reference, registry, transport = connect(image, oci, trace=trace)
     try:
-        digest, document = get_document(registry, reference.manifest_reference, timeout=oci.timeout)
-        found: dict[str, Any] = {"reference": str(reference), "digest": digest, "media_type": document.media_type}
-        if isinstance(document, Index):
-            found["platforms"] = [
-                {
-                    "platform": str(m.platform or "unknown"),
-                    "os_features": list(m.platform.os_features) if m.platform else [],
-                    "digest": m.digest,
-                }
-                for m in document.manifests
-            ]
         chosen = resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
     finally:
         transport.close()
+    root = chosen.root
+    found: dict[str, Any] = {"reference": str(reference), "digest": chosen.root_digest, "media_type": root.media_type}
+    if isinstance(root, Index):
+        found["platforms"] = [
+            {
+                "platform": str(m.platform or "unknown"),
+                "os_features": list(m.platform.os_features) if m.platform else [],
+                "digest": m.digest,
+            }
+            for m in root.manifests
+        ]
     found["manifest"] = {"digest": chosen.digest, "media_type": chosen.manifest.media_type}
     found["layers"] = [_layer(i, chosen.manifest) for i in range(len(chosen.manifest.layers))]
     return found

@@ -5,6 +5,7 @@ A new option of ours is one row of `_ROWS` and one field. No message repeats a v
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ def _one_of(*words: str) -> Callable[[str, str], str]:
     return convert
 
 
+def _path(_name: str, value: str) -> str:
+    """Absolute: whoever uses it later, a daemon above all, may stand in another directory."""
+    return os.path.abspath(value)
+
+
 def _text(_name: str, value: str) -> str:
     return value
 
@@ -149,12 +155,12 @@ _ROWS = (
     _Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's"),
     _Row("oci.username", "username", "=NAME", _text, "user at the registry"),
     _Row("oci.password", "password", "=TEXT", _secret, "password; a comma in it is written \\,"),
-    _Row("oci.password_file", "password_file", "=FILE", _text, "file that holds the password"),
+    _Row("oci.password_file", "password_file", "=FILE", _path, "file that holds the password"),
     _Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True),
     _Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
-    _Row("oci.ca", "ca", "=FILE", _text, "certificates (PEM) of authorities to trust as well"),
+    _Row("oci.ca", "ca", "=FILE", _path, "certificates (PEM) of authorities to trust as well"),
     _Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's"),
-    _Row("oci.cache", "cache", "=DIR", _text, "directory of the cache"),
+    _Row("oci.cache", "cache", "=DIR", _path, "directory of the cache"),
     _Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)"),
     _Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or with s or m (default: 120)"),
     _Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),

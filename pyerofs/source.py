@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
-from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, parse, select, verify_digest
+from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, parse, select
 from .options import OCIOptions
 from .platforms import Platform
-from .reference import Reference
+from .reference import Reference, is_digest
 from .retry import delay, pause
 
 if TYPE_CHECKING:
@@ -59,11 +59,14 @@ class Source(Protocol):
 
 
 class Image(NamedTuple):
-    """A reference, resolved: `manifest` is `digest`'s, both verified."""
+    """A reference, resolved: `manifest` is `digest`'s. `root` and `root_digest`: what the reference itself names, which
+    is that manifest or an index on the way to it."""
 
     reference: Reference
     digest: str
     manifest: Manifest
+    root_digest: str
+    root: Manifest | Index
 
 
 class LocalSource:
@@ -217,15 +220,13 @@ def open_image(
 def get_document(
     registry: Registry, what: str, cancel: Callable[[], bool] = _never, timeout: float = DEFAULT_TIMEOUT
 ) -> tuple[str, Manifest | Index]:
-    """The manifest or index with this tag or digest, and its digest, verified; it may take `timeout` seconds in all.
+    """The manifest or index with this tag or digest, and its digest; it may take `timeout` seconds in all.
 
     Raises RegistryError, ImageError.
     """
     answer = _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout)
-    digest = what
-    if ":" in what:
-        verify_digest(answer.body, what)
-    else:
+    digest = what  # which the registry's side has verified
+    if not is_digest(what):
         from hashlib import sha256
 
         digest = f"sha256:{sha256(answer.body).hexdigest()}"
@@ -257,13 +258,13 @@ def resolve(
 
     Raises RegistryError, ImageError.
     """
-    what = reference.manifest_reference
     try:
-        for _ in range(INDEX_DEPTH):
-            digest, document = get_document(registry, what, cancel, timeout)
-            if isinstance(document, Manifest):
-                return Image(reference, digest, document)
-            what = select(document, platform).digest
+        root_digest, root = digest, document = get_document(registry, reference.manifest_reference, cancel, timeout)
+        for _ in range(INDEX_DEPTH - 1):
+            if isinstance(document, Index):
+                digest, document = get_document(registry, select(document, platform).digest, cancel, timeout)
+        if isinstance(document, Manifest):
+            return Image(reference, digest, document, root_digest, root)
         raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")
     except ImageError as e:
         raise ImageError(f"{reference}: {e}") from None

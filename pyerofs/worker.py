@@ -3,7 +3,7 @@
 It is started as `python -m pyerofs.worker FD TARGET`, FD being a socket to the process that mounts. Over it goes JSON,
 one line a message, so that no secret is ever an argument:
 
-    caller -> {"source", "fstype", "options": [...], "driver", "target", "verbosity", "environment": {...}}
+    caller -> {"source", "fstype", "options": [...], "driver", "target", "verbosity", "directory", "environment"}
     worker -> {"mount": PATH}                       attached: mount this
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
@@ -100,7 +100,8 @@ class Worker:
             return
         import syslog
 
-        syslog.syslog(syslog.LOG_DAEMON | syslog.LOG_WARNING, f"pyerofs[{os.getpid()}] {self._target}: {text}")
+        syslog.openlog("pyerofs", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_WARNING, f"{self._target}: {text}")
 
     def _trace(self, text: str) -> None:
         if not self._alone:
@@ -222,9 +223,11 @@ def main() -> int:
         return 1
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.chdir("/")
     try:
-        Worker(caller, request).run()
+        os.chdir(request["directory"])  # where relative paths in the options are meant
+        worker = Worker(caller, request)
+        os.chdir("/")
+        worker.run()
     except PyerofsError as e:
         caller.send(error=str(e), status=e.status)
         return e.status

@@ -91,3 +91,8 @@ def scene(tmp_path: Path, work: Path, request: pytest.FixtureRequest) -> Iterato
         yield scene
     finally:
         scene.clean()
+
+
+@pytest.fixture
+def nbdfuse() -> None:
+    need("nbdfuse", "libnbd-bin")

@@ -157,3 +157,24 @@ def _loop_devices() -> list[tuple[str, str]]:
 
 def _nbd_devices() -> list[str]:
     return [path.parent.name for path in Path("/sys/block").glob("nbd*/size") if path.read_text() != "0\n"]
+
+
+# The ways of unmounting what is at the scene's mount point.
+
+
+def by_umount(scene: Scene) -> object:
+    return subprocess.run(["umount", scene.mnt], check=True)
+
+
+def by_pyerofs(scene: Scene) -> object:
+    done = scene.run("umount", scene.mnt)
+    assert done == Done(0, "", "")
+    assert scene.leftovers() == []  # it waits for the daemon's end
+    return done
+
+
+def by_mount_u(scene: Scene) -> object:
+    done = scene.run("mount", "-u", scene.mnt)
+    assert done == Done(0, "", "")
+    assert scene.leftovers() == []
+    return done

@@ -145,7 +145,8 @@ def make_machine(cluster: Cluster, directory: Path, statistics: list[int]) -> ty
             transport = Transport(stall_seconds=TIMEOUT / 4, connect_timeout=TIMEOUT / 3)
             self.registry = Registry(registry.host, "app", transport, config=config, environ={})
             layer = Descriptor("application/vnd.erofs", cluster.digest, SIZE)
-            image = Image(Reference(registry.host, "app", "1", None), cluster.digest, Manifest("", (layer,)))
+            manifest, digest = Manifest("", (layer,)), cluster.digest
+            image = Image(Reference(registry.host, "app", "1", None), digest, manifest, digest, manifest)
             source = ImageSource(image, 0, self.registry.blob(cluster.digest, SIZE), transport)
             cache = directory / f"{statistics[0]}"
             self.blob = BlobFile(Export(source, OCIOptions(cache=str(cache), timeout=TIMEOUT), lambda _: None))

@@ -42,7 +42,8 @@ def reading(fake: FakeRegistry, cache: Path, timeout: float = 20) -> Iterator[Re
     transport = Transport()
     registry = Registry(fake.host, "app", transport, environ={})
     layer = Descriptor("application/vnd.erofs", digest, SIZE)
-    image = Image(Reference(fake.host, "app", "1", None), digest, Manifest("", (layer,)))
+    manifest = Manifest("", (layer,))
+    image = Image(Reference(fake.host, "app", "1", None), digest, manifest, digest, manifest)
     source = ImageSource(image, 0, registry.blob(digest, SIZE), transport)
     lines: list[str] = []
     export = Export(source, OCIOptions(cache=str(cache), timeout=timeout), lines.append)

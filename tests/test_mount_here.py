@@ -9,33 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from images import FakePusher, Images, Layer, Published, push_image
-from needs import need
+from images import Images, Published
 from realregistry import LoggingRegistry
-from scene import Done, Scene
+from scene import Done, Scene, by_mount_u, by_pyerofs, by_umount
 from trees import Tree, assert_same
 
 from pyerofs import mountpoint
 
 Unmount = Callable[[Scene], object]
-
-
-def by_umount(scene: Scene) -> object:
-    return subprocess.run(["umount", scene.mnt], check=True)
-
-
-def by_pyerofs(scene: Scene) -> object:
-    done = scene.run("umount", scene.mnt)
-    assert done == Done(0, "", "")
-    assert scene.leftovers() == []  # it waits for the daemon's end
-    return done
-
-
-def by_mount_u(scene: Scene) -> object:
-    done = scene.run("mount", "-u", scene.mnt)
-    assert done == Done(0, "", "")
-    assert scene.leftovers() == []
-    return done
 
 
 ways = pytest.mark.parametrize("unmount", [by_umount, by_pyerofs, by_mount_u])
@@ -45,11 +26,6 @@ def find(scene: Scene) -> mountpoint.MountInfo:
     found = mountpoint.find(str(scene.mnt))
     assert found is not None
     return found
-
-
-@pytest.fixture
-def nbdfuse() -> None:
-    need("nbdfuse", "libnbd-bin")
 
 
 # -t erofs.fuse
@@ -163,6 +139,13 @@ def test_a_busy_unmount_says_so_and_leaves_the_mount(scene: Scene, published: Pu
 
 
 @pytest.mark.usefixtures("nbdfuse")
+def test_relative_paths_are_meant_from_the_caller(scene: Scene, published: Published) -> None:
+    assert scene.mount(published.plain, "oci.cache=here", fstype="erofs.fuse").status == 0
+    assert (scene.directory / "here/sha256").is_dir()
+    assert by_pyerofs(scene)
+
+
+@pytest.mark.usefixtures("nbdfuse")
 def test_a_lazy_unmount_goes_when_its_last_user_does(scene: Scene, published: Published) -> None:
     scene.mount_image(published.plain, fstype="erofs.fuse")
     with (scene.mnt / "hello").open("rb") as file:
@@ -236,156 +219,6 @@ def test_rw_is_turned_into_ro_with_a_warning(scene: Scene, images: Images) -> No
     by_pyerofs(scene)
     assert scene.run("mount", "-q", "-t", "erofs.local", "-o", "rw", images.other, scene.mnt) == Done(0, "", "")
     by_pyerofs(scene)
-
-
-# What goes wrong: one line, mount(8)'s status, nothing left
-
-
-def fails(scene: Scene, status: int, text: str, source: str | Path, *options: str, fstype: str = "erofs.fuse") -> None:
-    given = [f"oci.cache={scene.cache}"] if fstype == "erofs.fuse" and not str(source).startswith("/") else []
-    done = scene.run("mount", "-t", fstype, "-o", ",".join(["ro", *given, *options]), source, scene.mnt)
-    assert (done.status, done.out) == (status, ""), done.err
-    assert text in done.error
-    scene.nothing_left()
-
-
-@pytest.mark.usefixtures("nbdfuse")
-@pytest.mark.parametrize(("image", "options", "text"), [
-    ("nowhere", [], "nowhere"),
-    ("norepo", [], "norepo"),
-    ("notag", [], "notag"),
-    ("index", ["oci.platform=linux/s390x"], "linux/s390x"),
-    ("two", [], "2"),
-    ("two", ["oci=7"], "7"),
-    ("two", ["oci.blob=" + "0" * 64], "0" * 64),
-    ("tar", [], "tar"),
-    ("tar", ["oci=0"], "tar"),
-    ("liar", [], "EROFS"),
-    ("cut", [], "bytes"),
-])  # fmt: skip
-def test_images_that_cannot_be_mounted(
-    scene: Scene, published: Published, registry: LoggingRegistry, image: str, options: list[str], text: str
-) -> None:
-    host = registry.host
-    names = {"norepo": f"{host}/norepo:1", "notag": f"{host}/app:notag", "nowhere": "nowhere.invalid/app:1"}
-    fails(scene, 32, text, names.get(image) or getattr(published, image), *options)
-
-
-@pytest.mark.usefixtures("nbdfuse")
-def test_a_registry_that_does_not_listen(scene: Scene) -> None:
-    import socket
-
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        fails(scene, 32, "127.0.0.1", f"127.0.0.1:{unheard.getsockname()[1]}/app:1")
-
-
-@pytest.mark.usefixtures("nbdfuse")
-def test_a_registry_that_refuses_the_password(scene: Scene, images: Images) -> None:
-    from fakeregistry import FakeRegistry
-
-    with FakeRegistry() as fake:
-        push_image(FakePusher(fake), "app", "1", [Layer(images.other)])
-        fake.basic = ("me", "sesame")
-        fails(scene, 32, "needs a user name and a password", f"{fake.host}/app:1")
-        fails(scene, 32, "401", f"{fake.host}/app:1", "oci.username=me", "oci.password=open")
-        scene.mount_image(f"{fake.host}/app:1", "oci.username=me", "oci.password=sesame", fstype="erofs.fuse")
-        by_pyerofs(scene)
-
-
-@pytest.mark.parametrize(("options", "text"), [
-    (["oci.nonsense=1"], "oci.nonsense"),
-    (["oci=x"], "oci"),
-    (["oci=0", "oci.blob=" + "0" * 64], "exclude"),
-    (["oci.username=me"], "password"),
-    (["oci.platform=amd64"], "platform"),
-    (["remount"], "remount"),
-    (["bind"], "bind"),
-    (["dax=sometimes"], "dax"),
-])  # fmt: skip
-def test_wrong_options(scene: Scene, options: list[str], text: str) -> None:
-    fails(scene, 1, text, "localhost:1/app:1", *options)
-
-
-@pytest.mark.parametrize("arguments", [["-t", "ext4", "a", "b"], ["only-a-source"], ["-d", "10", "a", "b"], []])
-def test_wrong_invocations(scene: Scene, arguments: list[str]) -> None:
-    done = scene.run("mount", *arguments)
-    assert done.status == 1
-    assert done.error
-
-
-@pytest.mark.parametrize("fstype", ["erofs.fuse", "erofs.local", "erofs"])
-@pytest.mark.parametrize(("target", "text"), [("missing", "No such file"), ("file", "not a directory")])
-def test_mount_points_that_are_none(scene: Scene, images: Images, fstype: str, target: str, text: str) -> None:
-    (scene.directory / "file").touch()
-    done = scene.run("mount", "-t", fstype, images.other, scene.directory / target)
-    assert done.status == 1
-    assert text in done.error
-    scene.nothing_left()
-
-
-def test_a_busy_mount_point(scene: Scene, images: Images) -> None:
-    """mount(2) refuses the same device on the same directory; anything else may be stacked, as mount(8) has it."""
-    image = shutil.copy(images.other, scene.directory / "image")
-    made = subprocess.run(["losetup", "--find", "--show", "--read-only", image], check=True, capture_output=True)
-    device = made.stdout.decode().strip()
-    try:
-        scene.mount(device)
-        done = scene.run("mount", device, scene.mnt)
-        assert done.status == 32
-        assert "already mounted" in done.error
-        by_umount(scene)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-    scene.nothing_left()
-
-
-@pytest.mark.usefixtures("nbdfuse")
-def test_what_the_kernel_refuses_leaves_nothing(scene: Scene, published: Published, images: Images) -> None:
-    fails(scene, 32, "refused", images.other, "cache_strategy=disabled,no_such_option", fstype="erofs.local")
-    fails(scene, 32, "refused", published.plain, "no_such_option")
-    fails(scene, 32, "refused", images.other, "no_such_option")
-
-
-@pytest.mark.parametrize("content", [b"", b"text" * 1000, bytes(8192)])
-@pytest.mark.parametrize("fstype", ["erofs.fuse", "erofs.local"])
-def test_local_files_that_are_no_images(scene: Scene, content: bytes, fstype: str) -> None:
-    path = scene.directory / "image"
-    path.write_bytes(content)
-    fails(scene, 32, str(path), path, fstype=fstype)
-
-
-def test_local_sources_that_are_none(scene: Scene) -> None:
-    for fstype in ("erofs.fuse", "erofs.local", "erofs"):
-        fails(scene, 1, "No such file", scene.directory / "missing", fstype=fstype)
-        fails(scene, 1, "", "/dev/null", fstype=fstype)
-    fails(scene, 1, "not a local file", "localhost:1/app:1", fstype="erofs.local")
-
-
-@pytest.mark.parametrize("fstype", ["erofs.fuse", "erofs.local", "erofs"])
-def test_only_root_may(scene: Scene, images: Images, fstype: str) -> None:
-    nobody = (need("setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups")
-    scene.directory.chmod(0o755)
-    done = scene.run("mount", "-t", fstype, images.other, scene.mnt, prefix=nobody, cwd=Path("/"))
-    assert done.status == 1
-    assert "root" in done.error
-    scene.nothing_left()
-
-
-def test_umount_of_what_is_not_mounted(scene: Scene) -> None:
-    for arguments in (["umount", scene.mnt], ["mount", "-u", scene.mnt], ["umount", scene.directory / "missing"]):
-        done = scene.run(*arguments)
-        assert done.status in (1, 32)
-        assert "not a mount point" in done.error
-
-
-def test_umount_leaves_other_filesystems_alone(scene: Scene) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "none", scene.mnt], check=True)
-    done = scene.run("umount", scene.mnt)
-    assert done.status == 1
-    assert "tmpfs" in done.error
-    assert scene.mnt.is_mount()
-    by_umount(scene)
 
 
 @pytest.mark.usefixtures("nbdfuse")

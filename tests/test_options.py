@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -359,3 +360,10 @@ def test_any_text_is_options_or_a_usage_error(texts: list[str]) -> None:
             assert "\n" not in str(error)
         else:
             assert options.flags & o.MS_RDONLY
+
+
+def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = parse_oci_options(["oci.cache=c,oci.ca=ca.pem,oci.username=me,oci.password_file=../p"])
+    assert (found.cache, found.ca) == (f"{tmp_path}/c", f"{tmp_path}/ca.pem")
+    assert found.password_file == f"{tmp_path.parent}/p"

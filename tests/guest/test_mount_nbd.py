@@ -15,7 +15,7 @@ from fakeregistry import FakeRegistry, short, stall
 from images import FakePusher, Images, Layer, Published, push_image
 from kernellog import KernelLog
 from realregistry import LoggingRegistry
-from scene import Done, Scene, until
+from scene import Done, Scene, by_mount_u, by_pyerofs, until
 from trees import Tree, assert_same, make_image
 
 from pyerofs import mountpoint
@@ -36,16 +36,6 @@ def quiet_kernel(scene: Scene) -> Iterator[KernelLog]:
 def by_umount(scene: Scene) -> None:
     subprocess.run(["umount", scene.mnt], check=True)
     scene.nothing_left()
-
-
-def by_pyerofs(scene: Scene) -> None:
-    assert scene.run("umount", scene.mnt) == Done(0, "", "")
-    assert scene.leftovers() == []  # it waits for the daemon's end
-
-
-def by_mount_u(scene: Scene) -> None:
-    assert scene.run("mount", "-u", scene.mnt) == Done(0, "", "")
-    assert scene.leftovers() == []
 
 
 def device_of(scene: Scene) -> Path:

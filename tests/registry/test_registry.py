@@ -15,7 +15,6 @@ from fakeregistry import (
 )
 
 from pyerofs.blob import Blob
-from pyerofs.credentials import Credentials
 from pyerofs.endpoint import Endpoint, Origin, origins
 from pyerofs.errors import AuthError, NotFoundError, RegistryError, UsageError
 from pyerofs.mirror import Mirror
@@ -26,39 +25,6 @@ from pyerofs.transport import Transport
 from pyerofs.url import parse
 
 ACCEPT = (OCI_MANIFEST, "application/vnd.oci.image.index.v1+json")
-ME = Credentials("the options", "me", Secret("hush"))
-
-
-@pytest.fixture
-def cdn() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def server() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def trace() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def registry(server: FakeRegistry, trace: list[str]) -> Iterator[Registry]:
-    transport = Transport(stall_seconds=1, trace=trace.append)
-    yield Registry(server.host, "org/app", transport, credentials=lambda: ME)
-    transport.close()
-    assert "hush" not in "".join(trace)
-
-
-@pytest.fixture
-def blob(registry: Registry, server: FakeRegistry) -> Blob:
-    return registry.blob(next(iter(server.blobs)), SIZE)
 
 
 def test_anonymous_registry_gets_no_credentials(blob: Blob, server: FakeRegistry) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from blobreader import DATA, SIZE, Sink, fails, ranges, read
 from fakeregistry import (
-    OCI_MANIFEST,
     Behaviour,
     FakeRegistry,
     chunked,
@@ -27,46 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyerofs.blob import Blob
-from pyerofs.credentials import Credentials
 from pyerofs.errors import NotFoundError, RegistryError
 from pyerofs.registry import Registry
-from pyerofs.secret import Secret
 from pyerofs.transport import Transport
-
-ACCEPT = (OCI_MANIFEST, "application/vnd.oci.image.index.v1+json")
-ME = Credentials("the options", "me", Secret("hush"))
-
-
-@pytest.fixture
-def cdn() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def server() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def trace() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def registry(server: FakeRegistry, trace: list[str]) -> Iterator[Registry]:
-    transport = Transport(stall_seconds=1, trace=trace.append)
-    yield Registry(server.host, "org/app", transport, credentials=lambda: ME)
-    transport.close()
-    assert "hush" not in "".join(trace)
-
-
-@pytest.fixture
-def blob(registry: Registry, server: FakeRegistry) -> Blob:
-    return registry.blob(next(iter(server.blobs)), SIZE)
 
 
 @pytest.mark.parametrize(("first", "length"), [(0, 1), (0, SIZE), (SIZE - 1, 1), (4096, 131072)])

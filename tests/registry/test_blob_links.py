@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 
 import pytest
-from blobreader import DATA, SIZE, fails, in_parallel, read, to
+from blobreader import SIZE, fails, in_parallel, read, to
 from fakeregistry import (
-    OCI_MANIFEST,
     Behaviour,
     Exchange,
     FakeRegistry,
@@ -21,45 +19,7 @@ from fakeregistry import (
 )
 
 from pyerofs.blob import Blob
-from pyerofs.credentials import Credentials
 from pyerofs.registry import Registry
-from pyerofs.secret import Secret
-from pyerofs.transport import Transport
-
-ACCEPT = (OCI_MANIFEST, "application/vnd.oci.image.index.v1+json")
-ME = Credentials("the options", "me", Secret("hush"))
-
-
-@pytest.fixture
-def cdn() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def server() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        fake.add_blob(DATA)
-        yield fake
-
-
-@pytest.fixture
-def trace() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def registry(server: FakeRegistry, trace: list[str]) -> Iterator[Registry]:
-    transport = Transport(stall_seconds=1, trace=trace.append)
-    yield Registry(server.host, "org/app", transport, credentials=lambda: ME)
-    transport.close()
-    assert "hush" not in "".join(trace)
-
-
-@pytest.fixture
-def blob(registry: Registry, server: FakeRegistry) -> Blob:
-    return registry.blob(next(iter(server.blobs)), SIZE)
 
 
 def test_redirect_is_resolved_once(blob: Blob, server: FakeRegistry, cdn: FakeRegistry) -> None:
