@@ -33,7 +33,7 @@ LEVELS = (
         "blobcopy",
         "rangeanswer",
     }
-    | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"},
+    | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry", "control"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "record"},
     # L3: what lives: threads and connections
