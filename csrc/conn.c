@@ -31,7 +31,7 @@ int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn)
 	pthread_mutex_init(&c->send_lock, NULL);
 	pthread_mutex_init(&c->ready_lock, NULL);
 	pthread_cond_init(&c->ready_cond, NULL);
-	pthread_cond_init(&c->settled_cond, NULL);
+	cond_init(&c->settled_cond);
 	*conn = c;
 	return 0;
 }
@@ -62,6 +62,11 @@ void pe_conn_drain(pe_conn *c)
 	shutdown(c->fd, SHUT_RD); /* the serving thread still sees what has arrived, then the end */
 }
 
+void pe_conn_pause(pe_conn *c)
+{
+	__atomic_store_n(&c->pausing, true, __ATOMIC_RELEASE);
+}
+
 void conn_ready(struct pe_conn *c, struct waiter *w)
 {
 	pthread_mutex_lock(&c->ready_lock);
@@ -78,6 +83,20 @@ static void settle(struct pe_conn *c, uint32_t count)
 	c->outstanding -= count;
 	pthread_cond_signal(&c->settled_cond);
 	pthread_mutex_unlock(&c->ready_lock);
+}
+
+/* Waits, at most PAUSE_PATIENCE, until every request is answered. */
+static int pause_settled(struct pe_conn *c)
+{
+	uint64_t deadline = now_ns() + PAUSE_PATIENCE;
+	int result;
+
+	pthread_mutex_lock(&c->ready_lock);
+	while (c->outstanding && !flag(&c->stopped) && now_ns() < deadline)
+		cond_wait_until(&c->settled_cond, &c->ready_lock, deadline);
+	result = c->outstanding || flag(&c->stopped) ? PE_HARD_DISCONNECT : PE_PAUSED;
+	pthread_mutex_unlock(&c->ready_lock);
+	return result;
 }
 
 /* Waits until no more than limit requests are outstanding, or the connection is stopped. */
@@ -212,9 +231,12 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 	size_t have = 0;
 
 	for (;;) {
-		ssize_t n = recv(c->fd, buffer + have, CONN_BUFFER - have, 0);
+		ssize_t n;
 		int err, sent;
 
+		if (flag(&c->pausing) && !have && !c->discard)
+			return PE_PAUSED; /* between two requests: whoever has the socket next can go on */
+		n = recv(c->fd, buffer + have, CONN_BUFFER - have, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -247,12 +269,15 @@ int pe_conn_serve(pe_conn *c)
 	}
 	if (result == PE_DRAINED)
 		wait_settled(c, 0);
+	if (result == PE_PAUSED)
+		result = pause_settled(c);
 	store_forget(c->store, c);
 	/* From here on no new reply can become ready; the sender goes when it has dealt with the last one. */
 	pthread_mutex_lock(&c->ready_lock);
 	c->over = true;
 	pthread_cond_signal(&c->ready_cond);
 	pthread_mutex_unlock(&c->ready_lock);
-	shutdown(c->fd, SHUT_RDWR);
+	if (result != PE_PAUSED)
+		shutdown(c->fd, SHUT_RDWR);
 	return result;
 }

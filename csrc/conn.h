@@ -20,7 +20,7 @@ struct pe_conn {
 	struct pe_store *store;
 	int fd;
 	uint16_t flags;
-	bool draining, stopped; /* atomic */
+	bool draining, pausing, stopped; /* atomic */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
 
 	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies */
@@ -32,6 +32,9 @@ struct pe_conn {
 	uint32_t outstanding; /* parked or ready, not yet sent */
 	bool over; /* pe_conn_serve is about to return */
 };
+
+/* How long a connection that is paused may go on to answer what it has read: after that, others must read it again. */
+#define PAUSE_PATIENCE 1000000000ULL /* ns */
 
 /* Replies that are sent together. Short data is taken from the mapping. */
 struct reply_batch {

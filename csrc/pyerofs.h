@@ -18,7 +18,7 @@ enum {
 enum { PE_DEMAND = 0, PE_AHEAD = 1 };
 
 /* Why pe_conn_serve came back. */
-enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2 };
+enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2, PE_PAUSED = 3 };
 
 /* One range to fetch with one request. */
 struct pe_run {
@@ -101,6 +101,12 @@ int pe_conn_serve(pe_conn *conn);
 int pe_conn_send(pe_conn *conn);
 /* No further request is answered with data; the connection ends when those that it has are answered. */
 void pe_conn_drain(pe_conn *conn);
+/*
+ * Makes pe_conn_serve return PE_PAUSED at the end of a request, everything answered and the socket as good as ever for
+ * another server; PE_HARD_DISCONNECT when some read could not be answered within a second. A thread that is blocked in
+ * it sees this only after a signal.
+ */
+void pe_conn_pause(pe_conn *conn);
 /* Ends the connection now. */
 void pe_conn_stop(pe_conn *conn);
 /* Only after pe_conn_serve and pe_conn_send have returned. */

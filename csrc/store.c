@@ -18,14 +18,14 @@ uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
 }
 
-static void wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline)
+void cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline)
 {
 	struct timespec t = { .tv_sec = (time_t)(deadline / 1000000000U), .tv_nsec = (long)(deadline % 1000000000U) };
 
 	pthread_cond_timedwait(cond, lock, &t);
 }
 
-static void cond_init(pthread_cond_t *cond)
+void cond_init(pthread_cond_t *cond)
 {
 	pthread_condattr_t attr;
 
@@ -236,7 +236,7 @@ int pe_store_expire(pe_store *s)
 			continue;
 		}
 		if (deadline > now_ns()) {
-			wait_until(&s->timer, &s->lock, deadline);
+			cond_wait_until(&s->timer, &s->lock, deadline);
 			continue;
 		}
 		for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
@@ -262,7 +262,7 @@ int pe_store_wait(pe_store *s, uint64_t offset, uint64_t length, uint32_t timeou
 		return result < 0 ? result : 0;
 	pthread_mutex_lock(&s->lock);
 	while (w.status == 1 && now_ns() < deadline)
-		wait_until(&s->whole, &s->lock, deadline);
+		cond_wait_until(&s->whole, &s->lock, deadline);
 	store_unpark(s, &w);
 	pthread_mutex_unlock(&s->lock);
 	return w.status == 1 ? -EAGAIN : w.status;

@@ -110,6 +110,9 @@ static inline unsigned store_busy_streams(const struct pe_store *s)
 }
 
 uint64_t now_ns(void);
+/* Condition variables that wait by now_ns()'s clock. */
+void cond_init(pthread_cond_t *cond);
+void cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline);
 
 /*
  * 1: the bytes are there. 0: w is parked; when its time comes it is unlinked and given to conn_ready, or, when it has

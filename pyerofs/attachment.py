@@ -15,6 +15,9 @@ from .errors import MountFailure, SystemFailure
 from .record import DIRECTORY, make_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .device import NBDDevice
     from .options import MountOptions
     from .server import Server
 
@@ -27,15 +30,19 @@ FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
 class Attachment(Protocol):
-    """`path` is what to mount."""
+    """`path` is what to mount, `how` it is attached: netlink, ioctl or fuse."""
 
     path: str
+    how: str
 
     def mounted(self) -> None:
         """The filesystem is mounted: from now on the attachment need not be kept for it."""
 
     def is_mounted(self) -> bool:
         """Whether this mount namespace still shows a mount of it."""
+
+    def reconnect(self) -> bool:
+        """A connection has ended that should not have: makes another one. False: that cannot be."""
 
     def release(self) -> bool:
         """Lets go if nobody uses it any more. False: somebody still does."""
@@ -47,7 +54,18 @@ class Attachment(Protocol):
 class NBDAttachment:
     """A kernel's NBD device."""
 
-    def __init__(self, server: Server, size: int, identifier: str, options: MountOptions):
+    def __init__(self, server: Server, device: NBDDevice, *, closes_itself: bool):
+        self._server = server
+        self._device = device
+        self.path = device.path
+        self.index = device.index
+        self.identifier = device.identifier
+        self.how = device.how
+        self._closes_itself = closes_itself
+
+    @classmethod
+    def attach(cls, server: Server, size: int, identifier: str, options: MountOptions) -> NBDAttachment:
+        """A free device, or that which the options name. Errors as device.attach()."""
         from . import device
 
         kernel_ends = []
@@ -56,7 +74,7 @@ class NBDAttachment:
                 ours, kernels = socket.socketpair()
                 kernel_ends.append(kernels)
                 server.add(ours, handshake=False)
-            self._device = device.attach(
+            found = device.attach(
                 [sock.fileno() for sock in kernel_ends],
                 size,
                 EXPORT_FLAGS,
@@ -69,13 +87,42 @@ class NBDAttachment:
         finally:
             for sock in kernel_ends:
                 sock.close()
-        self.path = self._device.path
-        self._closes_itself = False
+        attachment = cls(server, found, closes_itself=False)
         try:
-            self._device.settle()
+            found.settle()
         except BaseException:
-            self.abort()
+            attachment.abort()
             raise
+        return attachment
+
+    @classmethod
+    def adopt(
+        cls, server: Server, path: str, size: int, identifier: str, sockets: Sequence[socket.socket], connections: int
+    ) -> NBDAttachment:
+        """A mounted device that another daemon has attached by netlink. The sockets are the server's ends of those that
+        still live, from now on the server's; the others are replaced. MountFailure: the device has gone."""
+        from .device import NBDDevice
+        from .nbdnode import index_of
+
+        found = NBDDevice(index_of(path), size, identifier, None)
+        attachment = cls(server, found, closes_itself=True)
+        for sock in sockets:
+            server.add(sock, handshake=False)
+        for _ in range(connections - len(sockets)):
+            if not attachment.reconnect():
+                raise MountFailure(f"{path} has been disconnected meanwhile")
+        return attachment
+
+    def reconnect(self) -> bool:
+        """Another socket in place of one that has died. False: the device has gone, or cannot have one."""
+        if self._device.how != "netlink" or not self._closes_itself:
+            return False
+        from .reconnect import reconnect
+
+        sock = reconnect(self.index, self.identifier)
+        if sock is not None:
+            self._server.add(sock, handshake=False)
+        return sock is not None
 
     def mounted(self) -> None:
         from .device import DEAD_TIMEOUT
@@ -106,6 +153,7 @@ class FuseAttachment:
     def __init__(self, server: Server, identifier: str):
         import subprocess
 
+        self.how = "fuse"
         self._directory = os.path.join(DIRECTORY, identifier)
         self.path = os.path.join(self._directory, "image")
         ours, clients = socket.socketpair()
@@ -156,6 +204,9 @@ class FuseAttachment:
 
     def mounted(self) -> None:
         pass
+
+    def reconnect(self) -> bool:
+        return False  # nbdfuse has the one connection that it was started with
 
     def is_mounted(self) -> bool:
         return any(mount.fstype == "erofs" and mount.source == self.path for mount in mountpoint.mountinfo())

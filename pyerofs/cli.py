@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
-from .errors import PyerofsError, UsageError
+from .errors import MountFailure, PyerofsError, UsageError
 from .options import NBD_HELP, OCI_HELP
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _parser() -> Parser:
         help="erofs (chooses), erofs.nbd, erofs.local or erofs.fuse (default: %(default)s)",
     )  # fmt: skip
     p.add_argument("-u", "--unmount", action="store_true", help="unmount the target")
+    p.add_argument("--reattach", action="store_true", help="give the mount at the target a new daemon")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro, which is always so")
     p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
     p.add_argument("source", metavar="SOURCE", help="an image's reference, an image file or a block device")
@@ -76,6 +77,26 @@ def _parser() -> Parser:
     p = _command(commands, "umount", "unmount", "  pyerofs umount /mnt", options=False)
     p.add_argument("-l", "--lazy", action="store_true", help="detach now, clean up when nobody uses it any more")
     p.add_argument("target", metavar="TARGET")
+
+    p = _command(
+        commands,
+        "reattach",
+        "give a mount a new daemon, of this version, while reads go on",
+        "  pyerofs reattach /mnt\n"
+        "  pyerofs reattach --all                     after an upgrade, or when daemons were killed\n"
+        "  pyerofs mount --reattach /dev/nbd0",
+    )
+    p.add_argument("-a", "--all", action="store_true", help="every mount; records of what has gone are removed")
+    p.add_argument("target", metavar="TARGET", nargs="?", help="the mount point or the device")
+
+    p = _command(
+        commands,
+        "disconnect",
+        "end a device by force: reads that wait get an I/O error, its mounts are detached",
+        "  pyerofs disconnect /dev/nbd0",
+        options=False,
+    )
+    p.add_argument("device", metavar="DEVICE", help="the device, or a mount point of it")
 
     p = _command(
         commands,
@@ -176,6 +197,11 @@ def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
     if arguments.unmount:
         unmount(arguments.target or arguments.source)
         return
+    if arguments.reattach:
+        from .reattach import reattach
+
+        reattach(arguments.target or arguments.source, arguments.options, report=report)
+        return
     if arguments.target is None:
         raise UsageError("mount needs a SOURCE and a TARGET (see `pyerofs mount --help`)")
     verbosity = arguments.verbose if arguments.debug is None else (2 if arguments.debug >= 7 else arguments.debug // 3)
@@ -187,6 +213,9 @@ def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
         verbosity=verbosity,
         report=report,
     )
+    from .notify import notify
+
+    notify("READY=1")
 
 
 def _umount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -195,8 +224,28 @@ def _umount(arguments: argparse.Namespace, report: Callable[[str], None]) -> Non
     unmount(arguments.target, lazy=arguments.lazy)
 
 
+def _reattach(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .notify import notify
+    from .reattach import reattach, reattach_all
+
+    if arguments.all == (arguments.target is not None):
+        raise UsageError("reattach needs a TARGET, or --all (see `pyerofs reattach --help`)")
+    if not arguments.all:
+        reattach(arguments.target, arguments.options, report=report)
+    elif failed := reattach_all(report=report):
+        raise MountFailure(f"{failed} of the mounts have no new daemon")
+    notify("READY=1")
+
+
+def _disconnect(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .reattach import disconnect
+
+    disconnect(arguments.device)
+
+
 def _serve(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     from .blobfile import open_export
+    from .notify import notify
     from .serve import listen, serve
 
     listener, url = listen(arguments.unix, arguments.tcp)
@@ -204,7 +253,12 @@ def _serve(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
         export = open_export(
             arguments.source, arguments.options, log=report, trace=report if arguments.verbose > 1 else None
         )
-        serve(export, listener, report, ready=lambda: print(f"ready: {url}", flush=True))
+
+        def ready() -> None:
+            print(f"ready: {url}", flush=True)
+            notify("READY=1")
+
+        serve(export, listener, report, ready=ready)
     finally:
         listener.close()
         if arguments.unix:
@@ -249,6 +303,8 @@ def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
 _COMMANDS = {
     "mount": _mount,
     "umount": _umount,
+    "reattach": _reattach,
+    "disconnect": _disconnect,
     "serve": _serve,
     "inspect": _inspect,
     "list": _list,

@@ -22,6 +22,7 @@ DEMAND: int = lib.PE_DEMAND
 SOFT_DISCONNECT: int = lib.PE_SOFT_DISCONNECT
 HARD_DISCONNECT: int = lib.PE_HARD_DISCONNECT
 DRAINED: int = lib.PE_DRAINED
+PAUSED: int = lib.PE_PAUSED
 
 # Transmission flags (NBD specification, "Transmission flags"): what every export of ours is.
 FLAG_HAS_FLAGS = 1 << 0
@@ -171,7 +172,7 @@ class Connection(_Handle):
         return _check(result) == 0
 
     def serve(self) -> int:
-        """Blocks until the connection is over: SOFT_DISCONNECT, HARD_DISCONNECT or DRAINED."""
+        """Blocks until the connection is over: SOFT_DISCONNECT, HARD_DISCONNECT, DRAINED or PAUSED."""
         return _check(lib.pe_conn_serve(self._pointer))
 
     def send(self) -> None:
@@ -180,6 +181,10 @@ class Connection(_Handle):
 
     def drain(self) -> None:
         lib.pe_conn_drain(self._pointer)
+
+    def pause(self) -> None:
+        """The thread in serve() needs a signal to see it."""
+        lib.pe_conn_pause(self._pointer)
 
     def stop(self) -> None:
         lib.pe_conn_stop(self._pointer)

@@ -43,6 +43,10 @@ class Events:
     def every(self, seconds: float, callback: Callable[[], None]) -> None:
         self._timers[callback] = (time.monotonic() + seconds, seconds)
 
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Once."""
+        self._timers[callback] = (time.monotonic() + seconds, 0.0)
+
     def never(self, callback: Callable[[], None]) -> None:
         self._timers.pop(callback, None)
 
@@ -77,5 +81,8 @@ class Events:
         now = time.monotonic()
         for callback, (due, interval) in list(self._timers.items()):
             if due <= now and self._running:
-                self._timers[callback] = (now + interval, interval)
+                if interval:
+                    self._timers[callback] = (now + interval, interval)
+                else:
+                    del self._timers[callback]
                 callback()

@@ -275,6 +275,24 @@ def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[st
     return values, written, rest
 
 
+def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
+    """The same options, one in each `-o` string, without those whose values are secret; and whether there were any."""
+    kept, dropped = [], False
+    for item in (item for text in texts for item in split(text)):
+        name, equals, value = item.partition("=")
+        row = _BY_NAME.get(name)
+        if row is not None and row.convert is _secret and not (row.field == "proxy" and "@" not in value):
+            dropped = True
+        else:
+            quoted = value[: value.index('"', 1) + 1] if value.startswith('"') else ""
+            kept.append(_escaped(name) + equals + quoted + _escaped(value[len(quoted) :]))
+    return kept, dropped
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
 def _value(row: _Row, value: str) -> Any:
     if not value:
         raise UsageError(f"{row.name}= has an empty value: write {row.name}{row.argument}")

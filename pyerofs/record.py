@@ -1,16 +1,18 @@
-"""Records: what each mount's daemon says of itself, for `list` and `umount`. JSON in /run/pyerofs, never a secret."""
+"""Records: what each mount's daemon says of itself, for `list`, `umount` and `reattach`. JSON in /run/pyerofs, never a
+secret: what a new daemon needs that is secret it has from its predecessor, or else from where credentials are kept."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .errors import SystemFailure
 
 DIRECTORY = "/run/pyerofs"
-VERSION = 1
+VERSION = 2
 
 
 def make_directory() -> str:
@@ -19,10 +21,18 @@ def make_directory() -> str:
     return DIRECTORY
 
 
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+        return f.read().strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`id` is also the device's backend identifier; `started` is the daemon's start in clock ticks since boot, which
-    tells it from another process with the same `pid`. `size` in bytes. `device` is what was mounted."""
+    """`id` is also the device's backend identifier. `pid`: the daemon, `supervisor`: the process that watches it, 0 for
+    none; with each its start in clock ticks since boot, which tells it from another process with the same number.
+    `size` in bytes. `device` is what was mounted, `how` it was attached: netlink, ioctl or fuse. `request`: what a new
+    daemon is asked, without secrets (`secrets`: there were some). `restarts`: how often a daemon has been replaced.
+    `identity`: of a local file."""
 
     id: str
     pid: int
@@ -34,11 +44,27 @@ class Record:
     size: int
     digest: str = ""
     layer: int = -1
+    how: str = ""
+    supervisor: int = 0
+    supervisor_started: int = 0
+    restarts: int = 0
+    identity: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
+    secrets: bool = False
+    boot: str = field(default_factory=boot_id)
     version: int = VERSION
 
     @property
     def path(self) -> str:
         return os.path.join(DIRECTORY, f"{self.id}.json")
+
+    @property
+    def control(self) -> str:
+        """The path of the daemon's control socket."""
+        return os.path.join(DIRECTORY, f"{self.id}.sock")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def write(self) -> None:
         """Atomic, mode 0600. Raises SystemFailure."""
@@ -53,36 +79,46 @@ class Record:
             raise SystemFailure(f"cannot write the record {self.path}: {e.strerror}") from None
 
     def remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        """With all that belongs to it."""
+        for path in (self.path, self.control):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def alive(self) -> bool:
+        """Whether the daemon is there."""
         return self.started == start_of(self.pid)
+
+    def supervised(self) -> bool:
+        return self.supervisor > 0 and self.supervisor_started == start_of(self.supervisor)
 
 
 def start_of(pid: int) -> int:
-    """The process's start in clock ticks since boot (proc(5), stat, field 22); 0 when there is none."""
+    """The process's start in clock ticks since boot (proc(5), stat, field 22); 0 when there is none, or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
-            return int(f.read().rpartition(")")[2].split()[19])
+            fields = f.read().rpartition(")")[2].split()
+        return 0 if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
 
 
-def read_all() -> list[Record]:
-    """Every record whose daemon lives, by target. What cannot be read or has another version is left out."""
-    records = []
+def read(identifier: str) -> Record | None:
+    """The record with this id; None where there is none, or one that cannot be read or has another version."""
+    try:
+        with open(os.path.join(DIRECTORY, f"{identifier}.json"), encoding="utf-8") as f:
+            values = json.load(f)
+        return Record(**values) if values["version"] == VERSION else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read_all(*, dead: bool = False) -> list[Record]:
+    """Every record of this boot whose daemon or supervisor lives, by target; with `dead` the others too, those of
+    earlier boots included. What cannot be read or has another version is left out."""
     try:
         names = os.listdir(DIRECTORY)
     except OSError:
         return []
-    for name in names:
-        if name.endswith(".json"):
-            try:
-                with open(os.path.join(DIRECTORY, name), encoding="utf-8") as f:
-                    values = json.load(f)
-                if values["version"] == VERSION:
-                    records.append(Record(**values))
-            except (OSError, ValueError, TypeError, KeyError):
-                continue
-    return sorted((r for r in records if r.alive()), key=lambda r: r.target)
+    found = [read(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+    records = [r for r in found if r is not None and (dead or r.alive() or r.supervised())]
+    return sorted(records, key=lambda r: r.target)

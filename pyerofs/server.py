@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from typing import TYPE_CHECKING
 
-from .core import EXPORT_FLAGS, Connection
+from .core import EXPORT_FLAGS, PAUSED, SOFT_DISCONNECT, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from .export import Export
 
 HANDSHAKE_TIMEOUT = 30.0  # seconds for each message of a client that negotiates
+WAKE = signal.SIGUSR1  # ends a connection's wait for its next request; whoever calls pause() has a handler for it
+WAKE_INTERVAL = 0.01  # seconds; a signal that comes just before the wait begins is lost
 
 
 class Server:
     """Serves one export. Owns the sockets that it is given.
 
-    `fileno()` becomes readable when a connection has ended: acknowledge() then tells how many are left.
+    `fileno()` becomes readable when a client's connection has ended: acknowledge() then tells how many are left.
     """
+
+    ended_softly = False  # some client has said with NBD_CMD_DISC that it is done
 
     def __init__(self, export: Export, log: Callable[[str], None]):
         self._export = export
@@ -29,6 +34,8 @@ class Server:
         self._lock = threading.Lock()
         self._clients: dict[threading.Thread, Connection] = {}
         self._threads: set[threading.Thread] = set()  # those of clients, and those that are ending
+        self._monitors: set[threading.Thread] = set()
+        self._paused: list[socket.socket] = []
         self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
@@ -40,38 +47,49 @@ class Server:
 
     def clients(self) -> int:
         with self._lock:
-            return len(self._clients)
+            return len(self._clients.keys() - self._monitors)
 
-    def add(self, sock: socket.socket, *, handshake: bool) -> None:
-        """Serves the client on this connected socket; without a handshake it is a kernel's."""
+    def add(self, sock: socket.socket, *, handshake: bool, monitor: bool = False) -> None:
+        """Serves the client on this connected socket; without a handshake it is a kernel's, or a monitor's, which is
+        no client that anybody serves for."""
         connection = Connection(self._export.store, sock.fileno(), EXPORT_FLAGS)
         thread = threading.Thread(target=self._serve, args=(sock, connection, handshake), name="pyerofs-serve")
         with self._lock:
             self._clients[thread] = connection
             self._threads.add(thread)
+            if monitor:
+                self._monitors.add(thread)
         thread.start()
 
     def _serve(self, sock: socket.socket, connection: Connection, handshake: bool) -> None:
+        reason = None
         try:
             name = self._export.source.name
             if not handshake or connection.handshake(name, name, HANDSHAKE_TIMEOUT):
-                self._transmit(connection)
+                reason = self._transmit(connection)
         except OSError as e:
             self._log(f"a client's connection ended: {e.strerror}")
         finally:
             with self._lock:
                 del self._clients[threading.current_thread()]  # from now on nobody calls drain() or stop() of it
             connection.close()
-            sock.close()
+            if reason != PAUSED:
+                sock.close()
             with self._lock:
+                if reason == PAUSED:
+                    self._paused.append(sock)
                 self._threads.remove(threading.current_thread())
-                os.eventfd_write(self._ended, 1)
+                if threading.current_thread() in self._monitors:
+                    self._monitors.remove(threading.current_thread())
+                else:
+                    self.ended_softly |= reason == SOFT_DISCONNECT
+                    os.eventfd_write(self._ended, 1)
 
-    def _transmit(self, connection: Connection) -> None:
+    def _transmit(self, connection: Connection) -> int:
         sender = threading.Thread(target=self._send, args=(connection,), name="pyerofs-send")
         sender.start()
         try:
-            connection.serve()  # a client that hangs up without NBD_CMD_DISC is nothing to speak of
+            return connection.serve()  # a client that hangs up without NBD_CMD_DISC is nothing to speak of
         finally:
             sender.join()
 
@@ -86,6 +104,22 @@ class Server:
         with self._lock:
             for connection in self._clients.values():
                 connection.drain()
+
+    def pause(self) -> list[socket.socket]:
+        """Ends every client's connection between two requests, and gives back the sockets on which another server can
+        go on; those that could not be brought there within about a second are closed. The caller owns them."""
+        with self._lock:
+            threads = [thread for thread in self._clients if thread not in self._monitors]
+            for thread in threads:
+                self._clients[thread].pause()
+        for thread in threads:
+            while thread.is_alive():
+                assert thread.ident is not None  # noqa: S101 - it has been started
+                signal.pthread_kill(thread.ident, WAKE)
+                thread.join(WAKE_INTERVAL)
+        with self._lock:
+            paused, self._paused = self._paused, []
+        return paused
 
     def stop(self) -> None:
         with self._lock:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import socket
-import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from . import mountpoint
-from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
+from .daemon import Daemon
+from .errors import MountFailure, UsageError
 from .options import MountOptions, parse_mount_options
-from .record import Record, read_all
+from .record import Record, read_all, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,69 +96,6 @@ def mount(
     daemon.let_go()
 
 
-class Daemon:
-    """A mount's daemon as seen by the process that starts it; see worker.py for what they say to one another."""
-
-    def __init__(self, target: str):
-        self._socket, theirs = socket.socketpair()
-        # A new interpreter, not a fork: the caller may have threads, and its memory more than the daemon needs.
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment = {**os.environ, "PYTHONPATH": package}
-        os.set_inheritable(theirs.fileno(), True)
-        try:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-m", "pyerofs.worker", str(theirs.fileno()), target],
-                environment,
-                setsid=True,
-            )
-        except OSError as e:
-            self._socket.close()
-            raise SystemFailure(f"cannot start the daemon: {e.strerror}") from None
-        finally:
-            theirs.close()
-        self._file = self._socket.makefile("r", encoding="utf-8")
-
-    def send(self, **message: object) -> None:
-        try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            raise self._died() from None
-
-    def _died(self) -> SystemFailure:
-        return SystemFailure("the daemon ended without a word; see what it wrote, or `journalctl -t pyerofs`")
-
-    def wait_for(self, key: str, report: Callable[[str], None]) -> object:
-        """The value of the next message with this key. Raises what the daemon says went wrong."""
-        for line in self._file:
-            message = json.loads(line)
-            if "error" in message:
-                error = PyerofsError(message["error"])
-                error.status = message["status"]
-                raise error
-            if key in message:
-                return message[key]
-            for text in message.values():
-                report(text)
-        raise self._died()
-
-    def give_up(self) -> None:
-        """Hangs up, which makes the daemon take everything back, and waits until it has."""
-        self._close()
-        os.waitpid(self._pid, 0)
-
-    def let_go(self) -> None:
-        self._close()
-        # It outlives a command; in a longer-lived caller it would become a zombie when the filesystem is unmounted.
-        import threading
-
-        threading.Thread(target=os.waitpid, args=(self._pid, 0), daemon=True).start()
-
-    def _close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-
 def unmount(target: str, *, lazy: bool = False) -> None:
     """Unmounts what is mounted at `target`, and returns when its daemon and device have gone.
 
@@ -172,38 +108,45 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     if found.fstype != "erofs":
         raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
     record = next((r for r in read_all() if r.device == found.source), None)
-    daemon = _open_daemon(record)
-    try:
+    with ExitStack() as stack:
+        processes = open_processes(record, stack) if record else []
         mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))
-        if daemon is not None and not lazy and not _still_mounted(found):
-            _wait_gone(daemon, target)
-    finally:
-        if daemon is not None:
-            os.close(daemon)
+        if not lazy and not _still_mounted(found) and not wait_gone(processes, GONE_DEADLINE):
+            raise MountFailure(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")
 
 
 def _still_mounted(found: mountpoint.MountInfo) -> bool:
     return any(m.device == found.device and m.source == found.source for m in mountpoint.mountinfo())
 
 
-def _open_daemon(record: Record | None) -> int | None:
-    """A pidfd: it cannot come to mean another process."""
-    if record is None:
-        return None
-    try:
-        daemon = os.pidfd_open(record.pid)
-    except OSError:
-        return None
-    if record.alive():
-        return daemon
-    os.close(daemon)
-    return None
+def open_processes(record: Record, stack: ExitStack) -> list[int]:
+    """Pidfds of its supervisor and its daemon, as far as they live: they cannot come to mean other processes. The stack
+    owns them."""
+    found = []
+    for pid, started in ((record.supervisor, record.supervisor_started), (record.pid, record.started)):
+        try:
+            fd = os.pidfd_open(pid) if pid else -1
+        except OSError:
+            continue  # it has ended
+        if fd >= 0:
+            stack.callback(os.close, fd)
+            if start_of(pid) == started:
+                found.append(fd)
+    return found
 
 
-def _wait_gone(daemon: int, target: str) -> None:
+def wait_gone(processes: Sequence[int], seconds: float) -> bool:
+    """Whether all of them end within so many seconds."""
+    deadline = time.monotonic() + seconds
     poll = select.poll()
-    poll.register(daemon, select.POLLIN)
-    deadline = time.monotonic() + GONE_DEADLINE
-    while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        if time.monotonic() > deadline:
-            raise MountFailure(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")
+    for fd in processes:
+        poll.register(fd, select.POLLIN)
+    left = set(processes)
+    while left:
+        ended = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+        if not ended:
+            return False
+        for fd in ended:
+            poll.unregister(fd)
+            left.discard(fd)
+    return True

@@ -70,7 +70,7 @@ class Image(NamedTuple):
 
 
 class LocalSource:
-    """An image file or a block device. Owns `fd` until close()."""
+    """An image file or a block device. Owns `fd` until close(). `identity` tells it from a later one at its path."""
 
     def __init__(self, path: str):
         self.name = path
@@ -85,6 +85,13 @@ class LocalSource:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def identity(self) -> str:
+        found = os.fstat(self.fd)
+        if stat.S_ISBLK(found.st_mode):
+            return f"{found.st_rdev} {self.size}"
+        return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
     def _size(self, path: str) -> int:
         found = os.fstat(self.fd)
@@ -111,13 +118,11 @@ class LocalSource:
 class ImageSource:
     """A layer of an image in a registry. Thread-safe."""
 
-    def __init__(self, image: Image, layer: int, blob: Blob, transport: Transport):
-        descriptor = image.manifest.layers[layer]
-        self.name = str(image.reference)
-        self.digest = descriptor.digest
-        self.size = descriptor.size
+    def __init__(self, name: str, layer: int, blob: Blob, transport: Transport):
+        self.name = name
+        self.digest = blob.digest
+        self.size = blob.size
         self.layer = layer
-        self.image = image
         self._blob = blob
         self._transport = transport
 
@@ -211,7 +216,19 @@ def open_image(
                 raise ImageError(f"layer {layer} says that it has {descriptor.size} bytes, more than EROFS can have")
         except ImageError as e:
             raise ImageError(f"{reference}: {e}") from None
-        return ImageSource(image, layer, registry.blob(descriptor.digest, descriptor.size), transport)
+        return ImageSource(str(reference), layer, registry.blob(descriptor.digest, descriptor.size), transport)
+    except BaseException:
+        transport.close()
+        raise
+
+
+def open_layer(
+    text: str, digest: str, size: int, layer: int, options: OCIOptions, *, trace: Callable[[str], None] | None = None
+) -> ImageSource:
+    """A layer that has been resolved before: no request is made. Raises UsageError."""
+    reference, registry, transport = connect(text, options, trace=trace)
+    try:
+        return ImageSource(str(reference), layer, registry.blob(digest, size), transport)
     except BaseException:
         transport.close()
         raise

@@ -1,60 +1,64 @@
 """The daemon of one mount: resolves, attaches, tells the caller what to mount, serves, and goes after the unmount.
 
-It is started as `python -m pyerofs.worker FD TARGET`, FD being a socket to the process that mounts. Over it goes JSON,
-one line a message, so that no secret is ever an argument:
+It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
 
     caller -> {"source", "fstype", "options": [...], "driver", "target", "verbosity", "directory", "environment"}
     worker -> {"mount": PATH}                       attached: mount this
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
     worker -> {"log": TEXT} | {"error": TEXT, "status": N}      at any time before that
+
+A worker that takes the place of another one gets {"resume": {...}} as well, with the sockets of the device, and says
+{"done"} or {"error"}: it resolves nothing and asks no registry.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import PyerofsError
-from .events import Events
+from .channel import Channel
+from .errors import MountFailure, PyerofsError
 from .export import Export
-from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, MountWatch, find, is_local, umount
-from .options import MountOptions, parse_mount_options
+from .keeper import Keeper
+from .log import Logger
+from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
+from .options import MountOptions, parse_mount_options, without_secrets
 from .record import Record, start_of
 from .server import Server
-from .source import LocalSource, open_image
+from .source import LocalSource, open_image, open_layer
 
 if TYPE_CHECKING:
     from .attachment import Attachment
 
-RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others still use
+# What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
+_ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class Caller:
     """The process that mounts, as long as it is there."""
 
-    def __init__(self, fd: int):
-        self._socket: socket.socket | None = socket.socket(fileno=fd)
-        self._file = self._socket.makefile("r", encoding="utf-8")
+    def __init__(self, channel: Channel):
+        self.channel: Channel | None = channel
         self._hung_up = False
 
     def receive(self) -> dict[str, Any]:
         """The next message; an empty one when the caller has gone."""
-        if self._socket is None:
+        try:
+            return self.channel.receive() if self.channel else {}
+        except (OSError, ValueError, EOFError):
             return {}
-        line = self._file.readline()
-        return json.loads(line) if line.endswith("\n") else {}
 
     def send(self, **message: object) -> None:
-        if self._socket is not None:
+        if self.channel is not None:
             try:
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
+                self.channel.send(message)
             except OSError:
                 # Nobody to tell. Whoever asks gone() learns of it, although there is nothing left to poll.
                 self._hung_up = True
@@ -62,21 +66,16 @@ class Caller:
 
     def gone(self) -> bool:
         """Polled while the worker has no loop yet."""
-        if self._socket is None:
+        if self.channel is None:
             return self._hung_up  # or let go in good order
-        return any(events & select.POLLHUP for _, events in _poll_now(self._socket.fileno()))
+        poll = select.poll()
+        poll.register(self.channel.fileno(), select.POLLHUP)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._file.close()
-            self._socket.close()
-            self._socket = None
-
-
-def _poll_now(fd: int) -> list[tuple[int, int]]:
-    poll = select.poll()
-    poll.register(fd, select.POLLHUP)
-    return poll.poll(0)
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
 
 class Worker:
@@ -84,39 +83,36 @@ class Worker:
 
     def __init__(self, caller: Caller, request: dict[str, Any]):
         self._caller = caller
+        self._resume: dict[str, Any] = request.pop("resume", {})
+        self._request = request
         self._target: str = request["target"]
         self._driver: str = request["driver"]
         self._source_text: str = request["source"]
-        self._verbosity: int = request["verbosity"]
         self._options: MountOptions = parse_mount_options(request["options"], request["fstype"])
-        self._alone = False
-        self._id = f"pyerofs-{os.getpid()}-{time.time_ns():x}"
-        self._events = Events()
+        self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
+        self._logger: Logger | None = None
 
     def log(self, text: str) -> None:
-        """To the caller's terminal while there is one, then to syslog. From any thread."""
-        if not self._alone:
+        """To the caller's terminal while there is one, then to the log. From any thread."""
+        if self._logger is None:
             self._caller.send(log=text)
-            return
-        import syslog
-
-        syslog.openlog("pyerofs", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_WARNING, f"{self._target}: {text}")
+        else:
+            self._logger.warning(text)
 
     def _trace(self, text: str) -> None:
-        if not self._alone:
+        if self._logger is None:
             self._caller.send(trace=text)
 
     def run(self) -> None:
         """Raises PyerofsError as long as the caller is there to hear of it."""
         export = self._open()
         try:
-            superblock = export.superblock()
-            if superblock.extra_devices and "device=" not in self._options.data:
-                self.log(f"the image wants {superblock.extra_devices} more devices: give each with -o device=")
             server = Server(export, self.log)
             try:
-                self._serve(export, server)
+                if self._resume:
+                    self._go_on(server)
+                else:
+                    self._begin(export, server)
             finally:
                 server.close()
         finally:
@@ -125,26 +121,42 @@ class Worker:
     def _open(self) -> Export:
         oci = self._options.oci
         if is_local(self._source_text, self._options.is_oci):
-            return Export(LocalSource(self._source_text), oci, self.log)
-        trace = self._trace if self._verbosity >= 2 else None
-        source = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone)
-        return Export(source, oci, self.log, cancel=self._caller.gone)
+            source = LocalSource(self._source_text)
+            if self._resume and source.identity != self._resume["record"]["identity"]:
+                source.close()
+                raise MountFailure(f"{self._source_text} is not the file any more that was mounted")
+            return Export(source, oci, self.log)
+        if self._resume:
+            was = Record(**self._resume["record"])
+            return Export(open_layer(was.source, was.digest, was.size, was.layer, oci), oci, self.log)
+        trace = self._trace if self._request["verbosity"] >= 2 else None
+        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone)
+        return Export(image, oci, self.log, cancel=self._caller.gone)
 
-    def _serve(self, export: Export, server: Server) -> None:
+    # A new mount
+
+    def _begin(self, export: Export, server: Server) -> None:
+        superblock = export.superblock()
+        if superblock.extra_devices and "device=" not in self._options.data:
+            self.log(f"the image wants {superblock.extra_devices} more devices: give each with -o device=")
         attachment = self._attach(export, server)
-        record = self._record(export, attachment)
+        keeper = Keeper(server, attachment, self._record(export, attachment), self._request, self._options, self.log)
         try:
-            record.write()
+            keeper.begin()
             self._caller.send(mount=attachment.path)
             if not self._caller.receive().get("mounted"):
                 self._unmount_again(attachment)
+                keeper.end()
                 return
             attachment.mounted()
-            self._go_alone()
-            self._loop(server, attachment)
-        finally:
-            attachment.abort()
-            record.remove()
+            keeper.mounted()
+        except BaseException:
+            keeper.end()
+            raise
+        self._caller.send(done=True)
+        self._caller.close()
+        self._go_alone()
+        keeper.run()
 
     def _unmount_again(self, attachment: Attachment) -> None:
         """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
@@ -156,9 +168,10 @@ class Worker:
 
         if self._driver == "fuse":
             return FuseAttachment(server, self._id)
-        return NBDAttachment(server, export.size, self._id, self._options)
+        return NBDAttachment.attach(server, export.size, self._id, self._options)
 
     def _record(self, export: Export, attachment: Attachment) -> Record:
+        request, secrets = recorded(self._request)
         return Record(
             id=self._id,
             pid=os.getpid(),
@@ -170,54 +183,60 @@ class Worker:
             size=export.size,
             digest=export.source.digest,
             layer=export.source.layer,
+            how=attachment.how,
+            identity=export.source.identity if isinstance(export.source, LocalSource) else "",
+            request=request,
+            secrets=secrets,
         )
 
-    def _go_alone(self) -> None:
-        """Lets go of the caller and of all that is its."""
+    # In the place of another worker
+
+    def _go_on(self, server: Server) -> None:
+        from .attachment import NBDAttachment
+
+        was = Record(**self._resume["record"])
+        supervisor: int = self._resume["supervisor"]
+        assert self._caller.channel is not None  # noqa: S101 - it has just asked
+        fds = self._caller.channel.take_fds()
+        heart = fds.pop() if supervisor else -1
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        attachment = NBDAttachment.adopt(server, was.device, was.size, was.id, sockets, self._options.oci.connections)
+        record = replace(was, restarts=self._resume["restarts"])
+        keeper = Keeper(server, attachment, record, self._request, self._options, self.log)
+        if supervisor:
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+                f.write(self._resume["oom_score"])  # not the supervisor's
+            server.add(socket.socket(fileno=heart), handshake=False, monitor=True)
+        keeper.go_on(self._caller.channel if supervisor else None, supervisor)
         self._caller.send(done=True)
-        self._alone = True
-        self._caller.close()
+        if not supervisor:
+            self._caller.close()
+        self._go_alone()
+        keeper.run()
+
+    def _go_alone(self) -> None:
+        """Lets go of the caller's terminal and of all else that is its."""
+        self._logger = Logger(target=self._target, id=self._id)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
 
-    def _loop(self, server: Server, attachment: Attachment) -> None:
-        events = self._events
 
-        def connection_ended() -> None:
-            if server.acknowledge() == 0:
-                events.stop()
-
-        def try_release() -> None:
-            if attachment.release():
-                events.stop()
-
-        def mounts_changed() -> None:
-            if attachment.is_mounted():
-                events.never(try_release)
-            else:
-                events.every(RELEASE_INTERVAL, try_release)
-                try_release()
-
-        def asked_to_end() -> None:
-            try:
-                umount(self._target)
-            except PyerofsError as e:
-                self.log(f"not ended by the signal: {e}")
-
-        with MountWatch() as watch:
-            events.watch(server.fileno(), connection_ended)
-            events.watch(watch.fileno(), mounts_changed, watch.EVENTS)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                events.on_signal(number, asked_to_end)
-            mounts_changed()  # what happened before the watch began
-            events.run()
-            events.unwatch(watch.fileno())
+def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What of the request may be written to a file; whether it lacks something for that."""
+    options, secrets = without_secrets(request["options"])
+    environment = {}
+    for name, value in request["environment"].items():
+        if name in _PROXIES and "@" in value:
+            secrets = True
+        elif name in _ENVIRONMENT or name in _PROXIES or name.startswith("XDG_"):
+            environment[name] = value
+    return {**request, "options": options, "environment": environment, "verbosity": 0}, secrets
 
 
 def main() -> int:
-    caller = Caller(int(sys.argv[1]))
+    caller = Caller(Channel(socket.socket(fileno=int(sys.argv[1]))))
     request = caller.receive()
     if not request:
         return 1
@@ -235,7 +254,9 @@ def main() -> int:
         import traceback
 
         where = traceback.extract_tb(e.__traceback__)[-1]
-        caller.send(error=f"internal error: {e!r} at {os.path.basename(where.filename)}:{where.lineno}", status=4)
+        text = f"internal error: {e!r} at {os.path.basename(where.filename)}:{where.lineno}"
+        caller.send(error=text, status=4)
+        Logger(target=request["target"], id="").error(text)
         return 4
     return 0
 

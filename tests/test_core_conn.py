@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from coreharness import KIB, MIB, Rig, Served, Task, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyerofs.core import GRANULE, HARD_DISCONNECT, REQUEST_MAX, SOFT_DISCONNECT
+from pyerofs.core import GRANULE, HARD_DISCONNECT, PAUSED, REQUEST_MAX, SOFT_DISCONNECT
 
 SIZE = 2 * MIB + 1234
 REPLY_BATCH = 64
@@ -334,3 +335,54 @@ def send_and_finish(sock: socket.socket, stream: bytes, reset: bool) -> None:
         pass  # the server has ended it
     if reset:
         sock.close()
+
+
+# Pausing
+
+
+def pause(served: Served) -> int:
+    """What serve() returns once it is paused, its thread being woken as the server does it."""
+    served.connection.pause()
+    while served.serving.is_alive():
+        assert served.serving.ident is not None
+        signal.pthread_kill(served.serving.ident, signal.SIGUSR1)
+        served.serving.join(0.01)
+    return served.end()
+
+
+@pytest.fixture
+def waker() -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_paused_connection_goes_on_with_another_server(full: Rig, served: Served, waker: None) -> None:
+    """Every request gets its one reply, whichever of the two has read it."""
+    for _ in range(5):
+        assert served.client.call(nbd.CMD_READ, 4096, 100)[2] == full.slice(4096, 100)
+        assert pause(served) == PAUSED
+        cookie = served.client.read(8192, 10)  # while nobody serves
+        second = Served(full.store, (served.sock, served.client.sock))
+        assert served.client.reply() == (cookie, 0, full.slice(8192, 10))
+        served.connection.close()
+        served.connection, served.serving, served.sending = second.connection, second.serving, second.sending
+
+
+def test_a_pause_waits_for_the_end_of_a_request(full: Rig, served: Served, waker: None) -> None:
+    half = nbd.request(nbd.CMD_READ, 7, 0, 4096)
+    served.client.send(half[:10])
+    served.connection.pause()
+    served.client.send(half[10:])
+    assert pause(served) == PAUSED
+
+
+def test_a_pause_with_a_read_that_waits_ends_the_connection(waker: None) -> None:
+    """Its client has to ask again: the read could not be answered, and nobody else knows of it."""
+    with Rig(SIZE) as rig:
+        served = rig.connect()
+        served.client.read(0, 4096)
+        run = rig.store.take()
+        assert run is not None
+        assert pause(served) == HARD_DISCONNECT
+        rig.store.finish(run.id, 0)

@@ -40,11 +40,9 @@ from pyerofs.blobfile import BlobFile
 from pyerofs.errors import PyerofsError
 from pyerofs.export import Export
 from pyerofs.hosts import Host, HostConfig, parse_api_url
-from pyerofs.manifest import Descriptor, Manifest
 from pyerofs.options import OCIOptions
-from pyerofs.reference import Reference
 from pyerofs.registry import Registry
-from pyerofs.source import Image, ImageSource
+from pyerofs.source import ImageSource
 from pyerofs.transport import Transport
 
 SEQUENCES = int(os.environ.get("PYEROFS_SEQUENCES", "50"))
@@ -144,10 +142,7 @@ def make_machine(cluster: Cluster, directory: Path, statistics: list[int]) -> ty
             config = HostConfig(tuple(Host(parse_api_url(fake.url)) for fake in places[:mirrors]))
             transport = Transport(stall_seconds=TIMEOUT / 4, connect_timeout=TIMEOUT / 3)
             self.registry = Registry(registry.host, "app", transport, config=config, environ={})
-            layer = Descriptor("application/vnd.erofs", cluster.digest, SIZE)
-            manifest, digest = Manifest("", (layer,)), cluster.digest
-            image = Image(Reference(registry.host, "app", "1", None), digest, manifest, digest, manifest)
-            source = ImageSource(image, 0, self.registry.blob(cluster.digest, SIZE), transport)
+            source = ImageSource("app:1", 0, self.registry.blob(cluster.digest, SIZE), transport)
             cache = directory / f"{statistics[0]}"
             self.blob = BlobFile(Export(source, OCIOptions(cache=str(cache), timeout=TIMEOUT), lambda _: None))
 

@@ -13,11 +13,9 @@ from fakeregistry import FakeRegistry, reset, short, stall, status, whole
 
 from pyerofs.errors import NotFoundError, PyerofsError, RegistryError
 from pyerofs.export import Export
-from pyerofs.manifest import Descriptor, Manifest
 from pyerofs.options import OCIOptions
-from pyerofs.reference import Reference
 from pyerofs.registry import Registry
-from pyerofs.source import Image, ImageSource
+from pyerofs.source import ImageSource
 from pyerofs.transport import Transport
 
 SIZE = (3 << 20) + 777
@@ -41,10 +39,7 @@ def reading(fake: FakeRegistry, cache: Path, timeout: float = 20) -> Iterator[Re
     digest = fake.add_blob(BLOB)
     transport = Transport()
     registry = Registry(fake.host, "app", transport, environ={})
-    layer = Descriptor("application/vnd.erofs", digest, SIZE)
-    manifest = Manifest("", (layer,))
-    image = Image(Reference(fake.host, "app", "1", None), digest, manifest, digest, manifest)
-    source = ImageSource(image, 0, registry.blob(digest, SIZE), transport)
+    source = ImageSource("app:1", 0, registry.blob(digest, SIZE), transport)
     lines: list[str] = []
     export = Export(source, OCIOptions(cache=str(cache), timeout=timeout), lines.append)
     try:

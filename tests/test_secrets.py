@@ -21,7 +21,7 @@ from needs import need_root
 from proxyserver import ProxyServer
 from scene import Done, Scene, until
 
-from pyerofs import record
+from pyerofs import record, worker
 
 DATA = bytes(1024) + (0xE0F5E1E2).to_bytes(4, "little") + bytes(8) + b"\x0c" + bytes(200_000)
 BASIC = base64.b64encode(b"me:hush").decode()
@@ -164,16 +164,26 @@ def test_files_are_the_users_alone(scene: Scene, fake: FakeRegistry, image: str)
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_records_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record has no field in which a secret could be; `list` shows what is in it and nothing else."""
-    monkeypatch.setattr(record, "DIRECTORY", str(tmp_path / "run"))
-    made = record.Record("id", os.getpid(), record.start_of(os.getpid()), "/mnt", "r/app:1", "nbd", "/dev/nbd0", 1)
-    made.write()
-    assert set(json.loads(Path(made.path).read_text())) == {
-        "id", "pid", "started", "target", "source", "driver", "device", "size", "digest", "layer", "version",
-    }  # fmt: skip
-    assert Path(made.path).stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+def test_records_hold_none() -> None:
+    """A record keeps what a daemon is asked, for a successor that is started by hand, but nothing secret of it."""
+    request = {
+        "source": "r/app:1",
+        "options": ["oci=0,oci.username=me,oci.password=s3cret\\,s3cret", "oci.proxy=http://me:s3cret@proxy"],
+        "environment": {
+            "HOME": "/root",
+            "https_proxy": "http://me:s3cret@p",
+            "TOKEN": "s3cret",
+            "http_proxy": "http://p",
+        },
+        "verbosity": 2,
+    }
+    kept, dropped = worker.recorded(request)
+    assert dropped
+    assert "s3cret" not in json.dumps(kept)
+    assert kept["options"] == ["oci=0", "oci.username=me"]
+    assert kept["environment"] == {"HOME": "/root", "http_proxy": "http://p"}
+    plain = {**request, "options": ["oci=0,oci.proxy=http://proxy"], "environment": {}}
+    assert worker.recorded(plain) == ({**plain, "options": ["oci=0", "oci.proxy=http://proxy"], "verbosity": 0}, False)
 
 
 @pytest.fixture

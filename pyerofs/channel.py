@@ -1,0 +1,72 @@
+"""JSON messages, one a line, over a connected Unix stream socket; a message may bring descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MESSAGE_MAX = 4 << 20  # bytes: a process's environment goes in one
+_FDS_MAX = 128
+
+
+class Channel:
+    """Owns its socket until close(), and the descriptors that have come until take_fds(). Sending is thread-safe,
+    receiving is for one thread."""
+
+    def __init__(self, sock: socket.socket):
+        self.socket = sock
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, values: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """The descriptors stay the caller's. Raises OSError."""
+        line = json.dumps(values).encode() + b"\n"
+        if fds:
+            line = line[socket.send_fds(self.socket, [line], list(fds)) :]
+        self.socket.sendall(line)
+
+    def receive(self) -> dict[str, Any]:
+        """The next message. Raises EOFError when the other side has hung up, OSError, ValueError for what is none."""
+        while b"\n" not in self._buffer:
+            piece, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, _FDS_MAX)
+            self._fds += fds
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            if not piece:
+                raise EOFError("it hung up")
+            self._buffer += piece
+            if len(self._buffer) > _MESSAGE_MAX:
+                raise ValueError("it says too much")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("that is no message")
+        return values
+
+    def pending(self) -> bool:
+        """Whether a message is here already, for which poll(2) would wait in vain."""
+        return b"\n" in self._buffer
+
+    def take_fds(self) -> list[int]:
+        """The descriptors that have come, from now on the caller's."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def close(self) -> None:
+        self.socket.close()
+        for fd in self.take_fds():
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,95 @@
+"""A mount's daemon as seen by the process that starts it; worker.py says what they say to one another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .channel import Channel
+from .errors import PyerofsError, SystemFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def spawn(module: str, *arguments: str, socket_: socket.socket) -> int:
+    """Starts `python -m pyerofs.MODULE FD ARGUMENTS` in a session of its own, FD being the socket; returns its pid.
+
+    A new interpreter, not a fork: the caller may have threads, and more memory than the daemon needs. Raises OSError.
+    """
+    os.set_inheritable(socket_.fileno(), True)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", f"pyerofs.{module}", str(socket_.fileno()), *arguments],
+            {**os.environ, "PYTHONPATH": PACKAGE},
+            setsid=True,
+        )
+    finally:
+        os.set_inheritable(socket_.fileno(), False)
+
+
+class Daemon:
+    """Owns its end of the conversation until give_up() or let_go(). Raises SystemFailure. For one thread."""
+
+    def __init__(self, target: str):
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        try:
+            self.pid = spawn("worker", target, socket_=theirs)
+        except OSError as e:
+            self.channel.close()
+            raise SystemFailure(f"cannot start the daemon: {e.strerror}") from None
+        finally:
+            theirs.close()
+
+    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+        """The descriptors stay the caller's."""
+        try:
+            self.channel.send(message, fds)
+        except OSError:
+            raise self._died() from None
+
+    def _died(self) -> SystemFailure:
+        return SystemFailure("the daemon ended without a word; see what it wrote, or `journalctl -t pyerofs`")
+
+    def wait_for(self, key: str, report: Callable[[str], None]) -> Any:
+        """The value of the next message with this key. Raises what the daemon says went wrong."""
+        while True:
+            try:
+                message = self.channel.receive()
+            except TimeoutError:
+                raise SystemFailure("the daemon does not get on") from None
+            except (OSError, ValueError, EOFError):
+                raise self._died() from None
+            if "error" in message:
+                error = PyerofsError(message["error"])
+                error.status = message["status"]
+                raise error
+            if key in message:
+                return message[key]
+            for text in message.values():
+                report(text)
+
+    def give_up(self) -> None:
+        """Hangs up, which makes the daemon take everything back, and waits until it has."""
+        self.channel.close()
+        os.waitpid(self.pid, 0)
+
+    def kill(self) -> None:
+        """Ends it now, whatever it has begun."""
+        self.channel.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def let_go(self) -> None:
+        self.channel.close()
+        # It outlives a command; in a longer-lived caller it would become a zombie when the filesystem is unmounted.
+        import threading
+
+        threading.Thread(target=os.waitpid, args=(self.pid, 0), daemon=True).start()

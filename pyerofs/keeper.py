@@ -1,0 +1,220 @@
+"""What keeps a mount: the record that tells of it, the control socket, the supervision, and the loop that waits for its
+end. Everything here is the worker's main thread's, but for the answers on the control socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .control import Answer, ControlServer
+from .errors import MountFailure, PyerofsError, SystemFailure
+from .events import Events
+from .mountpoint import MountWatch, umount
+from .record import make_directory, start_of
+from .server import WAKE
+from .supervision import Supervision, reap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .attachment import Attachment
+    from .channel import Channel
+    from .options import MountOptions
+    from .record import Record
+    from .server import Server
+
+RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others still use
+
+
+class Keeper:
+    """`request` is what a successor is asked, secrets included. Owns the attachment and the record.
+
+    begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
+    mount. end() takes back what begin() has done.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        attachment: Attachment,
+        record: Record,
+        request: dict[str, Any],
+        options: MountOptions,
+        log: Callable[[str], None],
+    ):
+        self._server = server
+        self._attachment = attachment
+        self._record = record
+        self._request = request
+        self._options = options
+        self._log = log
+        self._events = Events()
+        self._supervision = Supervision(server, log)
+        self._control: ControlServer | None = None
+        self._leave = threading.Lock()  # held from the moment on when the mount goes to another daemon
+        self._left = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._handed_over = False
+
+    @property
+    def _can_go_on(self) -> bool:
+        """Only a device that was attached by netlink takes a new server."""
+        return self._attachment.how == "netlink"
+
+    def begin(self) -> None:
+        """Raises SystemFailure."""
+        self._write_record()
+        self._listen()
+        if self._can_go_on:
+            self._supervision.start(self._record.target)
+
+    def mounted(self) -> None:
+        self._supervise()
+
+    def go_on(self, channel: Channel | None, supervisor: int) -> None:
+        """`channel`: to the supervisor that has started this worker; None when it was somebody else."""
+        self._listen()
+        if channel is not None:
+            self._supervision.adopt(channel, supervisor)
+            self._write_record()
+        else:
+            self._supervision.start(self._record.target)
+            self._supervise()
+
+    def _listen(self) -> None:
+        try:
+            make_directory()
+            self._control = ControlServer(self._record.control, {"handover": self._hand_over})
+        except OSError as e:
+            raise SystemFailure(f"cannot listen on {self._record.control}: {e.strerror}") from None
+
+    def _write_record(self) -> None:
+        self._record = self._own_record()
+        self._record.write()
+
+    def _own_record(self) -> Record:
+        return replace(
+            self._record,
+            pid=os.getpid(),
+            started=start_of(os.getpid()),
+            supervisor=self._supervision.pid,
+            supervisor_started=self._supervision.started,
+        )
+
+    def _supervise(self) -> None:
+        if not self._can_go_on:
+            return
+        with open("/proc/self/oom_score_adj", encoding="ascii") as f:
+            score = f.read().strip()
+        self._supervision.watch(
+            record=self._own_record().as_dict(),
+            request=self._request,
+            connections=self._options.oci.connections,
+            timeout=self._options.oci.timeout,
+            oom_score=score,
+        )
+        self._write_record()  # who reads there of a supervisor may rely on it
+
+    def run(self) -> None:
+        """Serves until the mount has ended, or another daemon has it."""
+        try:
+            with MountWatch() as watch:
+                self._loop(watch)
+        except BaseException:
+            if not self._can_go_on:
+                self.end()
+            raise  # with a supervisor another worker takes this one's place
+        if self._handed_over:
+            return
+        self.end()
+
+    def end(self) -> None:
+        self._attachment.abort()
+        self._record.remove()
+        self._supervision.end("bye")
+        if self._control is not None:
+            self._control.close()
+
+    def _loop(self, watch: MountWatch) -> None:
+        events = self._events
+        assert self._control is not None  # noqa: S101 - begin() or go_on() has made it
+        events.watch(self._server.fileno(), self._connection_ended)
+        events.watch(watch.fileno(), self._mounts_changed, watch.EVENTS)
+        events.watch(self._control.fileno(), self._control.accept)
+        events.watch(self._left, events.stop)
+        if self._supervision.fileno() >= 0:
+            events.watch(self._supervision.fileno(), self._supervisor_speaks)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            events.on_signal(number, self._asked_to_end)
+        events.on_signal(signal.SIGCHLD, reap)
+        events.on_signal(WAKE, lambda: None)
+        self._mounts_changed()  # what happened before the watch began
+        events.run()
+
+    # What may end it
+
+    def _connection_ended(self) -> None:
+        left = self._server.acknowledge()
+        if self._leave.locked() or left == self._options.oci.connections:
+            return
+        if not self._server.ended_softly:
+            # Not the kernel's wish: a reply that broke off, or a socket that it took for dead.
+            try:
+                if self._attachment.reconnect():
+                    self._log("a connection to the kernel has ended, and is replaced")
+                    return
+            except PyerofsError as e:
+                self._log(f"a connection to the kernel has ended: {e}")
+                if left:
+                    return
+        if left == 0:
+            self._events.stop()
+
+    def _mounts_changed(self) -> None:
+        if self._attachment.is_mounted():
+            self._events.never(self._try_release)
+        else:
+            self._events.every(RELEASE_INTERVAL, self._try_release)
+            self._try_release()
+
+    def _try_release(self) -> None:
+        if not self._leave.locked() and self._attachment.release():
+            self._events.stop()
+
+    def _asked_to_end(self) -> None:
+        try:
+            umount(self._record.target)
+        except PyerofsError as e:
+            self._log(f"not ended by the signal: {e}")
+
+    def _supervisor_speaks(self) -> None:
+        self._events.unwatch(self._supervision.fileno())
+        self._supervision.lost()
+        if not self._leave.locked():
+            self._supervision.replace(self._record.target)
+            self._supervise()
+        if self._supervision.fileno() >= 0:
+            self._events.watch(self._supervision.fileno(), self._supervisor_speaks)
+
+    # What others ask
+
+    def _hand_over(self, _: dict[str, Any]) -> Answer:
+        if not self._can_go_on:
+            raise MountFailure(
+                f"{self._record.target}: only a device that was attached by netlink can go on with another daemon: "
+                "unmount it and mount it again"
+            )
+        if not self._leave.acquire(blocking=False):
+            raise MountFailure(f"{self._record.target} is being handed over already")
+        self._supervision.end("handover")
+        sockets = self._server.pause()
+
+        def sent() -> None:
+            for sock in sockets:
+                sock.close()
+            self._handed_over = True
+            os.eventfd_write(self._left, 1)
+
+        return Answer({"request": self._request}, [sock.fileno() for sock in sockets], sent)

@@ -1,0 +1,165 @@
+"""Taking over what is mounted: a new daemon for a mount whose daemon is dead, hangs or is of an older version, and the
+end by force."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from . import device, mountpoint
+from .control import Answer, ask
+from .daemon import Daemon
+from .errors import MountFailure, PyerofsError, UsageError
+from .nbdnode import backend_of
+from .options import parse_mount_options
+from .record import Record, boot_id, read, read_all
+from .session import open_processes, wait_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HANDOVER_PATIENCE = 10.0  # seconds for the old daemon to come to a stop
+SUPERVISOR_PATIENCE = 5.0  # seconds in which a supervisor that lives may have a daemon again by itself
+COME_UP = 60.0  # seconds for the new one
+GONE = 5.0  # seconds for a daemon to see that its device has gone
+LOOK = 0.1
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def find_record(what: str) -> Record:
+    """The record of a mount point, a device or a record's id, its daemon being alive or not. Raises UsageError."""
+    records = [r for r in read_all(dead=True) if r.boot == boot_id()]
+    mounted = mountpoint.find(os.path.realpath(what))
+    names = {os.path.realpath(what), what, mounted.source if mounted else what}
+    for record in records:
+        if names & {record.device, record.id}:
+            return record
+    raise UsageError(f"{what} is no mount of pyerofs with a daemon (see `pyerofs list`)")
+
+
+def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[str], None] = _ignore) -> None:
+    """Gives the mount a new daemon, of this version, while reads go on; returns when it serves.
+
+    `what`: the mount point, the device, or a record's id. `options` are added to those of the mount: what is secret of
+    those is not kept once both the daemon and its supervisor are dead. Raises UsageError, MountFailure, SystemFailure.
+    """
+    record = find_record(what)
+    if record.how != "netlink":
+        raise MountFailure(
+            f"{record.target}: only a device that was attached by netlink can go on with another daemon: "
+            "unmount it and mount it again"
+        )
+    texts = [options] if isinstance(options, str) else list(options)
+    with ExitStack() as stack:
+        processes = open_processes(record, stack)
+        answer = _hand_over(record)
+        if answer is None:
+            _end(processes)
+            request = record.request
+            if record.secrets and not texts:
+                report(f"{record.target}: its password was not kept; -o oci.password_file= gives it again")
+        else:
+            request = answer.values["request"]
+            for fd in answer.fds:
+                stack.callback(os.close, fd)
+        now = read(record.id) or record
+        if backend_of(now.device) != now.id:
+            now.remove()
+            raise MountFailure(f"{record.target}: the device {now.device} has been disconnected; its record is removed")
+        request = {**request, "options": [*request["options"], *texts]}
+        parse_mount_options(request["options"], request["fstype"])
+        _start(now, request, answer, report)
+        wait_gone(processes, GONE)
+
+
+def _start(record: Record, request: dict[str, object], answer: Answer | None, report: Callable[[str], None]) -> None:
+    daemon = Daemon(record.target)
+    try:
+        daemon.send(
+            list(answer.fds) if answer else [],
+            **request,
+            resume={"record": record.as_dict(), "restarts": record.restarts + (answer is None), "supervisor": 0},
+        )
+        daemon.channel.socket.settimeout(COME_UP)
+        daemon.wait_for("done", report)
+    except BaseException:
+        daemon.kill()
+        raise
+    daemon.let_go()
+
+
+def _hand_over(record: Record) -> Answer | None:
+    """What the old daemon gives away before it ends; None when there is none that answers."""
+    deadline = time.monotonic() + SUPERVISOR_PATIENCE
+    while True:
+        now = read(record.id) or record
+        try:
+            if now.alive():
+                return ask(now.control, "handover", HANDOVER_PATIENCE)
+        except MountFailure:
+            if now.alive():
+                return None  # it hangs
+        if not now.supervised() or time.monotonic() > deadline:
+            return None
+        time.sleep(LOOK)
+
+
+def _end(processes: Sequence[int]) -> None:
+    """The supervisor first, so that it does not start another daemon."""
+    for fd in processes:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    if not wait_gone(processes, GONE):
+        raise MountFailure("the old daemon does not end, although it was killed: it waits for the kernel (see `dmesg`)")
+
+
+def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
+    """reattach() for every mount that can have it, and sweep(); returns how many failed."""
+    sweep()
+    failed = 0
+    for record in read_all(dead=True):
+        if record.how != "netlink":
+            report(f"{record.target}: left as it is, by {record.how or record.driver}")
+            continue
+        try:
+            reattach(record.id, report=report)
+            report(f"{record.target}: has a new daemon")
+        except PyerofsError as e:
+            failed += 1
+            report(str(e))
+    return failed
+
+
+def sweep() -> None:
+    """Removes records of earlier boots and of mounts that have ended while nobody was there to see it."""
+    for record in read_all(dead=True):
+        attached = record.how == "netlink" and backend_of(record.device) == record.id
+        if record.boot != boot_id() or not (record.alive() or record.supervised() or attached):
+            record.remove()
+
+
+def disconnect(what: str) -> None:
+    """Ends the device by force: reads that wait get an I/O error, its mounts are detached, and its daemon ends.
+
+    `what`: the device, or a mount point of it. Raises UsageError, MountFailure, SystemFailure.
+    """
+    record = find_record(what)
+    if record.driver == "fuse":
+        raise UsageError(f"{what} is no NBD device: `pyerofs umount --lazy {record.target}`")
+    with ExitStack() as stack:
+        processes = open_processes(record, stack)
+        device.disconnect(record.device)
+        for mount in reversed(mountpoint.mountinfo()):
+            if mount.source == record.device:
+                with contextlib.suppress(MountFailure):  # it has gone by itself
+                    mountpoint.umount(mount.target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
+        if not wait_gone(processes, GONE):
+            _end(processes)
+    record.remove()

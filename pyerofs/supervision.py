@@ -1,0 +1,115 @@
+"""A worker's end of its supervision: it starts the supervisor, and tells it how the worker means to end.
+
+The two watch each other: the supervisor replaces a worker that dies, a worker starts a supervisor in place of one that
+dies. What they say, a message each:
+
+    worker -> {"watch": {...}} with the socket of the heartbeat     whom, and what its successor is to be asked
+    supervisor -> {"ready": PID}
+    worker -> {"watch": {...}}                                      again when something of it has changed
+    worker -> {"bye": true}                                         the mount has ended: go
+    worker -> {"handover": true}                                    somebody else starts the successor
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from .channel import Channel
+from .daemon import spawn
+from .record import start_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .server import Server
+
+READY_PATIENCE = 15.0  # seconds for a supervisor to come up
+LIFE_MIN = 1.0  # seconds: one that dies sooner is not replaced, so that no two processes start one another for ever
+ALONE = "if this daemon dies the mount waits for `pyerofs reattach`"
+
+
+class Supervision:
+    """Owned by the worker's main thread. `log` gets a line for what goes wrong: a mount without supervisor goes on."""
+
+    pid = 0
+    started = 0
+
+    def __init__(self, server: Server, log: Callable[[str], None]):
+        self._server = server
+        self._log = log
+        self._channel: Channel | None = None
+        self._began = 0.0
+
+    def start(self, target: str) -> None:
+        """Starts a supervisor, which comes up while the caller goes on; watch() waits for it."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(READY_PATIENCE)
+        self._began = time.monotonic()
+        try:
+            self.pid = spawn("supervisor", target, socket_=theirs)
+            self.started = start_of(self.pid)
+            self._channel = Channel(ours)
+        except OSError as e:
+            ours.close()
+            self._log(f"no supervisor can be started ({e.strerror}): {ALONE}")
+        finally:
+            theirs.close()
+
+    def adopt(self, channel: Channel, pid: int) -> None:
+        """That which has started this worker and watches it. The channel is this object's from now on."""
+        self._channel, self.pid, self.started, self._began = channel, pid, start_of(pid), time.monotonic()
+
+    def fileno(self) -> int:
+        """What becomes readable when the supervisor has died; -1 when there is none."""
+        return self._channel.fileno() if self._channel else -1
+
+    def watch(self, **what: Any) -> None:
+        """Gives a supervisor that start() has started its work, and waits until it does it."""
+        if self._channel is None:
+            return
+        heart, ours = socket.socketpair()
+        try:
+            self._server.add(ours, handshake=False, monitor=True)
+            self._channel.send({"watch": what}, [heart.fileno()])
+            self._channel.receive()
+            self._channel.socket.settimeout(None)
+        except (OSError, ValueError, EOFError) as e:
+            self._log(f"the supervisor does not come up ({e}): {ALONE}")
+            self._close()
+        finally:
+            heart.close()
+
+    def lost(self) -> None:
+        """The supervisor has died, as fileno() has told."""
+        self._log("the supervisor has died")
+        self._close()
+
+    def replace(self, target: str) -> None:
+        """start() after lost(), unless that one died at once."""
+        if time.monotonic() - self._began < LIFE_MIN:
+            self._log("it is not replaced, since it died too soon")
+        else:
+            self.start(target)
+
+    def end(self, word: str) -> None:
+        """`word`: bye or handover."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):  # it has died: then there is nobody to tell
+                self._channel.send({word: True})
+            self._close()
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, self.pid, self.started = None, 0, 0
+
+
+def reap() -> None:
+    """Collects supervisors that have ended; nothing waits for them."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
