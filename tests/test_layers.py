@@ -15,7 +15,7 @@ LINES_MAX = 400
 LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
-    | {"options", "mountflags"},
+    | {"options", "mountflags", "quantity"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
