@@ -35,7 +35,7 @@ LEVELS = (
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry", "control"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "record"},
+    {"source", "cache", "cachedir", "record"},
     # L3: what lives: threads and connections
     {"fetch", "export", "server", "serve", "attachment"},
     # L4: where all is wired together

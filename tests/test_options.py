@@ -340,9 +340,7 @@ def test_the_password_is_hidden() -> None:
 
 
 def test_help_covers_every_field() -> None:
-    assert {row.field for row in options._OCI_ROWS} == {
-        f.name for f in dataclasses.fields(OCIOptions)
-    }
+    assert {row.field for row in options._OCI_ROWS} == {f.name for f in dataclasses.fields(OCIOptions)}
     for name, argument, text in options.OCI_HELP + options.NBD_HELP:
         assert name in options._BY_NAME
         assert argument.startswith(("=", "[="))
