@@ -18,7 +18,7 @@ uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
 }
 
-static void wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline)
+void store_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline)
 {
 	struct timespec t = { .tv_sec = (time_t)(deadline / 1000000000U), .tv_nsec = (long)(deadline % 1000000000U) };
 
@@ -67,6 +67,7 @@ int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, u
 	cond_init(&s->work);
 	cond_init(&s->whole);
 	cond_init(&s->timer);
+	cond_init(&s->fill);
 	s->parked.prev = s->parked.next = &s->parked;
 	plan_init(&s->plan);
 	*store = s;
@@ -82,6 +83,7 @@ void pe_store_stop(pe_store *s)
 	pthread_cond_broadcast(&s->work);
 	pthread_cond_broadcast(&s->whole);
 	pthread_cond_broadcast(&s->timer);
+	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -94,6 +96,7 @@ void pe_store_free(pe_store *s)
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->whole);
 	pthread_cond_destroy(&s->timer);
+	pthread_cond_destroy(&s->fill);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -236,7 +239,7 @@ int pe_store_expire(pe_store *s)
 			continue;
 		}
 		if (deadline > now_ns()) {
-			wait_until(&s->timer, &s->lock, deadline);
+			store_wait_until(&s->timer, &s->lock, deadline);
 			continue;
 		}
 		for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
@@ -262,7 +265,7 @@ int pe_store_wait(pe_store *s, uint64_t offset, uint64_t length, uint32_t timeou
 		return result < 0 ? result : 0;
 	pthread_mutex_lock(&s->lock);
 	while (w.status == 1 && now_ns() < deadline)
-		wait_until(&s->whole, &s->lock, deadline);
+		store_wait_until(&s->whole, &s->lock, deadline);
 	store_unpark(s, &w);
 	pthread_mutex_unlock(&s->lock);
 	return w.status == 1 ? -EAGAIN : w.status;
