@@ -33,11 +33,12 @@ LEVELS = (
         "blobcopy",
         "rangeanswer",
     }
-    | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry", "control"},
+    | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry", "control"}
+    | {"delayed"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "cachedir", "record"},
     # L3: what lives: threads and connections
-    {"fetch", "export", "server", "serve", "attachment"},
+    {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment"},
     # L4: where all is wired together
     {"session", "worker", "blobfile", "inspect"},
     # L5: the command line
