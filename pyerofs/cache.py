@@ -33,6 +33,7 @@ from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from .core import Store
+    from .options import OCIOptions
 
 MAP_OFFSET = 4096  # where the bits begin in both maps: a page, so that they can be mapped
 SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
@@ -48,6 +49,10 @@ def default_directory() -> str:
     if os.geteuid() == 0:
         return "/var/cache/pyerofs"
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
+
+
+def chosen_directory(options: OCIOptions) -> str:
+    return options.cache or default_directory()
 
 
 def _boot() -> bytes:

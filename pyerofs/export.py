@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .cache import MAP_OFFSET, Entry, default_directory
+from .cache import MAP_OFFSET, Entry, chosen_directory
 from .core import Store
 from .delayed import Delayed
 from .errors import ImageError, PyerofsError, RegistryError, SystemFailure
@@ -71,7 +71,7 @@ class Export:
             raise
 
     def _open_cached(self, source: Source, options: OCIOptions) -> None:
-        directory = options.cache or default_directory()
+        directory = chosen_directory(options)
         self._cache = cache = Entry(directory, source.digest, source.size)
         try:
             self.store = Store(

@@ -21,9 +21,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from .cache import chosen_directory
 from .errors import PyerofsError
 from .events import Events
 from .export import Export
+from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, MountWatch, find, is_local, umount
 from .options import MountOptions, parse_mount_options
 from .record import Record, start_of
@@ -127,7 +129,8 @@ class Worker:
         if is_local(self._source_text, self._options.is_oci):
             return Export(LocalSource(self._source_text), oci, self.log)
         trace = self._trace if self._verbosity >= 2 else None
-        source = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone)
+        kept = Manifests(chosen_directory(oci), self.log)
+        source = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept)
         return Export(source, oci, self.log, cancel=self._caller.gone)
 
     def _serve(self, export: Export, server: Server) -> None:

@@ -256,9 +256,10 @@ def test_the_durable_map_is_written_after_its_data(rig: Rig, monkeypatch: pytest
 
         monkeypatch.setattr(module.os, name, call)
 
-    for name in ("fdatasync", "fsync", "rename"):
-        note(name)
-    assert read(rig, reference) == data
+    with rig.open(reference) as blob:
+        for name in ("fdatasync", "fsync", "rename"):
+            note(name)
+        assert blob.read() == data
     assert calls == ["fdatasync data", "fsync map", "rename map", f"fsync {rig.entry(data).name}"]
     assert files(rig.entry(data)) == ["data", "live", "lock", "map"]
 
@@ -292,8 +293,9 @@ def test_a_disk_that_fails_keeps_the_previous_map(rig: Rig, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(module.os, failing, fail)
-    assert read(rig, reference) == data
+    with rig.open(reference) as blob:
+        monkeypatch.setattr(module.os, failing, fail)
+        assert blob.read() == data
     assert (rig.entry(data) / "map").read_bytes() == before
     assert files(rig.entry(data)) == ["data", "live", "lock", "map"]
     assert len(rig.log) == 1 and "cache" in rig.log[0]

@@ -36,7 +36,7 @@ LEVELS = (
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry", "control"}
     | {"delayed"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachedir", "record"},
+    {"source", "cache", "cachedir", "manifests", "record"},
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment"},
     # L4: where all is wired together
