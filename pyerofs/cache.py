@@ -63,6 +63,11 @@ def _boot() -> bytes:
 def make_directory(path: str) -> None:
     """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
+    check_directory(path)
+
+
+def check_directory(path: str) -> None:
+    """Raises UsageError where somebody else could have put something into it; OSError."""
     found = os.stat(path)
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(

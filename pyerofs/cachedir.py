@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import Entry, lock_entry
+from .cache import Entry, check_directory, lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def scan(directory: str) -> list[Place]:
     SystemFailure."""
     found = []
     with _naming(directory):
+        if os.path.lexists(directory):
+            check_directory(directory)
         for algorithm, pattern in _HEX.items():
             for name in _names(os.path.join(directory, algorithm)):
                 path = os.path.join(directory, algorithm, name)
@@ -119,6 +121,22 @@ def look(place: Place) -> Contents | None:
                 return Contents(entry.size, present, _in_use(place.path), verified)
             finally:
                 entry.close()
+        finally:
+            os.close(lock)
+
+
+def hold(place: Place) -> Entry | None:
+    """The entry as it is, in use by the caller until its close(); None: it has gone, or is broken. Raises UsageError,
+    SystemFailure."""
+    with _naming(place.path):
+        lock = lock_entry(place.path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(place.path)
+            if entry is not None:
+                fcntl.flock(entry.data_fd, fcntl.LOCK_SH)
+            return entry
         finally:
             os.close(lock)
 

@@ -180,6 +180,21 @@ def test_verified_counts_only_with_its_data_and_all_of_it(directory: str) -> Non
     assert not contents(directory).verified
 
 
+def test_hold(directory: str) -> None:
+    path = fill(directory, DIGESTS[0])
+    place = the_place(directory)
+    entry = cachedir.hold(place)
+    assert entry is not None and entry.present() == entry.size == SIZE
+    assert contents(directory).in_use
+    assert not drop(place)
+    entry.close()
+    empty(path)
+    assert cachedir.hold(place) is None
+    assert drop(place)
+    assert cachedir.hold(place) is None
+    assert not path.exists()
+
+
 # How entries leave
 
 
@@ -342,6 +357,14 @@ def test_find(directory: str) -> None:
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             find(places, text)
+
+
+def test_a_directory_that_others_may_write_to(tmp_path: Path) -> None:
+    """What is removed there may be anything."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(UsageError, match="writable by nobody else"):
+        scan(str(tmp_path / "cache"))
 
 
 def test_places_that_are_no_cache(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ LEVELS = (
     # L4: where all is wired together
     {"session", "worker", "blobfile", "inspect"},
     # L5: the command line
-    {"cli", "__init__", "__main__"},
+    {"cli", "cachecmd", "__init__", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
