@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -108,7 +109,8 @@ class Filler:
         return self._bucket.spent(count) if self._bucket else 0
 
     def _failed(self, error: OSError | PyerofsError) -> float:
-        if self._stopping.is_set():
+        # The store is stopped before this thread is told to.
+        if self._stopping.is_set() or (isinstance(error, OSError) and error.errno == errno.ESHUTDOWN):
             return 0
         if not self._failures:
             text = f"cannot write to the cache: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -176,6 +176,18 @@ def test_it_ends_with_the_export_although_the_network_is_dead(rig: Rig) -> None:
     release.set()
 
 
+def test_it_ends_quietly_when_the_store_is_stopped_under_it(rig: Rig) -> None:
+    reference, _ = rig.publish(SIZE)
+    go_on, reached = threading.Event(), threading.Event()
+    rig.fake.script(paused(go_on, 100_000, reached))
+    with rig.open(reference, "oci.fill=full") as blob:
+        assert reached.wait(LIMIT)
+        export_of(blob).store.stop()
+        go_on.set()
+        until(lambda: "pyerofs-fill" not in [thread.name for thread in threading.enumerate()], "its end")
+    assert rig.log == []
+
+
 def test_it_ends_with_the_export_although_it_pauses(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill, "PAUSE_FIRST", 3600.0)
     monkeypatch.setattr(fill, "PAUSE_MAX", 3600.0)
