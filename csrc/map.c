@@ -85,6 +85,12 @@ void map_set(struct pe_map *map, uint64_t first, uint64_t end)
 	}
 }
 
+void map_clear(struct pe_map *map)
+{
+	for (uint64_t i = 0; map->word && i < map->length / sizeof(uint64_t); i++)
+		__atomic_store_n(&map->word[i], 0, __ATOMIC_RELEASE);
+}
+
 uint64_t map_count(const struct pe_map *map)
 {
 	uint64_t count = 0;

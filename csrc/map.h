@@ -1,4 +1,7 @@
-/* The granule map: one bit a granule, in shared memory. Bits are only ever set; no lock is needed to read them. */
+/*
+ * The granule map: one bit a granule, in shared memory. Bits are only ever set, but that a blob whose bytes are found
+ * to be wrong loses all of them; no lock is needed to read them.
+ */
 #ifndef PE_MAP_H
 #define PE_MAP_H
 
@@ -21,6 +24,8 @@ uint64_t map_next_absent(const struct pe_map *map, uint64_t first, uint64_t end)
 uint64_t map_next_present(const struct pe_map *map, uint64_t first, uint64_t end);
 /* Publishes [first, end): whoever then sees a bit sees the bytes that were written before this call. */
 void map_set(struct pe_map *map, uint64_t first, uint64_t end);
+/* Every granule is absent, but where there is no map. */
+void map_clear(struct pe_map *map);
 uint64_t map_count(const struct pe_map *map);
 void map_copy(const struct pe_map *map, void *buffer, size_t length);
 

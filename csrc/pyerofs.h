@@ -14,8 +14,8 @@ enum {
 	PE_REQUEST_MAX = 33554432, /* longest NBD read that is answered */
 };
 
-/* What a run is fetched for. */
-enum { PE_DEMAND = 0, PE_AHEAD = 1 };
+/* What a run is fetched for. The last two: nobody has asked for it; PE_IDLE gives way to whoever asks for anything. */
+enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3 };
 
 /* Why pe_conn_serve came back. */
 enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2, PE_PAUSED = 3 };
@@ -25,7 +25,7 @@ struct pe_run {
 	uint64_t id;
 	uint64_t offset; /* a multiple of PE_GRANULE */
 	uint64_t length;
-	int32_t kind; /* PE_DEMAND or PE_AHEAD */
+	int32_t kind; /* PE_DEMAND and so on */
 	int32_t idle; /* threads still waiting in pe_store_take */
 };
 
@@ -60,6 +60,12 @@ int pe_store_has(pe_store *store, uint64_t offset, uint64_t length);
 /* Blocks until there is something to fetch. The taker owns the run until pe_store_finish. */
 int pe_store_take(pe_store *store, struct pe_run *run);
 /*
+ * As pe_store_take, but gives the first stretch that is neither present nor on its way, at most length bytes of it:
+ * what nobody has asked for. kind PE_FILL: at any time; PE_IDLE: only when nobody has waited for anything for so many
+ * ms. Where it has nothing to give it looks again after as long; while the blob is complete it sleeps. Blocks.
+ */
+int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run);
+/*
  * The next bytes of a run, in order. 0: go on. 1: somebody else has brought the rest, nobody wants it any more. An
  * error: the bytes did not reach the data file and nothing was marked present.
  */
@@ -73,6 +79,11 @@ int pe_store_resume(pe_store *store, uint64_t id, int whole, uint64_t *offset, u
 int pe_store_waiters(pe_store *store, uint64_t id);
 /* Ends a run. error: a negative errno for the reads that still wait for its bytes; 0: they are wanted anew. */
 int pe_store_finish(pe_store *store, uint64_t id, int error);
+/*
+ * Everything is absent again: the bytes are not the blob's. What is being sent in this moment is sent; other stores on
+ * the same files find out by themselves. -EINVAL for a store without a map.
+ */
+int pe_store_forget_all(pe_store *store);
 /* Fails reads whose time is up. Blocks until the store is stopped. */
 int pe_store_expire(pe_store *store);
 

@@ -14,8 +14,7 @@ static struct flight *find(struct pe_store *s, uint64_t id)
 	return NULL;
 }
 
-/* The first granule of [first, end) that is neither present nor in flight; end when there is none. */
-static uint64_t next_unclaimed(const struct pe_store *s, uint64_t first, uint64_t end)
+uint64_t store_next_unclaimed(const struct pe_store *s, uint64_t first, uint64_t end)
 {
 	bool moved = true;
 
@@ -56,7 +55,7 @@ static uint64_t run_end(const struct pe_store *s, uint64_t first, uint64_t end)
 	}
 }
 
-static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned stream, int kind, struct pe_run *run)
+bool store_start(struct pe_store *s, uint64_t first, uint64_t end, unsigned stream, int kind, struct pe_run *run)
 {
 	struct flight *f = NULL;
 
@@ -73,7 +72,8 @@ static bool start(struct pe_store *s, uint64_t first, uint64_t end, unsigned str
 	s->flights++;
 	s->flights_ahead += kind == PE_AHEAD;
 	s->runs++;
-	plan_asked(&s->plan, stream, f->end);
+	if (kind < PE_FILL)
+		plan_asked(&s->plan, stream, f->end);
 	*run = (struct pe_run){ .id = f->id, .offset = f->pos, .length = f->end - f->pos, .kind = kind,
 				.idle = (int32_t)s->idle };
 	return true;
@@ -105,7 +105,7 @@ static bool start_demand(struct pe_store *s, struct pe_run *run)
 		next = w->next;
 		if (w->claimed)
 			continue;
-		first = next_unclaimed(s, granule_of(w->offset), end);
+		first = store_next_unclaimed(s, granule_of(w->offset), end);
 		if (first == end) {
 			/* What was absent is in flight, or another store on the same files has brought it. */
 			w->claimed = true;
@@ -118,7 +118,7 @@ static bool start_demand(struct pe_store *s, struct pe_run *run)
 		end = join(s, first, end);
 		if ((end - first) * PE_GRANULE >= PLAN_LONG && store_is_busy(s, w->stream))
 			continue;
-		return start(s, first, end, w->stream, PE_DEMAND, run);
+		return store_start(s, first, end, w->stream, PE_DEMAND, run);
 	}
 	return false;
 }
@@ -133,10 +133,10 @@ static bool start_ahead(struct pe_store *s, struct pe_run *run)
 		return false;
 	while (plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)) {
 		uint64_t end = granule_end(offset + length < s->size ? offset + length : s->size);
-		uint64_t first = next_unclaimed(s, granule_of(offset), end);
+		uint64_t first = store_next_unclaimed(s, granule_of(offset), end);
 
 		if (first < end)
-			return start(s, first, end, stream, PE_AHEAD, run);
+			return store_start(s, first, end, stream, PE_AHEAD, run);
 		plan_asked(&s->plan, stream, end * PE_GRANULE);
 	}
 	return false;
@@ -232,7 +232,8 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	if (granule_of(offset) < granules_landed(s, end))
 		answer_whole(s, granule_of(offset), granules_landed(s, end));
 	/* A run that is complete says "go on", so that the transfer ends by itself and its connection stays usable. */
-	result = f->pos < f->end && map_has(&s->map, granule_of(f->pos), granule_end(f->end));
+	result = f->pos < f->end &&
+		 (map_has(&s->map, granule_of(f->pos), granule_end(f->end)) || fill_gives_way(s, f));
 	pthread_mutex_unlock(&s->lock);
 	return result;
 }
@@ -257,7 +258,7 @@ int pe_store_resume(pe_store *s, uint64_t id, int whole, uint64_t *offset, uint6
 	return f ? 0 : -ENOENT;
 }
 
-static bool waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f)
+bool store_waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f)
 {
 	uint64_t first = granule_of(f->pos > w->offset ? f->pos : w->offset);
 	uint64_t end = granule_end(f->end < w->offset + w->length ? f->end : w->offset + w->length);
@@ -273,7 +274,7 @@ int pe_store_waiters(pe_store *s, uint64_t id)
 	pthread_mutex_lock(&s->lock);
 	f = find(s, id);
 	for (struct waiter *w = s->parked.next; f && w != &s->parked; w = w->next)
-		count += waits_for(s, w, f);
+		count += store_waits_for(s, w, f);
 	pthread_mutex_unlock(&s->lock);
 	return f ? count : -ENOENT;
 }
@@ -293,16 +294,19 @@ int pe_store_finish(pe_store *s, uint64_t id, int error)
 	answer_whole(s, granule_of(f->began), granule_end(f->end));
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
-		if (!waits_for(s, w, f))
+		if (!store_waits_for(s, w, f))
 			continue;
 		w->claimed = false;
 		if (error)
 			store_answer(s, w, error);
 	}
-	if (!error && f->pos == f->end)
+	/* What is fetched beside demand tells little of the line's rate. */
+	if (!error && f->pos == f->end && f->kind < PE_FILL)
 		plan_measure(&s->plan, f->end - f->began, f->latency, now_ns() - f->started);
 	s->flights--;
 	s->flights_ahead -= f->kind == PE_AHEAD;
+	if (f->kind < PE_FILL)
+		s->busy = now_ns();
 	f->id = 0;
 	if (!s->complete && map_has(&s->map, 0, s->map.granules))
 		__atomic_store_n(&s->complete, true, __ATOMIC_RELEASE);

@@ -67,6 +67,7 @@ int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, u
 	cond_init(&s->work);
 	cond_init(&s->whole);
 	cond_init(&s->timer);
+	cond_init(&s->fill);
 	s->parked.prev = s->parked.next = &s->parked;
 	plan_init(&s->plan);
 	*store = s;
@@ -82,6 +83,7 @@ void pe_store_stop(pe_store *s)
 	pthread_cond_broadcast(&s->work);
 	pthread_cond_broadcast(&s->whole);
 	pthread_cond_broadcast(&s->timer);
+	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -94,6 +96,7 @@ void pe_store_free(pe_store *s)
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->whole);
 	pthread_cond_destroy(&s->timer);
+	pthread_cond_destroy(&s->fill);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }

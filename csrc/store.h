@@ -51,12 +51,14 @@ struct pe_store {
 	pthread_cond_t work; /* a taker may find something */
 	pthread_cond_t whole; /* a thread's own waiter was answered */
 	pthread_cond_t timer; /* there is a deadline to watch */
+	pthread_cond_t fill; /* bytes have been forgotten: see fill.c */
 	struct waiter parked; /* head of the list, the oldest first */
 	uint32_t parked_count;
 	struct flight flight[STORE_FLIGHTS];
 	uint32_t flights, flights_ahead, idle;
 	struct plan plan;
 	uint64_t next_id;
+	uint64_t busy; /* when a run that somebody wanted last ended, ns: see fill.c */
 	uint64_t misses, failed, runs;
 	bool stopping;
 };
@@ -113,6 +115,15 @@ uint64_t now_ns(void);
 /* Condition variables that wait by now_ns()'s clock. */
 void cond_init(pthread_cond_t *cond);
 void cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline);
+
+/* run.c: the first granule of [first, end) that is neither present nor in flight; end when there is none. */
+uint64_t store_next_unclaimed(const struct pe_store *s, uint64_t first, uint64_t end);
+/* run.c: puts a run over granules from first on, up to end at the most, in flight. false: there is no slot. */
+bool store_start(struct pe_store *s, uint64_t first, uint64_t end, unsigned stream, int kind, struct pe_run *run);
+/* run.c: does w need bytes that f has not landed yet? */
+bool store_waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f);
+/* fill.c: has f, which nobody asked for, to give way to somebody who waits for other bytes? */
+bool fill_gives_way(const struct pe_store *s, const struct flight *f);
 
 /*
  * 1: the bytes are there. 0: w is parked; when its time comes it is unlinked and given to conn_ready, or, when it has

@@ -9,9 +9,11 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from .cache import chosen_directory
 from .core import REQUEST_MAX
 from .errors import SystemFailure
 from .export import SLICE, Export
+from .manifests import Manifests
 from .mountpoint import is_local
 from .options import parse_oci_options
 from .source import LocalSource, open_image
@@ -38,7 +40,8 @@ def open_export(
     oci = parse_oci_options(texts)
     if is_local(source, any(texts)):
         return Export(LocalSource(source), oci, log)
-    return Export(open_image(source, oci, trace=trace), oci, log)
+    kept = Manifests(chosen_directory(oci), log)
+    return Export(open_image(source, oci, trace=trace, kept=kept), oci, log)
 
 
 def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:

@@ -4,7 +4,8 @@
         data    the blob's bytes at their offsets, sparse; then, page-aligned, a seal that names this very file
         live    the map in use, shared in memory by every process that has the blob open
         map     the durable map: a copy of the live one made after the data had been synced
-        lock    held while an entry is opened or made, never for long
+        lock    held while an entry is opened, made or removed, never for long; its mtime is the entry's last use
+        verified    there when the whole blob has been hashed: the seal of the data file that has the right digest
 
 The rules that keep it from ever handing out a wrong byte:
 1. A map is believed only with the seal (a random number) of the data file beside it. A data file that was cut short,
@@ -13,6 +14,8 @@ The rules that keep it from ever handing out a wrong byte:
 3. The durable map is written in this order: copy the live map, fdatasync the data, write the map under another name,
    fsync, rename. A machine that stops in between has the previous map.
 4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
+5. `data` is flocked, shared, by everybody who uses it. Whoever removes an entry (cachedir.py) holds its lock, and
+   removes the lock last: a lock that is not there any more under its name is worth nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +33,14 @@ from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from .core import Store
+    from .options import OCIOptions
 
 MAP_OFFSET = 4096  # where the bits begin in both maps: a page, so that they can be mapped
 SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
 SEAL_MAGIC = b"pyerofs data 1\n\0"
 HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)
 HEADER_MAGIC = b"pyerofs map 1\n\0\0"
+VERIFIED_MAGIC = b"pyerofs good 1\n\0"  # in a SEAL
 NO_CHECKSUM = bytes(32)
 
 
@@ -46,13 +51,23 @@ def default_directory() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
 
 
+def chosen_directory(options: OCIOptions) -> str:
+    return options.cache or default_directory()
+
+
 def _boot() -> bytes:
     with open("/proc/sys/kernel/random/boot_id", "rb") as f:
         return bytes.fromhex(f.read().decode().strip().replace("-", ""))
 
 
-def _make_directory(path: str) -> None:
+def make_directory(path: str) -> None:
+    """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
+    check_directory(path)
+
+
+def check_directory(path: str) -> None:
+    """Raises UsageError where somebody else could have put something into it; OSError."""
     found = os.stat(path)
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
@@ -74,23 +89,43 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def lock_entry(path: str) -> int | None:
+    """Holds an entry's lock by the descriptor that is returned; None: the entry is gone. Raises OSError."""
+    lock = os.path.join(path, "lock")
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        ours = os.path.samestat(os.fstat(fd), os.stat(lock))
+    except FileNotFoundError:
+        ours = False
+    except BaseException:
+        os.close(fd)
+        raise
+    if not ours:
+        os.close(fd)
+    return fd if ours else None
+
+
 class Entry:
     """One digest's place in the cache, open. Owns `data_fd` and `map_fd`; not thread-safe but for sync()."""
 
     def __init__(self, directory: str, digest: str, size: int):
         """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: its disk."""
         algorithm, _, hexadecimal = digest.partition(":")
-        self.path = os.path.join(directory, algorithm, hexadecimal)
-        self.size = size
-        self.data_fd = self.map_fd = -1
-        self._map_bytes = ((size + GRANULE - 1) // GRANULE + 63) // 64 * 8
-        self._seal = b""
-        self._synced: bytes | None = None
+        self._begin(os.path.join(directory, algorithm, hexadecimal), size)
         try:
-            _make_directory(directory)
-            _make_directory(os.path.join(directory, algorithm))
-            _make_directory(self.path)
-            self._open()
+            make_directory(directory)
+            make_directory(os.path.join(directory, algorithm))
+            while (lock := self._lock()) is None:
+                pass  # it was evicted between the two steps
+            try:
+                self._open()
+            finally:
+                os.close(lock)
+            self.touch()
         except OSError as e:
             self.close()
             where = f"cache directory {directory}: {e.strerror or e}"
@@ -98,16 +133,47 @@ class Entry:
                 raise UsageError(f"{where} (choose another one with oci.cache=DIR)") from None
             raise SystemFailure(where) from None
 
-    def _open(self) -> None:
-        lock = os.open(self._file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    @classmethod
+    def look(cls, path: str) -> Entry | None:
+        """What there is at `path`, whose lock the caller holds; None: nothing that can be believed. It makes nothing,
+        and is not in use by this. Raises OSError."""
+        entry = cls.__new__(cls)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._seal = self._open_data() or self._make_data()
-            fcntl.flock(self.data_fd, fcntl.LOCK_SH)  # "in use", for whoever wants to evict it
-            if not self._open_live():
-                self._make_live(self._durable_bits())
-        finally:
-            os.close(lock)
+            with open(os.path.join(path, "data"), "rb") as f:
+                end = os.fstat(f.fileno()).st_size
+                trailer = os.pread(f.fileno(), SEAL.size, max(0, end - SEAL.size))
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        if len(trailer) < SEAL.size:
+            return None
+        entry._begin(path, SEAL.unpack(trailer)[2])
+        if entry._seal_offset + SEAL.size != end:
+            return None
+        seal = entry._open_data()
+        if seal is None:
+            return None
+        entry._seal = seal
+        entry._open_live()
+        return entry
+
+    def _begin(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.data_fd = self.map_fd = -1
+        self._map_bytes = ((size + GRANULE - 1) // GRANULE + 63) // 64 * 8
+        self._seal = b""
+        self._synced: bytes | None = None
+
+    def _lock(self) -> int | None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, mode=0o700)
+        return lock_entry(self.path)
+
+    def _open(self) -> None:
+        self._seal = self._open_data() or self._make_data()
+        fcntl.flock(self.data_fd, fcntl.LOCK_SH)  # "in use", for whoever wants to evict it
+        if not self._open_live():
+            self._make_live(self._durable_bits())
 
     def _file(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -137,7 +203,7 @@ class Entry:
         return None
 
     def _make_data(self) -> bytes:
-        self._drop("data", "live", "map")
+        self._drop("data", "live", "map", "verified")
         seal = os.urandom(16)
         self.data_fd = os.open(self._file("data"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.pwrite(self.data_fd, SEAL.pack(SEAL_MAGIC, seal, self.size), self._seal_offset)
@@ -179,8 +245,9 @@ class Entry:
 
     def sync(self, store: Store) -> None:
         """Makes what is present now survive a crash of the machine. Raises OSError; the previous map is then kept."""
+        self.touch()
         bits = store.copy_map()
-        if bits == self._synced:
+        if bits == self._synced or not self._is_listed():
             return
         os.fdatasync(self.data_fd)
         temporary = self._file(f"map.{os.getpid()}")
@@ -196,6 +263,48 @@ class Entry:
             os.close(fd)
         _sync_directory(self.path)
         self._synced = bits
+
+    def touch(self) -> None:
+        """It is being used."""
+        with contextlib.suppress(OSError):  # at worst it is evicted too early
+            os.utime(self._file("lock"))
+
+    def _is_listed(self) -> bool:
+        """Whether the name still leads to our data file: the durable map of another one is not ours to write."""
+        try:
+            return os.path.samestat(os.fstat(self.data_fd), os.stat(self._file("data")))
+        except FileNotFoundError:
+            return False
+
+    def present(self) -> int:
+        """Bytes of the blob that are there: of the live map where that is believed, else of the durable one."""
+        live = self.map_fd >= 0
+        bits = os.pread(self.map_fd, self._map_bytes, MAP_OFFSET) if live else self._durable_bits()
+        number = int.from_bytes(bits, "little")
+        granules = (self.size + GRANULE - 1) // GRANULE
+        beyond = granules * GRANULE - self.size if number >> (granules - 1) & 1 else 0
+        return number.bit_count() * GRANULE - beyond
+
+    def is_marked_verified(self) -> bool:
+        """Whether this very data file has been hashed. Worth nothing while the blob is not complete."""
+        try:
+            with open(self._file("verified"), "rb") as f:
+                return f.read(SEAL.size + 1) == SEAL.pack(VERIFIED_MAGIC, self._seal, self.size)
+        except OSError:
+            return False
+
+    def mark_verified(self) -> None:
+        """Raises OSError. A mark that a crash leaves half written is none."""
+        if self._is_listed():
+            fd = os.open(self._file("verified"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
+            finally:
+                os.close(fd)
+
+    def unmark_verified(self) -> None:
+        """Raises OSError."""
+        self._drop("verified")
 
     def close(self) -> None:
         for fd in (self.data_fd, self.map_fd):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from . import __version__
+from . import __version__, cachecmd
 from .errors import MountFailure, PyerofsError, UsageError
 from .options import NBD_HELP, OCI_HELP
 
@@ -139,6 +140,8 @@ def _parser() -> Parser:
     p.add_argument("--offset", type=_number, default=0, metavar="N", help="bytes from the start (default: 0)")
     p.add_argument("--length", type=_number, metavar="N", help="bytes (default: up to the end)")
     p.add_argument("source", metavar="SOURCE")
+
+    cachecmd.add_parser(commands, functools.partial(_command, options=False))
     return parser
 
 
@@ -300,6 +303,10 @@ def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
         blob.sendfile(sys.stdout.fileno(), arguments.offset, length)
 
 
+def _cache(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    cachecmd.run(arguments, lambda line: print(line, flush=True), report)
+
+
 _COMMANDS = {
     "mount": _mount,
     "umount": _umount,
@@ -309,6 +316,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "list": _list,
     "read": _read,
+    "cache": _cache,
 }
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 GRANULE: int = lib.PE_GRANULE
 REQUEST_MAX: int = lib.PE_REQUEST_MAX
 DEMAND: int = lib.PE_DEMAND
+FILL: int = lib.PE_FILL
+IDLE: int = lib.PE_IDLE
 SOFT_DISCONNECT: int = lib.PE_SOFT_DISCONNECT
 HARD_DISCONNECT: int = lib.PE_HARD_DISCONNECT
 DRAINED: int = lib.PE_DRAINED
@@ -59,6 +61,13 @@ def _check(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
+
+
+def _run(result: int, run: Any) -> Run | None:
+    if result == -ESHUTDOWN:
+        return None
+    _check(result)
+    return Run(run.id, run.offset, run.length, run.kind, run.idle)
 
 
 class _Handle:
@@ -109,11 +118,13 @@ class Store(_Handle):
     def take(self) -> Run | None:
         """Blocks until there is a run to fetch; None when the store is stopped."""
         run = ffi.new("struct pe_run *")
-        result = lib.pe_store_take(self._pointer, run)
-        if result == -ESHUTDOWN:
-            return None
-        _check(result)
-        return Run(run.id, run.offset, run.length, run.kind, run.idle)
+        return _run(lib.pe_store_take(self._pointer, run), run)
+
+    def take_fill(self, kind: int, length: int, pause: float) -> Run | None:
+        """A run of what nobody has asked for, at most `length` bytes. FILL: at any time; IDLE: when nobody has waited
+        for `pause` seconds. Blocks, also while nothing is absent; None when the store is stopped."""
+        run = ffi.new("struct pe_run *")
+        return _run(lib.pe_store_take_fill(self._pointer, kind, length, int(pause * 1000), run), run)
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
         """The run's next bytes. False: there is more of it, but nobody wants it any more."""
@@ -132,6 +143,10 @@ class Store(_Handle):
     def finish(self, run: int, error: int = 0) -> None:
         """`error`: an errno for the reads that still wait for the run's bytes; 0: somebody fetches them anew."""
         _check(lib.pe_store_finish(self._pointer, run, -error))
+
+    def forget_all(self) -> None:
+        """Everything is absent again. Raises OSError for a store without a map."""
+        _check(lib.pe_store_forget_all(self._pointer))
 
     def expire(self) -> None:
         """Fails the reads whose time is up, until the store is stopped: wants a thread of its own."""

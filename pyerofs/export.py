@@ -8,18 +8,21 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .cache import MAP_OFFSET, Entry, default_directory
+from .cache import MAP_OFFSET, Entry, chosen_directory
 from .core import Store
+from .delayed import Delayed
 from .errors import ImageError, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
 from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .options import OCIOptions
     from .source import Source
+    from .verify import State
 
 # A thread that blocks in C does not see a signal, so whoever may be the main thread waits in slices (seconds).
 SLICE = 0.2
@@ -49,9 +52,11 @@ class Export:
         self._readers = 0
         self._closing = False
         self._sync_lock = threading.Lock()
-        self._sync_timer: threading.Timer | None = None
+        self._sync_failed = False  # and that has been said
+        self._syncing = Delayed(SYNC_DELAY, self.sync)
         self._cache: Entry | None = None
         self._fetcher: Fetcher | None = None
+        self._upkeep: Upkeep | None = None
         self._expirer: threading.Thread | None = None
         try:
             if isinstance(source, LocalSource):
@@ -66,7 +71,8 @@ class Export:
             raise
 
     def _open_cached(self, source: Source, options: OCIOptions) -> None:
-        self._cache = cache = Entry(options.cache or default_directory(), source.digest, source.size)
+        directory = chosen_directory(options)
+        self._cache = cache = Entry(directory, source.digest, source.size)
         try:
             self.store = Store(
                 cache.data_fd, source.size, map_fd=cache.map_fd, map_offset=MAP_OFFSET, timeout=options.timeout
@@ -75,7 +81,11 @@ class Export:
             cache.close()
             raise
         self._fetcher = Fetcher(self.store, source, self._failed, self._landed, timeout=options.timeout)
+        self._upkeep = Upkeep(
+            directory, cache, self.store, source, options, landed=self._landed, sync=self.sync, log=self._log
+        )
         self._fetcher.start()
+        self._upkeep.start()
         self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire", daemon=True)
         self._expirer.start()
 
@@ -88,11 +98,14 @@ class Export:
 
     def _landed(self) -> None:
         """Something new is in the cache: some time from now it shall be there to stay."""
-        with self._sync_lock:
-            if self._sync_timer is None:
-                self._sync_timer = threading.Timer(SYNC_DELAY, self.sync)
-                self._sync_timer.daemon = True
-                self._sync_timer.start()
+        self._syncing.soon()
+        if self._upkeep is not None:
+            self._upkeep.landed()
+
+    @property
+    def verification(self) -> State:
+        """Whether the whole blob is known to be what its digest says; "unverified" for a local file. Until close()."""
+        return self._upkeep.verification if self._upkeep is not None else "unverified"
 
     # The last thing that went wrong for good, to tell a reader more than "I/O error".
     last_error: PyerofsError | None = None
@@ -155,11 +168,14 @@ class Export:
     def sync(self) -> None:
         """Makes what has been fetched survive a crash of the machine; a cache that cannot is only worth a line."""
         with self._sync_lock:
-            self._sync_timer = None
             try:
                 if self._cache is not None:
                     self._cache.sync(self.store)
+                self._sync_failed = False
             except OSError as e:
+                if self._sync_failed:
+                    return
+                self._sync_failed = True
                 self._log(f"cannot write the map of the cache: {e.strerror}; after a reboot it is fetched anew")
 
     def close(self) -> None:
@@ -169,13 +185,13 @@ class Export:
         self.store.stop()
         with self._readers_changed:
             self._readers_changed.wait_for(lambda: not self._readers)
+        if self._upkeep is not None:
+            self._upkeep.stop()
+        self._syncing.close()
         if self._fetcher is not None:
             self._fetcher.stop()
         if self._expirer is not None:
             self._expirer.join()
-        if timer := self._sync_timer:
-            timer.cancel()
-            timer.join()
         self.sync()
         self.store.close()
         if self._cache is not None:

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .errors import PyerofsError, RegistryError, SystemFailure
-from .retry import delay, pause
+from .retry import MAX, delay, pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     Log = Callable[[str, PyerofsError | None], None]
 
 THREADS = 32  # range requests at the same time; threads are made as they are needed
+
+
+def attempt_run(store: Store, source: Source, run: Run, cancel: Callable[[], bool]) -> int:
+    """One attempt at what the run still lacks; bytes that were landed. Raises OSError, PyerofsError."""
+    offset, length = store.resume(run.id)
+    landed = 0
+
+    def whole() -> None:
+        store.resume(run.id, whole=True)
+
+    def sink(at: int, piece: bytes) -> bool:
+        nonlocal landed
+        landed += len(piece)
+        return store.land(run.id, at, piece)
+
+    if length:
+        source.read_range(offset, length, sink, whole=whole, cancel=cancel)
+    return landed
 
 
 class Fetcher:
@@ -51,7 +69,7 @@ class Fetcher:
         self._landed = landed
         self._limit = threads
         # A read that comes when another one's time is up must see a new attempt within its own.
-        self._longest_pause = timeout / 8
+        self._longest_pause = min(timeout / 8, MAX)
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -91,7 +109,7 @@ class Fetcher:
         position = run.offset
         while not self._stopping.is_set():
             try:
-                self._attempt(run)
+                attempt_run(self._store, self._source, run, self._stopping.is_set)
                 self._in_row = 0
                 self._landed()
                 return 0
@@ -125,15 +143,3 @@ class Fetcher:
                 if not self._stopping.is_set() and not self._store.waiters(run.id):
                     return 0  # their time was up
         return errno.ESHUTDOWN
-
-    def _attempt(self, run: Run) -> None:
-        offset, length = self._store.resume(run.id)
-
-        def whole() -> None:
-            self._store.resume(run.id, whole=True)
-
-        def sink(at: int, piece: bytes) -> bool:
-            return self._store.land(run.id, at, piece)
-
-        if length:
-            self._source.read_range(offset, length, sink, whole=whole, cancel=self._stopping.is_set)

@@ -103,6 +103,11 @@ def verify_digest(body: bytes, digest: str) -> None:
         raise ImageError(f"the registry sent other content than was asked for: {actual} instead of {digest}")
 
 
+def digest_as(what: str, body: bytes) -> str:
+    """The digest of a document that was asked for by the tag or, and then it has been verified, the digest `what`."""
+    return what if is_digest(what) else f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
 def select(index: Index, platform: Platform) -> Descriptor:
     """The entry that fits `platform` best, an EROFS one before its equals. Raises ImageError listing what there is."""
     candidates = [entry for entry in index.manifests if not _is_attestation(entry)]

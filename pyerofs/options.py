@@ -1,4 +1,4 @@
-"""The `-o` options: mount(8)'s flags, EROFS's own, and ours (`oci.*`, `nbd.*`), read into one frozen object.
+"""The `-o` options: mount(8)'s flags, EROFS's own, and ours (`oci.*`, `cache.*`, `nbd.*`), read into one frozen object.
 
 A new option of ours is one row of `_ROWS` and one field. No message repeats a value that may be a secret.
 """
@@ -14,19 +14,22 @@ from typing import Any, Literal, NamedTuple
 from .errors import UsageError
 from .mountflags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
 from .platforms import Platform
+from .quantity import Limit, parse_limit, parse_size
 from .reference import check_digest
 from .secret import Secret
 from .url import parse as parse_url
 
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
+Fill = Literal["none", "idle", "full"]
 _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse"}
 
 
 @dataclass(frozen=True, slots=True)
 class OCIOptions:
     """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
-    in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password."""
+    in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
+    nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit."""
 
     layer: int | None = None
     blob: str | None = None
@@ -41,6 +44,9 @@ class OCIOptions:
     mirrors: tuple[str, ...] = ()
     ca: str | None = None
     proxy: Secret | None = None
+    fill: Fill = "none"
+    fill_rate: int | None = None
+    cache_max: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +169,19 @@ _ROWS = (
     _Row("oci.cache", "cache", "=DIR", _path, "directory of the cache"),
     _Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)"),
     _Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or with s or m (default: 120)"),
+    _Row("oci.fill", "fill", "=none|idle|full", _one_of("none", "idle", "full"), "fetch what nobody reads too"),
+    _Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)"),
+    _Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond this size"),
     _Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
     _Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
 )
 _BY_NAME = {row.name: row for row in _ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
 
-OCI_HELP: tuple[tuple[str, str, str], ...] = tuple(
-    (row.name, row.argument, row.text) for row in _ROWS if row.name.startswith("oci")
-)
+# What goes into OCIOptions: the options of the kernel's block device are for mount only.
+_OCI_ROWS = tuple(row for row in _ROWS if not row.name.startswith("nbd"))
+
+OCI_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.text) for row in _OCI_ROWS)
 NBD_HELP: tuple[tuple[str, str, str], ...] = tuple(
     (row.name, row.argument, row.text) for row in _ROWS if row.name.startswith("nbd")
 )
@@ -218,7 +228,7 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs") -> MountOpt
         raise UsageError(f"unknown file system type {fstype!r}: there are {', '.join(_DRIVERS)}")
     values, names, rest = _take_ours(texts)
     for name in names:
-        if name.startswith("oci") and driver == "local":
+        if name.startswith(("oci", "cache")) and driver == "local":
             raise UsageError(f"{name} does not fit -t erofs.local, which mounts a local file; use -t erofs.nbd")
         if name.startswith("nbd") and driver in ("local", "fuse"):
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
@@ -255,7 +265,7 @@ def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[st
         name, equals, value = item.partition("=")
         if not name:
             raise UsageError("an option has a value but no name")
-        if not name.lower().startswith(("oci", "nbd")):
+        if not name.lower().startswith(("oci", "nbd", "cache.")):
             rest.append(item)
             continue
         row = _BY_NAME.get(name) or _unknown(name)
@@ -317,7 +327,7 @@ def _oci_options(values: dict[str, Any], written: list[str]) -> OCIOptions:
         raise UsageError("oci.username needs a password: add oci.password_file= or oci.password=")
     if has_password and "username" not in values:
         raise UsageError("a password needs a user: add oci.username=")
-    fields = {row.field for row in _ROWS if row.name.startswith("oci")}
+    fields = {row.field for row in _OCI_ROWS}
     return OCIOptions(**{field: value for field, value in values.items() if field in fields})
 
 

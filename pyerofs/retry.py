@@ -15,9 +15,9 @@ ASKED_MAX = 60.0  # seconds of a Retry-After that are honoured
 _SLICE = 0.2  # seconds between two looks at cancel
 
 
-def delay(attempt: int, asked: float | None = None, most: float = MAX) -> float:
+def delay(attempt: int, asked: float | None = None, most: float = MAX, first: float = FIRST) -> float:
     """Seconds to wait after the attempt-th failure (from 0), up to `most`; `asked`: what a Retry-After says."""
-    seconds = min(FIRST * 2 ** min(attempt, 16), most, MAX) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    seconds = min(first * 2 ** min(attempt, 16), most) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
     return float(seconds) if asked is None else max(seconds, min(asked, ASKED_MAX))
 
 

@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
-from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, parse, select
+from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, digest_as, parse, select
 from .options import OCIOptions
 from .platforms import Platform
-from .reference import Reference, is_digest
+from .reference import Reference
 from .retry import delay, pause
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .blob import Blob
     from .hosts import HostConfig, Roots
+    from .manifests import Manifests
     from .registry import ManifestAnswer, Registry
     from .transport import Transport
 
@@ -202,14 +203,16 @@ def open_image(
     *,
     trace: Callable[[str], None] | None = None,
     cancel: Callable[[], bool] = _never,
+    kept: Manifests | None = None,
 ) -> ImageSource:
     """Resolves a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
 
-    `trace` gets a line for each exchange with the registry, then and later.
+    `trace` gets a line for each exchange with the registry, then and later. `kept`: manifests of earlier times, for
+    when the registry cannot be reached.
     """
     reference, registry, transport = connect(text, options, trace=trace)
     try:
-        image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout)
+        image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
         try:
             layer, descriptor = choose_layer(image.manifest, options.layer, options.blob)
             if descriptor.size > SIZE_MAX:
@@ -235,30 +238,42 @@ def open_layer(
 
 
 def get_document(
-    registry: Registry, what: str, cancel: Callable[[], bool] = _never, timeout: float = DEFAULT_TIMEOUT
+    registry: Registry,
+    what: str,
+    cancel: Callable[[], bool] = _never,
+    timeout: float = DEFAULT_TIMEOUT,
+    kept: tuple[Manifests, str] | None = None,
 ) -> tuple[str, Manifest | Index]:
     """The manifest or index with this tag or digest, and its digest; it may take `timeout` seconds in all.
 
-    Raises RegistryError, ImageError.
+    `kept`: manifests of earlier times, and the image's name among them. Raises RegistryError, ImageError.
     """
-    answer = _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout)
-    digest = what  # which the registry's side has verified
-    if not is_digest(what):
-        from hashlib import sha256
 
-        digest = f"sha256:{sha256(answer.body).hexdigest()}"
-    return digest, parse(answer.body, answer.media_type)
+    def ask(enough: Callable[[RegistryError], bool] = lambda _: False) -> ManifestAnswer:
+        return _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
+
+    if kept is not None:
+        found = kept[0].get(kept[1], what, ask)
+        return found.digest, parse(found.body, found.media_type)
+    answer = ask()
+    return digest_as(what, answer.body), parse(answer.body, answer.media_type)
 
 
-def _patiently(ask: Callable[[float], ManifestAnswer], cancel: Callable[[], bool], timeout: float) -> ManifestAnswer:
-    """A few tries: somebody waits at a terminal, or a container's start does. `ask` gets the seconds that are left."""
+def _patiently(
+    ask: Callable[[float], ManifestAnswer],
+    cancel: Callable[[], bool],
+    timeout: float,
+    enough: Callable[[RegistryError], bool],
+) -> ManifestAnswer:
+    """A few tries: somebody waits at a terminal, or a container's start does. `ask` gets the seconds that are left;
+    `enough` tells the failures after which there is no other try."""
     deadline = time.monotonic() + timeout
     for attempt in range(RESOLVE_ATTEMPTS - 1):
         try:
             return ask(max(0.1, deadline - time.monotonic()))
         except RegistryError as e:
             seconds = delay(attempt, e.retry_after)
-            if not e.temporary or time.monotonic() + seconds > deadline:
+            if not e.temporary or enough(e) or time.monotonic() + seconds > deadline:
                 raise
             pause(seconds, cancel)
     return ask(max(0.1, deadline - time.monotonic()))
@@ -270,16 +285,22 @@ def resolve(
     platform: Platform,
     cancel: Callable[[], bool] = _never,
     timeout: float = DEFAULT_TIMEOUT,
+    kept: Manifests | None = None,
 ) -> Image:
     """Follows a reference to the manifest for the platform, each document within `timeout` seconds.
 
     Raises RegistryError, ImageError.
     """
+    where = (kept, f"{reference.registry}/{reference.repository}") if kept else None
+
+    def get(what: str) -> tuple[str, Manifest | Index]:
+        return get_document(registry, what, cancel, timeout, where)
+
     try:
-        root_digest, root = digest, document = get_document(registry, reference.manifest_reference, cancel, timeout)
+        root_digest, root = digest, document = get(reference.manifest_reference)
         for _ in range(INDEX_DEPTH - 1):
             if isinstance(document, Index):
-                digest, document = get_document(registry, select(document, platform).digest, cancel, timeout)
+                digest, document = get(select(document, platform).digest)
         if isinstance(document, Manifest):
             return Image(reference, digest, document, root_digest, root)
         raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")

@@ -22,11 +22,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .cache import chosen_directory
 from .channel import Channel
 from .errors import MountFailure, PyerofsError
 from .export import Export
 from .keeper import Keeper
 from .log import Logger
+from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
 from .record import Record, start_of
@@ -130,7 +132,8 @@ class Worker:
             was = Record(**self._resume["record"])
             return Export(open_layer(was.source, was.digest, was.size, was.layer, oci), oci, self.log)
         trace = self._trace if self._request["verbosity"] >= 2 else None
-        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone)
+        kept = Manifests(chosen_directory(oci), self.log)
+        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept)
         return Export(image, oci, self.log, cancel=self._caller.gone)
 
     # A new mount

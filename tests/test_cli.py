@@ -16,7 +16,7 @@ from scene import Done, Scene
 
 from pyerofs import __version__, cli
 
-COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read"]
+COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache"]
 
 
 # Help

@@ -15,7 +15,7 @@ LINES_MAX = 400
 LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "log", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
-    | {"options", "mountflags"},
+    | {"options", "mountflags", "quantity"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -34,15 +34,15 @@ LEVELS = (
         "rangeanswer",
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"}
-    | {"channel", "control", "reconnect", "notify"},
+    | {"channel", "control", "reconnect", "notify", "delayed"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "record"},
+    {"source", "cache", "cachedir", "manifests", "record"},
     # L3: what lives: threads and connections
-    {"fetch", "export", "server", "serve", "attachment", "daemon", "supervision"},
+    {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"},
     # L4: where all is wired together
     {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"},
     # L5: the command line
-    {"cli", "__init__", "__main__"},
+    {"cli", "cachecmd", "__init__", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

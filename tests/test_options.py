@@ -13,6 +13,7 @@ from pyerofs import options
 from pyerofs.errors import UsageError
 from pyerofs.options import MountOptions, OCIOptions, parse_mount_options, parse_oci_options, split, without_secrets
 from pyerofs.platforms import Platform
+from pyerofs.quantity import Limit
 from pyerofs.secret import Secret
 
 quick = settings(deadline=None, derandomize=True, print_blob=True, max_examples=200)
@@ -235,6 +236,13 @@ def test_passed_to_the_kernel(text: str) -> None:
         ("nbd.attach", "nbd.attach needs a value"),
         ("nbd.device=/dev/sda", "such as /dev/nbd0"),
         ("nbd.device=/dev/nbd0p1", "such as /dev/nbd0"),
+        ("oci.fill=some", "one of none, idle, full"),
+        ("oci.fill_rate=0", "oci.fill_rate='0': a size above 0"),
+        ("oci.fill_rate=10%", "a size above 0"),
+        ("cache.max=0", "cache.max='0': it is a size such as 20G"),
+        ("cache.max=101%", "or 1% to 100% of the disk"),
+        ("cache.max", "cache.max needs a value: cache.max=SIZE|N%"),
+        ("cache.maximum=1", "did you mean cache.max?"),
     ],
 )
 def test_refused(text: str, message: str) -> None:
@@ -268,6 +276,9 @@ def test_refused(text: str, message: str) -> None:
         ("oci.timeout=90", OCIOptions(timeout=90)),
         ("oci.timeout=1.5s", OCIOptions(timeout=1.5)),
         ("oci.timeout=2m", OCIOptions(timeout=120)),
+        ("oci.fill=idle,oci.fill_rate=1M", OCIOptions(fill="idle", fill_rate=1 << 20)),
+        ("oci,cache.max=20G", OCIOptions(cache_max=Limit(20 << 30))),
+        ("oci,cache.max=50%", OCIOptions(cache_max=Limit(50, percent=True))),
     ],
 )
 def test_oci(text: str, expected: OCIOptions) -> None:
@@ -276,6 +287,12 @@ def test_oci(text: str, expected: OCIOptions) -> None:
     assert options.oci == expected
     assert options.data == ""
     assert parse_oci_options([text]) == expected
+
+
+def test_a_limit_alone_does_not_make_the_source_an_image() -> None:
+    options = parse("cache.max=1G")
+    assert not options.is_oci
+    assert options.oci.cache_max == Limit(1 << 30)
 
 
 def test_nbd() -> None:
@@ -290,6 +307,7 @@ def test_nbd() -> None:
     [
         ("oci", "erofs.local"),
         ("oci.cache=x", "erofs.local"),
+        ("cache.max=1G", "erofs.local"),
         ("nbd.attach=auto", "erofs.fuse"),
         ("nbd.device=/dev/nbd0", "erofs.local"),
     ],
@@ -322,9 +340,7 @@ def test_the_password_is_hidden() -> None:
 
 
 def test_help_covers_every_field() -> None:
-    assert {row.field for row in options._ROWS if row.name.startswith("oci")} == {
-        f.name for f in dataclasses.fields(OCIOptions)
-    }
+    assert {row.field for row in options._OCI_ROWS} == {f.name for f in dataclasses.fields(OCIOptions)}
     for name, argument, text in options.OCI_HELP + options.NBD_HELP:
         assert name in options._BY_NAME
         assert argument.startswith(("=", "[="))

@@ -1,0 +1,257 @@
+"""`pyerofs cache`: what the cache holds, and how it is made smaller and verified. Its parser, and what it does.
+
+Nothing is printed here: what is found goes, line by line, to a writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from .errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .cachedir import Contents, Place
+    from .options import OCIOptions
+
+    Write = Callable[[str], None]
+    # Adds one command to a parser's commands, as all commands look: (commands, name, text, examples).
+    Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
+
+
+def add_parser(commands: Any, command: Command) -> None:
+    """Adds `cache` to the command line's commands."""
+    p = commands.add_parser(
+        "cache",
+        help="show, shrink and verify the cache",
+        description="Show, shrink and verify the cache.",
+        epilog="examples:\n"
+        "  pyerofs cache ls\n"
+        "  pyerofs cache gc --max 20G --older-than 30d\n"
+        "  pyerofs cache ACTION --help        more of them",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(p))
+
+    p = command(
+        actions,
+        "ls",
+        "list the blobs in the cache, the one that was used longest ago first",
+        "  pyerofs cache ls\n  pyerofs cache ls --json | jq '.[] | select(.verified) | .digest'",
+    )
+    p.add_argument("--json", action="store_true", help="as JSON; sizes in bytes")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "gc",
+        "remove what is broken, unused for long, or too much; never what is in use",
+        "  pyerofs cache gc                     what is broken; with cache.max also what is beyond it\n"
+        "  pyerofs cache gc --max 20G           what was used longest ago, until 20 GiB are left\n"
+        "  pyerofs cache gc --older-than 30d    what nobody has used for 30 days",
+    )
+    p.add_argument("--max", metavar="SIZE|N%", help="leave at most so much (units K, M, G, T; or of the filesystem)")
+    p.add_argument("--older-than", metavar="TIME", help="remove what was last used before (units m, h, d, w)")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "verify",
+        "hash complete blobs, and remove those that are not what their digest says",
+        "  pyerofs cache verify\n  pyerofs cache verify sha256:8d5e6f 0a1b2c",
+    )
+    p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least (default: all)")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "rm",
+        "remove blobs",
+        "  pyerofs cache rm sha256:8d5e6f\n  pyerofs cache rm --all",
+    )
+    p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
+    p.add_argument("--all", action="store_true", help="every blob, and what is known of images' names")
+    p.add_argument("--force", action="store_true", help="also those in use: their users keep what they have")
+    _add_place(p)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", metavar="DIR", help="the cache's directory (default: as without -o oci.cache=)")
+    parser.add_argument(
+        "-o", "--options", action="append", default=[], metavar="OPTIONS", help="oci.cache=DIR, cache.max=SIZE"
+    )
+
+
+def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], None]) -> None:
+    """What the arguments say. `write` gets each line of what was found, `report` what a person may want to know
+    beside it. Raises PyerofsError."""
+    from .cache import chosen_directory
+    from .options import parse_oci_options
+
+    options = parse_oci_options(arguments.options)
+    if arguments.dir and options.cache:
+        raise UsageError("--dir and oci.cache are given: one of them names the directory")
+    directory = os.path.abspath(arguments.dir) if arguments.dir else chosen_directory(options)
+    if arguments.action == "ls":
+        _list(directory, arguments.json, write)
+    elif arguments.action == "gc":
+        _collect(directory, arguments, options, write, report)
+    elif arguments.action == "verify":
+        _verify(directory, arguments.digests, write)
+    else:
+        _remove(directory, arguments, write)
+
+
+def _look_at(places: list[Place]) -> list[tuple[Place, Contents]]:
+    """Without those that have gone meanwhile."""
+    from .cachedir import look
+
+    return [(place, found) for place in places if (found := look(place)) is not None]
+
+
+def _list(directory: str, as_json: bool, write: Write) -> None:
+    from .cachedir import scan
+    from .quantity import show_bytes
+
+    entries = _look_at(scan(directory))
+    if as_json:
+        import json  # here: the other commands start without it
+
+        write(json.dumps([_row(place, found) for place, found in entries], indent=2))
+        return
+    for place, found in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.used))
+        disk = show_bytes(place.disk)
+        write(f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}")
+    total = show_bytes(sum(place.disk for place, _ in entries))
+    write(f"{_count(len(entries), 'blob')}, {total} on disk in {directory}")
+
+
+def _row(place: Place, found: Contents) -> dict[str, object]:
+    return {
+        "digest": place.digest,
+        "size": found.size,
+        "present": found.present,
+        "disk": place.disk,
+        "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(place.used)),
+        "in_use": found.in_use,
+        "complete": found.complete,
+        "verified": found.verified,
+        "broken": found.broken,
+    }
+
+
+def _percent(found: Contents) -> str:
+    """Never 100 % of what is not complete."""
+    return f"{100 * found.present // found.size if found.size else 0} %"
+
+
+def _state(found: Contents) -> str:
+    state = "broken" if found.broken else "verified" if found.verified else "complete" if found.complete else "partial"
+    return f"{state}, in use" if found.in_use else state
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _collect(
+    directory: str, arguments: argparse.Namespace, options: OCIOptions, write: Write, report: Callable[[str], None]
+) -> None:
+    from .cachedir import drop, evict, limit_in, scan
+    from .manifests import Manifests
+    from .quantity import parse_age, parse_limit, show_age, show_bytes
+
+    limit = parse_limit("--max", arguments.max) if arguments.max else options.cache_max
+    age = parse_age("--older-than", arguments.older_than) if arguments.older_than else None
+    removed: list[Place] = []
+
+    def gone(place: Place, why: str) -> None:
+        removed.append(place)
+        write(f"{place.digest}  {show_bytes(place.disk):>10}  removed: {why}")
+
+    now = time.time()
+    for place, found in _look_at(scan(directory)):
+        unused = now - place.used
+        old = age is not None and unused >= age
+        if (found.broken or old) and not found.in_use and drop(place):
+            gone(place, "broken" if found.broken else f"not used for {show_age(unused)}")
+    if limit is not None and os.path.isdir(directory):
+        most = limit_in(directory, limit)
+        freed, left = evict(directory, most)
+        for place in freed:
+            gone(place, f"beyond {show_bytes(most)}")
+        if left > most:
+            report(f"{show_bytes(left)} are in use, and stay, although only {show_bytes(most)} are allowed")
+    manifests = 0 if age is None else Manifests(directory, report).remove_unused(now - age)
+    left = sum(place.disk for place in scan(directory))
+    freed_bytes = show_bytes(sum(place.disk for place in removed))
+    also = f" and {_count(manifests, 'manifest')}" if manifests else ""
+    write(f"removed {_count(len(removed), 'blob')}{also}: {freed_bytes} freed, {show_bytes(left)} left")
+
+
+def _chosen(directory: str, digests: list[str]) -> list[Place]:
+    from .cachedir import find, scan
+
+    places = scan(directory)
+    return list(dict.fromkeys(find(places, digest) for digest in digests))
+
+
+def _verify(directory: str, digests: list[str], write: Write) -> None:
+    from .cachedir import drop, hold, scan
+    from .verify import digest_of
+
+    places = _chosen(directory, digests) if digests else scan(directory)
+    wrong = complete = 0
+    for place in places:
+        entry = hold(place)
+        if entry is None:
+            write(f"{place.digest}  broken: nothing of it can be verified (`pyerofs cache gc` removes it)")
+            continue
+        try:
+            present = entry.present()
+            if present < entry.size:
+                write(
+                    f"{place.digest}  {present} of {entry.size} bytes are there: only a complete blob can be verified"
+                )
+                continue
+            complete += 1
+            found = digest_of(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
+            if found == place.digest:
+                os.fdatasync(entry.data_fd)  # a mark must not outlive, in a crash of the machine, what it was made for
+                entry.mark_verified()
+                write(f"{place.digest}  verified")
+                continue
+            wrong += 1
+            drop(place, force=True)
+            write(f"{place.digest}  removed: its bytes are {found}")
+        finally:
+            entry.close()
+    if wrong:
+        raise ImageError(
+            f"{wrong} of {_count(complete, 'complete blob')} had other bytes than their digest says: removed; "
+            "what is mounted from them should be mounted again"
+        )
+
+
+def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:
+    from .cachedir import drop, scan
+    from .manifests import Manifests
+
+    if bool(arguments.digests) == arguments.all:
+        raise UsageError("name the blobs to remove by their digests, or all of them by --all")
+    kept = []
+    for place in scan(directory) if arguments.all else _chosen(directory, arguments.digests):
+        if drop(place, force=arguments.force):
+            write(f"{place.digest}  removed")
+        else:
+            kept.append(place)
+    if arguments.all:
+        Manifests(directory, write).remove_unused(float("inf"))
+    if kept:
+        some = ", ".join(place.digest for place in kept[:3]) + (", ..." if len(kept) > 3 else "")
+        raise UsageError(f"not removed, since in use: {some} (--force removes it; its users keep what they have)")

@@ -1,0 +1,213 @@
+"""A cache directory as a whole: what is in it, and how entries leave it. What an entry is, cache.py says.
+
+Nothing here disturbs anybody who uses an entry. Every call may be made from any thread of any process at any time;
+where two remove at once, each finds the other's work done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from .cache import Entry, check_directory, lock_entry
+from .errors import SystemFailure, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .quantity import Limit
+
+_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "sha512": re.compile(r"[0-9a-f]{128}")}
+PREFIX_MIN = 6  # hex digits of a digest that may stand for all of them
+
+
+class Place(NamedTuple):
+    """One entry's directory. `disk`: bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
+
+    path: str
+    digest: str
+    disk: int
+    used: float
+
+    @property
+    def hexadecimal(self) -> str:
+        return self.digest.partition(":")[2]
+
+
+class Contents(NamedTuple):
+    """What an entry holds. `size` and `present` in bytes. `broken`: nothing of it can be believed."""
+
+    size: int = 0
+    present: int = 0
+    in_use: bool = False
+    verified: bool = False
+    broken: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return not self.broken and self.present == self.size
+
+
+class Removed(NamedTuple):
+    """`freed`: the entries that left, the least recently used first; `left`: bytes on disk of those that stayed."""
+
+    freed: list[Place]
+    left: int
+
+
+@contextlib.contextmanager
+def _naming(directory: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        error = UsageError if isinstance(e, PermissionError | NotADirectoryError) else SystemFailure
+        raise error(f"cache directory {directory}: {e.strerror or e}") from None
+
+
+def scan(directory: str) -> list[Place]:
+    """Every entry, the least recently used first; none where there is no such directory. Raises UsageError,
+    SystemFailure."""
+    found = []
+    with _naming(directory):
+        if os.path.lexists(directory):
+            check_directory(directory)
+        for algorithm, pattern in _HEX.items():
+            for name in _names(os.path.join(directory, algorithm)):
+                path = os.path.join(directory, algorithm, name)
+                if pattern.fullmatch(name) and (place := _measure(path, f"{algorithm}:{name}")):
+                    found.append(place)
+    return sorted(found, key=lambda place: place.used)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _measure(path: str, digest: str) -> Place | None:
+    """None: it has gone."""
+    try:
+        used = os.lstat(path).st_mtime  # of a directory in which nobody has got as far as the lock
+    except FileNotFoundError:
+        return None
+    disk = 0
+    for name in _names(path):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(os.path.join(path, name))
+            disk += found.st_blocks * 512
+            if name == "lock":
+                used = found.st_mtime
+    return Place(path, digest, disk, used)
+
+
+def look(place: Place) -> Contents | None:
+    """What is in it; None: it has gone. Raises UsageError, SystemFailure."""
+    with _naming(place.path):
+        lock = lock_entry(place.path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(place.path)
+            if entry is None:
+                return Contents(in_use=_in_use(place.path), broken=True)
+            try:
+                present = entry.present()
+                verified = present == entry.size and entry.is_marked_verified()
+                return Contents(entry.size, present, _in_use(place.path), verified)
+            finally:
+                entry.close()
+        finally:
+            os.close(lock)
+
+
+def hold(place: Place) -> Entry | None:
+    """The entry as it is, in use by the caller until its close(); None: it has gone, or is broken. Raises UsageError,
+    SystemFailure."""
+    with _naming(place.path):
+        lock = lock_entry(place.path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(place.path)
+            if entry is not None:
+                fcntl.flock(entry.data_fd, fcntl.LOCK_SH)
+            return entry
+        finally:
+            os.close(lock)
+
+
+def _in_use(path: str) -> bool:
+    """Whether anybody has the data file open for use. The entry's lock is held, so nobody begins to."""
+    try:
+        fd = os.open(os.path.join(path, "data"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False  # an opener would make another one
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def drop(place: Place, *, force: bool = False) -> bool:
+    """Removes the entry; False: somebody uses it. With `force` it goes all the same, and those who use it keep what
+    they have. True as well when another has removed it. Raises UsageError, SystemFailure."""
+    with _naming(place.path):
+        lock = lock_entry(place.path)
+        if lock is None:
+            return True
+        try:
+            if not force and _in_use(place.path):
+                return False
+            for name in _names(place.path):
+                if name != "lock":
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(place.path, name))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(place.path, "lock"))
+            # Whoever comes in this moment has made a new lock in it, or will make a new directory.
+            with contextlib.suppress(OSError):
+                os.rmdir(place.path)
+            return True
+        finally:
+            os.close(lock)
+
+
+def evict(directory: str, limit: int) -> Removed:
+    """Drops what was used longest ago, and is not in use, until at most `limit` bytes are left on disk."""
+    places = scan(directory)
+    left = sum(place.disk for place in places)
+    freed = []
+    for place in places:
+        if left <= limit:
+            break
+        if drop(place):
+            freed.append(place)
+            left -= place.disk
+    return Removed(freed, left)
+
+
+def limit_in(directory: str, limit: Limit) -> int:
+    """The limit in bytes, on the filesystem of the directory, which exists. Raises UsageError, SystemFailure."""
+    with _naming(directory):
+        found = os.statvfs(directory)
+    return limit.of(found.f_blocks * found.f_frsize)
+
+
+def find(places: list[Place], text: str) -> Place:
+    """The entry with this digest, or with these first hex digits of one. Raises UsageError."""
+    if not re.fullmatch(rf"(?:(?:sha256|sha512):)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
+        raise UsageError(f"{text!r} is no digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
+    found = [place for place in places if place.digest.startswith(text) or place.hexadecimal.startswith(text)]
+    if not found:
+        raise UsageError(f"the cache has no blob {text} (`pyerofs cache ls` shows what it has)")
+    if len(found) > 1:
+        raise UsageError(f"{text} stands for {len(found)} blobs of the cache: write more of its digits")
+    return found[0]

@@ -1,0 +1,44 @@
+"""A chore that is done some time after the first of many reasons for it, and not at all while there is none."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Delayed:
+    """Runs `chore` in a thread of its own `seconds` after soon() was called first since the last run. Thread-safe."""
+
+    def __init__(self, seconds: float, chore: Callable[[], None]):
+        self._seconds = seconds
+        self._chore = chore
+        self._lock = threading.Lock()
+        self._working = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._closed = False
+
+    def soon(self) -> None:
+        with self._lock:
+            if self._timer is None and not self._closed:
+                self._timer = threading.Timer(self._seconds, self._run)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _run(self) -> None:
+        with self._lock:
+            self._timer = None  # a reason that comes from now on may come too late for this run
+        with self._working:
+            if not self._closed:
+                self._chore()
+
+    def close(self) -> None:
+        """No chore begins after this, and none is under way. A chore must not call it."""
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+        with self._working:
+            pass

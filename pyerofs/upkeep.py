@@ -1,0 +1,94 @@
+"""What a cached blob needs beside being read: it is filled, verified, and the cache around it kept within its limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .delayed import Delayed
+from .errors import PyerofsError
+from .quantity import show_bytes
+from .verify import State, Verifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .cache import Entry
+    from .core import Store
+    from .fill import Filler
+    from .options import OCIOptions
+    from .source import Source
+
+EVICT_DELAY = 5.0  # seconds from new bytes to a look at the size of the cache: what it may grow beyond its limit
+
+
+class Upkeep:
+    """Owns threads and timers, from start() on. `landed`: to be called after each run that brought something; the
+    filling calls it for its own. Thread-safe but for start() and stop().
+
+    `sync` makes the cache durable, `log` gets a line for a person; both are called from other threads.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        entry: Entry,
+        store: Store,
+        source: Source,
+        options: OCIOptions,
+        *,
+        landed: Callable[[], None],
+        sync: Callable[[], None],
+        log: Callable[[str], None],
+    ):
+        self._directory = directory
+        self._limit = options.cache_max
+        self._log = log
+        self._too_large = False
+        self._eviction = Delayed(EVICT_DELAY, self._evict)
+        self._verifier = Verifier(entry, store, source.digest, sync, log)
+        self._filler: Filler | None = None
+        if options.fill != "none":
+            from .fill import Filler
+
+            idle = options.fill == "idle"
+            self._filler = Filler(store, source, idle=idle, rate=options.fill_rate, landed=landed, log=log)
+
+    @property
+    def verification(self) -> State:
+        return self._verifier.state
+
+    def start(self) -> None:
+        self._evict()
+        self._verifier.start()
+        if self._filler is not None:
+            self._filler.start()
+
+    def landed(self) -> None:
+        self._verifier.landed()
+        if self._limit is not None:
+            self._eviction.soon()
+
+    def stop(self) -> None:
+        """After the store has been stopped. Nothing begins after this, although landed() may still be called."""
+        if self._filler is not None:
+            self._filler.stop()
+        self._verifier.stop()
+        self._eviction.close()
+
+    def _evict(self) -> None:
+        """A cache that cannot be kept small is worth a line, no more."""
+        if self._limit is None:
+            return
+        from .cachedir import evict, limit_in
+
+        try:
+            limit = limit_in(self._directory, self._limit)
+            removed = evict(self._directory, limit)
+        except PyerofsError as e:
+            self._log(f"cannot make room: {e}")
+            return
+        too_large = removed.left > limit
+        if too_large and not self._too_large:
+            held = show_bytes(removed.left)
+            self._log(f"the cache is above its limit (cache.max): {held} are in use, {show_bytes(limit)} are allowed")
+        self._too_large = too_large

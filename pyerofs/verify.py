@@ -1,0 +1,150 @@
+"""Verifying: a blob that is complete is hashed once, and is from then on known to be what its digest says.
+
+    unverified -> verifying -> verified     it is so until something is fetched again
+                           \\-> mismatch     everything is forgotten, fetched anew and hashed again, but only once:
+                                           a second mismatch stays one
+
+The mark lies in the cache beside the data file that it is about, and counts only while the blob is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .cache import Entry
+    from .core import Store
+
+State = Literal["unverified", "verifying", "verified", "mismatch"]
+CHUNK = 1 << 20  # bytes between two looks at whether to stop
+MISMATCHES_MAX = 2
+NICE = 19
+
+
+def digest_of(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> str | None:
+    """The digest of a file's first `size` bytes, as `algorithm:hex`; None when cancelled. Raises OSError."""
+    state = hashlib.new(algorithm)
+    buffer = memoryview(bytearray(min(CHUNK, size)))
+    at = 0
+    while at < size:
+        if cancel():
+            return None
+        count = os.preadv(fd, [buffer[: size - at]], at)
+        if not count:
+            break  # cut short: no digest of it is the right one
+        state.update(buffer[:count])
+        at += count
+    return f"{algorithm}:{state.hexdigest()}"
+
+
+class Verifier:
+    """Thread-safe. Owns a thread while it hashes. `sync` makes the cache durable, `log` gets a line for a person; both
+    are called from that thread."""
+
+    def __init__(self, entry: Entry, store: Store, digest: str, sync: Callable[[], None], log: Callable[[str], None]):
+        self._entry = entry
+        self._store = store
+        self._digest = digest
+        self._sync = sync
+        self._log = log
+        self._lock = threading.Lock()
+        self._state: State = "unverified"
+        self._mismatches = 0
+        self._changed = False  # something has been fetched since the hashing began
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def state(self) -> State:
+        """As this process knows it or, where another one has done the work, as the mark in the cache says."""
+        state = self._state
+        return "verified" if state == "unverified" and self._is_marked() else state
+
+    def start(self) -> None:
+        """What is complete when it is opened has its mark, or is to get it."""
+        with self._lock:
+            if self._is_marked():
+                self._state = "verified"
+            else:
+                self._look()
+
+    def landed(self) -> None:
+        """Something has been fetched."""
+        with self._lock:
+            self._changed = True
+            self._look()
+
+    def stop(self) -> None:
+        """Gives up what is under way."""
+        self._stopping.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _is_complete(self) -> bool:
+        return self._store.has(0, self._store.size)
+
+    def _is_marked(self) -> bool:
+        return self._is_complete() and self._entry.is_marked_verified()
+
+    def _look(self) -> None:
+        """Something is new: what is to be done? The lock is held."""
+        if self._state == "verifying" or self._mismatches == MISMATCHES_MAX:
+            return
+        if self._state == "verified":
+            self._state = "unverified"
+        try:
+            self._entry.unmark_verified()  # or the next one to open it would believe what was true before
+        except OSError as e:
+            self._log(f"cannot remove a mark from the cache: {e.strerror}")
+        if self._is_complete() and not self._stopping.is_set():
+            self._state = "verifying"
+            self._changed = False
+            self._thread = threading.Thread(target=self._verify, name="pyerofs-verify", daemon=True)
+            self._thread.start()
+
+    def _verify(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux: of this thread alone
+        algorithm = self._digest.partition(":")[0]
+        try:
+            found = digest_of(
+                self._entry.data_fd, self._store.size, algorithm, lambda: self._stopping.is_set() or self._changed
+            )
+        except OSError as e:
+            self._log(f"cannot verify {self._digest}: {e.strerror}")
+            found = None
+        # Before a mark is made: in a crash of the machine it must not outlive the bytes that it was made for.
+        self._sync()
+        with self._lock:
+            self._state = "unverified"
+            if self._stopping.is_set():
+                return
+            if self._changed:
+                self._look()
+            elif found == self._digest:
+                self._matched()
+            elif found is not None:
+                self._mismatched(found)
+        self._sync()  # what was forgotten
+
+    def _matched(self) -> None:
+        self._state = "verified"
+        try:
+            self._entry.mark_verified()
+        except OSError as e:
+            self._log(f"cannot mark {self._digest} as verified: {e.strerror}; the next one to open it hashes it again")
+
+    def _mismatched(self, found: str) -> None:
+        self._mismatches += 1
+        if self._mismatches == MISMATCHES_MAX:
+            self._log(f"error: the registry's bytes for {self._digest} are {found} again: they stay unverified")
+        else:
+            self._log(f"the bytes in the cache for {self._digest} are {found}: all of them are fetched anew")
+            self._store.forget_all()
+        self._state = "mismatch"
