@@ -14,7 +14,7 @@ BUILD := gcc libc6-dev
 DEMO := $(BUILD) erofs-utils libnbd-bin mount
 TEST := $(DEMO) docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 nginx-light openssl qemu-system-common \
 	qemu-system-x86 qemu-utils
-BENCH := $(TEST) apache2-utils curl nbd-client nbdkit
+BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 
 .PHONY: demo test check check-san bench clean
 .DELETE_ON_ERROR:
@@ -49,6 +49,7 @@ check-san: $(VENV)/ready
 bench: $(VENV)/ready
 	$(call apt,$(BENCH))
 	$(BIN)/python -m pytest bench
+	$(BIN)/python bench/instructions.py
 	$(BIN)/python bench/compare.py
 
 clean:

@@ -1,0 +1,82 @@
+"""Instructions that the dispatch loop spends on a request, counted by Callgrind: a figure that knows no noise.
+
+    python bench/instructions.py            prints a row for each kind of read
+    python bench/instructions.py --json FILE
+
+What the kernel does in the system calls is not in it. Needs valgrind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUESTS = 2000
+# name: (bytes of a read, requests that arrive together, all bytes present)
+KINDS = {
+    "4 KiB, 64 at once, complete blob": (4096, 64, True),
+    "4 KiB, one at a time, complete blob": (4096, 1, True),
+    "128 KiB, 16 at once, complete blob": (131072, 16, True),
+    "512 KiB, one at a time, complete blob (sendfile)": (524288, 1, True),
+    "4 KiB, 64 at once, present in an incomplete blob": (4096, 64, False),
+}
+
+
+def count(length: int, batch: int, complete: bool, requests: int = REQUESTS) -> float:
+    """Instructions a request within pe_conn_serve, what it calls included. Raises CalledProcessError."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "callgrind.out")
+        subprocess.run(
+            [
+                *("valgrind", "--tool=callgrind", "--toggle-collect=pe_conn_serve", f"--callgrind-out-file={out}"),
+                *(sys.executable, __file__, "--child", str(length), str(batch), str(int(complete)), str(requests)),
+            ],
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+        )
+        found = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
+        if found is None:
+            raise RuntimeError("callgrind wrote no total")
+        return int(found[1]) / requests
+
+
+def child(length: int, batch: int, complete: bool, requests: int) -> None:
+    """What is counted: a client that reads `requests` times, `batch` of them in each write."""
+    from coreharness import GRANULE, MIB, Rig
+
+    size = 16 * MIB
+    with Rig(size, full=complete) as rig:
+        if not complete:
+            rig.preset(0, size // GRANULE - 1)
+        client = rig.client()
+        for start in range(0, requests, batch):
+            many = min(batch, requests - start)
+            client.reads([((start + n) * length % (size - 2 * length), length) for n in range(many)])
+            client.replies(many)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=4, type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        length, batch, complete, requests = arguments.child
+        child(length, batch, bool(complete), requests)
+        return
+    rows = {name: round(count(*kind)) for name, kind in KINDS.items()}
+    for name, instructions in rows.items():
+        print(f"{instructions:>8}  {name}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
