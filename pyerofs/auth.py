@@ -86,6 +86,7 @@ class Authorizer:
 
     Threads: any number may call. One of them renews for all: ahead of the end the others go on with the old token,
     after it they wait; who waited for a renewal that failed gets that failure and does not try once more.
+    `scopes`: what tokens must be good for beside what a challenge asks for.
     Owns nothing that has to be closed. `clock` counts seconds.
     """
 
@@ -96,6 +97,7 @@ class Authorizer:
         repository: str,
         look_up: Lookup,
         *,
+        scopes: tuple[str, ...] = (),
         tls: TLS = DEFAULT_TLS,
         proxy: Proxy | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -104,6 +106,7 @@ class Authorizer:
         self._registry = registry
         self._repository = repository
         self._look_up = look_up
+        self._scopes = scopes
         self._tls = tls
         self._proxy = proxy
         self._clock = clock
@@ -208,7 +211,8 @@ class Authorizer:
     ) -> Authorization:
         """One exchange with the token server: OAuth 2 POST of an identity token, else GET, with Basic or without."""
         realm = self._realm(challenge.parameters.get("realm", ""))
-        scopes = (challenge.parameters.get("scope") or f"repository:{self._repository}:pull").split()
+        asked = (challenge.parameters.get("scope") or f"repository:{self._repository}:pull").split()
+        scopes = _united((*asked, *self._scopes)) if self._scopes else asked
         service = challenge.parameters.get("service")
         fields = [("service", service)] if service else []
         basic = body = None
@@ -280,6 +284,15 @@ class Authorizer:
     @property
     def _host(self) -> str:
         return self._registry.authority
+
+
+def _united(scopes: Iterable[str]) -> list[str]:
+    """The same with one scope for each resource, which has all its actions: of two, servers may see only one."""
+    actions: dict[str, dict[str, None]] = {}
+    for scope in scopes:
+        resource, _, names = scope.rpartition(":")
+        actions.setdefault(resource, {}).update(dict.fromkeys(names.split(",")))
+    return [f"{resource}:{','.join(names)}" for resource, names in actions.items()]
 
 
 def _basic(credentials: Credentials) -> str:

@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
     hash: bytes
 
     def verify(self, data: bytes) -> None:
-        """Raises ImageError unless `data` is the chunk as it is stored; without a hash only the length can be looked at."""
+        """Raises ImageError unless `data` is the chunk as it is stored; without a hash only its length is looked at."""
         if len(data) != self.stored:
             raise ImageError(f"the chunk at {self.start} has {len(data)} bytes instead of {self.stored}")
         if self.hash and _HASHES[len(self.hash)](data).digest() != self.hash:

@@ -66,6 +66,7 @@ _ENDINGS = {
     58: ("tls", False, "the client certificate or its key cannot be used"),  # SSL_CERTPROBLEM
     59: ("tls", False, "no TLS cipher in common"),  # SSL_CIPHER
     61: ("protocol", True, "the answer's transfer encoding is unknown or broken"),  # BAD_CONTENT_ENCODING
+    65: ("transfer", True, "the connection was lost while sending"),  # SEND_FAIL_REWIND
     97: ("connect", True, "the proxy did not connect it"),  # PROXY
     _PARTIAL_FILE: ("transfer", True, "the connection was closed in the middle of the answer"),
 }

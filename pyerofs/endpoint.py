@@ -72,11 +72,15 @@ def next_hop(response: Response, registry: Url) -> Url:
 class Endpoint:
     """One origin, with the authorization for one repository there."""
 
-    def __init__(self, origin: Origin, repository: str, transport: Transport, look_up: Lookup) -> None:
+    def __init__(
+        self, origin: Origin, repository: str, transport: Transport, look_up: Lookup, scopes: tuple[str, ...] = ()
+    ) -> None:
         self.origin = origin
         self._repository = repository
         self._transport = transport
-        self._authorizer = Authorizer(transport, origin.url, repository, look_up, tls=origin.tls, proxy=origin.proxy)
+        self._authorizer = Authorizer(
+            transport, origin.url, repository, look_up, scopes=scopes, tls=origin.tls, proxy=origin.proxy
+        )
 
     def url(self, path: str) -> Url:
         """The URL of manifests/REFERENCE or blobs/DIGEST of the repository; `ns` tells a mirror whose."""

@@ -137,10 +137,12 @@ def make_mirrors(
     insecure: bool,
     credentials: Lookup | None,
     environ: Mapping[str, str],
+    scopes: tuple[str, ...] = (),
 ) -> list[Mirror]:
     """The mirrors of `config`, and last the registry at `host`, which images call `namespace`. Raises UsageError.
 
     `credentials` are the user's for that host: no other one gets them, but what the files say for it by its own name.
+    `scopes`: what tokens for that host must be good for beside what it asks for.
     """
 
     def make(place: Host) -> Mirror:
@@ -149,7 +151,8 @@ def make_mirrors(
         name = host if place.url is None else place.url.authority
         look_up = look_up or (lambda: lookup(name, repository, environ))
         found = _origins(place, host, namespace, insecure and own)
-        return Mirror([Endpoint(origin, repository, transport, look_up) for origin in found], place.capabilities)
+        endpoints = [Endpoint(origin, repository, transport, look_up, scopes if own else ()) for origin in found]
+        return Mirror(endpoints, place.capabilities)
 
     return [make(place) for place in (*config.mirrors, config.server)]
 

@@ -39,7 +39,8 @@ class Registry:
     """`repository` at `host` (host[:port], the one to connect to: registry-1.docker.io for Docker Hub).
 
     `namespace`: how images call that host, if that differs. `credentials` is asked at each renewal; without it docker's
-    and containers' files are, by way of `environ`. `config`: its mirrors. Raises UsageError.
+    and containers' files are, by way of `environ`. `config`: its mirrors. `scopes`: what its tokens must be
+    good for, beside what it asks for. Raises UsageError.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Registry:
         credentials: Lookup | None = None,
         environ: Mapping[str, str] | None = None,
         config: HostConfig | None = None,
+        scopes: tuple[str, ...] = (),
     ) -> None:
         self.host = host
         self.repository = repository
@@ -65,6 +67,7 @@ class Registry:
             insecure=insecure,
             credentials=credentials,
             environ=os.environ if environ is None else environ,
+            scopes=scopes,
         )
 
     def capable(self, capability: str) -> list[Mirror]:

@@ -15,16 +15,32 @@ from .url import Url
 BODY_CAP = 64 << 10  # bytes of a body that nobody streams, unless the request says otherwise
 
 
+class Content(NamedTuple):
+    """A body that is not loaded: `length` bytes, of which `read(offset, n)` gives up to n; it may be read again."""
+
+    length: int
+    read: Callable[[int, int], bytes]
+
+    @classmethod
+    def of(cls, data: bytes) -> Content:
+        return cls(len(data), lambda offset, n: data[offset : offset + n])
+
+
+NOTHING = Content(0, lambda offset, n: b"")
+
+
 class Request(NamedTuple):
     """One exchange to make.
 
     `hidden`: more headers, which nobody may see. `authorization`: value of that header. `body`: makes it a POST of a
-    form. `sink`: gets each piece of the answer's body, on the calling thread, and gives False to end the transfer.
-    `usable`: looks at the head before that, and says whether the sink may see any byte; if not, and also without a
-    sink, the body is collected, up to `cap` bytes. `timeout`: seconds for all of it; None: only a stall ends it.
+    form. `method`: another one than GET and that POST; `content`: what is sent with it, and nobody's secret. `sink`:
+    gets each piece of the answer's body, on the calling thread, and gives False to end the transfer. `usable`: looks
+    at the head before that, and says whether the sink may see any byte; if not, and also without a sink, the body is
+    collected, up to `cap` bytes. `timeout`: seconds for all of it; None: only a stall ends it.
     `cancel`: polled about once a second or more often. `admit`: gets the peer's IP address before a byte is sent to it,
     unless a proxy is the peer. `note`: why this exchange, for the trace. `fresh`: over a new connection. `proxy`:
     instead of what the transport would choose. `connect_timeout`: seconds, where that is less than the transport's.
+    `patience`: seconds without a byte after which it is given up, where that is more than the transport's.
     """
 
     url: Url
@@ -32,6 +48,8 @@ class Request(NamedTuple):
     hidden: tuple[tuple[str, Secret], ...] = ()
     authorization: Secret | None = None
     body: Secret | None = None
+    method: str = ""
+    content: Content | None = None
     tls: TLS = DEFAULT_TLS
     sink: Callable[[bytes], bool] | None = None
     usable: Callable[[Response], bool] | None = None
@@ -43,12 +61,15 @@ class Request(NamedTuple):
     fresh: bool = False
     proxy: Proxy | None = None
     connect_timeout: float | None = None
+    patience: float | None = None
 
 
 def header_lines(request: Request) -> list[str]:
     """RegistryError, without the value, for one that no header can have."""
     lines = [f"{name}: {value}" for name, value in request.headers]
     lines.append("Accept-Encoding: identity")
+    if request.content is not None:
+        lines.append("Expect:")  # libcurl would wait a second for a server that never says "go on"
     if request.authorization:
         lines.append(f"Authorization: {request.authorization.reveal()}")
     for name, secret in request.hidden:

@@ -29,6 +29,7 @@ LEVELS = (
         "auth",
         "endpoint",
         "registry",
+        "upload",
         "blob",
         "mirror",
         "blobcopy",

@@ -60,7 +60,10 @@ class TokenServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}/token"
 
     def token(self, user: str, repository: str, actions: list[str]) -> str:
-        """A signed token, good from now (by this server's clock) for `lifetime`."""
+        return self.token_for(user, {repository: actions})
+
+    def token_for(self, user: str, access: dict[str, list[str]]) -> str:
+        """A signed token, good from now (by this server's clock) for `lifetime`; `access`: actions by repository."""
         now = int(time.time()) + self.offset
         der = base64.b64encode(_pem_to_der(self.certificate.read_text())).decode()
         header = {"typ": "JWT", "alg": "RS256", "x5c": [der]}
@@ -72,7 +75,7 @@ class TokenServer:
             "nbf": now - 10,
             "iat": now,
             "jti": f"{time.time_ns()}",
-            "access": [{"type": "repository", "name": repository, "actions": actions}],
+            "access": [{"type": "repository", "name": name, "actions": actions} for name, actions in access.items()],
         }
         signed = f"{_part(json.dumps(header).encode())}.{_part(json.dumps(claims).encode())}"
         command = ["openssl", "dgst", "-sha256", "-sign", str(self._key)]
@@ -99,9 +102,12 @@ class TokenServer:
                 if not granted:
                     self._reply(401, {"details": "incorrect username or password"})
                     return
-                _, repository, actions = scopes[0].split(":")
-                allowed = [action for action in actions.split(",") if action == "pull"]
-                answer = {"token": tokens.token(user, repository, allowed), "expires_in": tokens.lifetime}
+                # Nobody in particular may only pull.
+                access = {
+                    repository: [action for action in actions.split(",") if user or action == "pull"]
+                    for _, repository, actions in (scope.split(":") for scope in scopes)
+                }
+                answer = {"token": tokens.token_for(user, access), "expires_in": tokens.lifetime}
                 self._reply(200, answer)
 
             def _reply(self, status: int, answer: dict[str, object]) -> None:
