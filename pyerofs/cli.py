@@ -50,7 +50,7 @@ def _command(
     return parser
 
 
-def _parser() -> Parser:
+def _parser(arguments: Sequence[str]) -> Parser:
     parser = Parser(prog="pyerofs", description="EROFS layers of OCI images, mounted and read lazily.")
     parser.add_argument("--version", action="version", version=f"pyerofs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -142,6 +142,10 @@ def _parser() -> Parser:
     p.add_argument("source", metavar="SOURCE")
 
     cachecmd.add_parser(commands, functools.partial(_command, options=False))
+    if "mount" not in arguments[:1]:  # which must start fast
+        from .imagecmd import add_parsers
+
+        add_parsers(lambda name, text, examples: _command(commands, name, text, examples))
     return parser
 
 
@@ -158,6 +162,12 @@ def _say(text: str) -> None:
 
 def _silent(_: str) -> None:
     pass
+
+
+def _show(text: str) -> None:
+    """A line of a terminal that the next one replaces."""
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    print(f"\r\x1b[K{text[: columns - 1]}", end="", file=sys.stderr, flush=True)
 
 
 _WIPED = (b"oci.password=", b"oci.proxy=")  # the URL of a proxy may hold a password
@@ -307,6 +317,13 @@ def _cache(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
     cachecmd.run(arguments, lambda line: print(line, flush=True), report)
 
 
+def _image(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    from .imagecmd import Console, run
+
+    watched = not arguments.quiet and sys.stderr.isatty()
+    print(run(arguments, Console(report, _show if watched else None)))
+
+
 _COMMANDS = {
     "mount": _mount,
     "umount": _umount,
@@ -324,9 +341,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status, mount(8)'s."""
     try:
         wipe_passwords()
-        parsed = _parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        parsed = _parser(given).parse_args(given)
         report = _silent if parsed.quiet else _say
-        _COMMANDS[parsed.command](parsed, report)
+        _COMMANDS.get(parsed.command, _image)(parsed, report)
         sys.stdout.flush()
     except PyerofsError as e:
         _say(str(e))

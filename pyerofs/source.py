@@ -146,10 +146,17 @@ def _never() -> bool:
     return False
 
 
+def _no(_: RegistryError) -> bool:
+    return False
+
+
 def connect(
-    text: str, options: OCIOptions, *, trace: Callable[[str], None] | None = None
+    text: str, options: OCIOptions, *, trace: Callable[[str], None] | None = None, scopes: tuple[str, ...] = ()
 ) -> tuple[Reference, Registry, Transport]:
-    """The registry of a reference; no request is made. The caller closes the transport. Raises UsageError."""
+    """The registry of a reference; no request is made. The caller closes the transport. Raises UsageError.
+
+    `scopes`: what its tokens must be good for, beside what it asks for.
+    """
     from .credentials import from_options
     from .proxy import choose
     from .registry import Registry
@@ -174,6 +181,7 @@ def connect(
             insecure=options.insecure,
             credentials=credentials,
             config=config,
+            scopes=scopes,
         )
     except BaseException:
         transport.close()
@@ -249,14 +257,26 @@ def get_document(
     `kept`: manifests of earlier times, and the image's name among them. Raises RegistryError, ImageError.
     """
 
-    def ask(enough: Callable[[RegistryError], bool] = lambda _: False) -> ManifestAnswer:
-        return _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
+    def ask(enough: Callable[[RegistryError], bool] = _no) -> ManifestAnswer:
+        return get_answer(registry, what, cancel, timeout, enough)
 
     if kept is not None:
         found = kept[0].get(kept[1], what, ask)
         return found.digest, parse(found.body, found.media_type)
     answer = ask()
     return digest_as(what, answer.body), parse(answer.body, answer.media_type)
+
+
+def get_answer(
+    registry: Registry,
+    what: str,
+    cancel: Callable[[], bool] = _never,
+    timeout: float = DEFAULT_TIMEOUT,
+    enough: Callable[[RegistryError], bool] = _no,
+) -> ManifestAnswer:
+    """The manifest or index as it was sent, and the digest verified where `what` is one; after a failure that is
+    `enough` there is no other try. Raises RegistryError, ImageError."""
+    return _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
 
 
 def _patiently(

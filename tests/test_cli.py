@@ -16,7 +16,7 @@ from scene import Done, Scene
 
 from pyerofs import __version__, cli
 
-COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache"]
+COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache", "push", "pull"]
 
 
 # Help
@@ -30,7 +30,7 @@ def test_each_command_has_help_with_examples(capsys: pytest.CaptureFixture[str],
     said = capsys.readouterr().out
     assert f"usage: pyerofs {command}" in said
     assert f"examples:\n  pyerofs {command}" in said
-    assert ("oci.password_file" in said) == (command in ("mount", "serve", "inspect", "read"))
+    assert ("oci.password_file" in said) == (command not in ("umount", "list"))
 
 
 def test_help_and_version(scene: Scene) -> None:
@@ -44,6 +44,7 @@ def test_help_and_version(scene: Scene) -> None:
     [], ["nonsense"], ["mount"], ["mount", "a"], ["mount", "-t"], ["mount", "-d", "10", "a", "b"], ["umount"],
     ["serve", "a"], ["serve", "--unix", "a", "--tcp", "b", "c"], ["inspect"], ["list", "what"], ["mount", *"abc"],
     ["read"], ["read", "--offset", "-1", "a"], ["read", "--length", "x", "a"], ["read", "--nonsense", "a"],
+    ["push"], ["push", "a"], ["pull", "a", "b", "c"], ["pull", "-O"],
 ])  # fmt: skip
 def test_wrong_invocations(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 1

@@ -16,7 +16,7 @@ LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "log", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "mountflags", "quantity"}
-    | {"chunkindex"},
+    | {"chunkindex", "document"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -29,22 +29,23 @@ LEVELS = (
         "auth",
         "endpoint",
         "registry",
-        "upload",
         "blob",
         "mirror",
         "blobcopy",
         "rangeanswer",
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"}
-    | {"channel", "control", "reconnect", "notify", "delayed"},
+    | {"channel", "control", "reconnect", "notify", "delayed"}
+    | {"upload", "layout"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachedir", "manifests", "record"},
+    {"source", "cache", "cachedir", "manifests", "record"} | {"download", "place"},
     # L3: what lives: threads and connections
-    {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"},
+    {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"}
+    | {"copyimage"},
     # L4: where all is wired together
     {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"},
     # L5: the command line
-    {"cli", "cachecmd", "__init__", "__main__"},
+    {"cli", "cachecmd", "__init__", "__main__"} | {"imagecmd"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

@@ -1,0 +1,209 @@
+"""An OCI image layout: a directory with images (OCI image spec, "Image Layout").
+
+What appears in it appears whole: a blob after its digest has been seen, a tag when all that it names is there. Several
+processes may write to one. Paths of blobs are the layout's: nobody changes what they name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from .document import REF_NAME, Document, dump
+from .errors import ImageError, SystemFailure, UsageError
+from .manifest import MAX_SIZE, OCI_INDEX, Descriptor, Index, parse, verify_digest
+
+_VERSION = {"imageLayoutVersion": "1.0.0"}
+_PIECE = 1 << 20  # bytes
+
+
+class Layout:
+    """The layout at `path`. Owns nothing that has to be closed."""
+
+    def __init__(self, path: str) -> None:
+        """Raises UsageError where there is none."""
+        self.path = path
+        try:
+            with open(f"{path}/oci-layout", "rb") as file:
+                found = json.loads(file.read(4096))
+        except FileNotFoundError:
+            raise UsageError(f"{path} is not an OCI layout directory: it has no file oci-layout") from None
+        except OSError as error:
+            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None
+        except ValueError:
+            found = None
+        version = found.get("imageLayoutVersion") if isinstance(found, dict) else None
+        if not isinstance(version, str) or not version.startswith("1."):
+            raise ImageError(f"{path}/oci-layout has an unknown imageLayoutVersion; 1.0.0 is known")
+
+    @classmethod
+    def create(cls, path: str) -> Layout:
+        """The layout at `path`, made if need be. UsageError where something else is there."""
+        try:
+            if os.path.isdir(path) and os.listdir(path) and not os.path.exists(f"{path}/oci-layout"):
+                raise UsageError(f"{path} is a directory with other things in it, and no OCI layout")
+            os.makedirs(f"{path}/blobs/sha256", exist_ok=True)
+            with _locked(path):
+                if not os.path.exists(f"{path}/index.json"):
+                    _replace(f"{path}/index.json", dump(_EMPTY_INDEX))
+                if not os.path.exists(f"{path}/oci-layout"):
+                    _replace(f"{path}/oci-layout", dump(_VERSION))
+        except OSError as error:
+            raise SystemFailure(f"cannot make {path}: {error.strerror}") from None
+        return cls(path)
+
+    def blob_path(self, digest: str) -> str:
+        algorithm, _, value = digest.partition(":")
+        return f"{self.path}/blobs/{algorithm}/{value}"
+
+    def has(self, digest: str, size: int) -> bool:
+        """Whether the blob is here and sound; one that is not counts as absent."""
+        try:
+            self.check(digest, size)
+        except (ImageError, UsageError):
+            return False
+        return True
+
+    def check(self, digest: str, size: int) -> str:
+        """The path of a blob that has been looked through. ImageError: it is not here, or is another one."""
+        path = self.blob_path(digest)
+        try:
+            with open(path, "rb") as file:
+                actual = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
+                length = file.tell()
+        except FileNotFoundError:
+            raise ImageError(f"{self.path} has not the blob {digest}") from None
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        if length != size or actual != digest.partition(":")[2]:
+            raise ImageError(f"{path} is corrupt: it has {length} bytes, and not the digest in its name")
+        return path
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A directory on the same filesystem, which is removed with all that is still in it."""
+        with tempfile.TemporaryDirectory(prefix=".pyerofs-", dir=self.path) as path:
+            yield path
+
+    def add_blob(self, digest: str, path: str) -> None:
+        """Takes a file whose digest has been seen: from scratch() it is moved, from elsewhere copied."""
+        if os.path.dirname(os.path.dirname(path)) == self.path:
+            self._keep(digest, path)
+            return
+        with self.scratch() as directory:
+            copy = shutil.copyfile(path, f"{directory}/blob")
+            with open(copy, "rb") as file:
+                if hashlib.file_digest(file, digest.partition(":")[0]).hexdigest() != digest.partition(":")[2]:
+                    raise ImageError(f"{path} was changed while it was copied")
+            self._keep(digest, copy)
+
+    def _keep(self, digest: str, path: str) -> None:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(path, 0o644)
+        os.makedirs(os.path.dirname(self.blob_path(digest)), exist_ok=True)
+        os.rename(path, self.blob_path(digest))
+
+    def add_document(self, document: Document) -> None:
+        _replace(self.blob_path(document.digest), document.body)
+
+    def document(self, entry: Descriptor) -> Document:
+        """Raises ImageError."""
+        path = self.blob_path(entry.digest)
+        try:
+            with open(path, "rb") as file:
+                body = file.read(MAX_SIZE + 1)
+        except FileNotFoundError:
+            raise ImageError(f"{self.path} has not the manifest {entry.digest}") from None
+        try:
+            verify_digest(body, entry.digest)
+        except ImageError:
+            raise ImageError(f"{path} is corrupt: it has not the digest in its name") from None
+        return Document(body, entry.media_type, entry.digest)
+
+    def find(self, tag: str | None) -> Descriptor:
+        """The image with this tag; None: the only one that there is. Raises ImageError that says what there is."""
+        entries = self._index().manifests
+        found = [entry for entry in entries if tag is None or entry.annotations.get(REF_NAME) == tag]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(
+            f"{self.path}:{entry.annotations[REF_NAME]}" for entry in entries if REF_NAME in entry.annotations
+        )
+        if found:
+            why = "says not which of several images is meant" if tag is None else "has several images with this tag"
+        else:
+            why = "has no image" if tag is None else f"has no image with the tag {tag!r}"
+        raise ImageError(f"oci:{self.path} {why}{f'; there are {names}' if names else ''}")
+
+    def tag(self, document: Document, tag: str | None) -> None:
+        """Names an image, whose parts are all here; without a tag it is listed only."""
+        entry = document.describe()
+        if tag is not None:
+            entry["annotations"] = {REF_NAME: tag}
+        with _locked(self.path):
+            index = self._load()
+            kept = [other for other in index["manifests"] if not _replaced(other, document.digest, tag)]
+            _replace(f"{self.path}/index.json", dump({**index, "manifests": [*kept, entry]}))
+
+    def _index(self) -> Index:
+        found = parse(dump(self._load()))
+        if not isinstance(found, Index):
+            raise ImageError(f"{self.path}/index.json is no index")
+        return found
+
+    def _load(self) -> dict[str, Any]:
+        path = f"{self.path}/index.json"
+        try:
+            with open(path, "rb") as file:
+                body = file.read(MAX_SIZE + 1)
+            if not isinstance(parse(body), Index):
+                raise ImageError("it is no index")
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        index: dict[str, Any] = json.loads(body)
+        return index
+
+
+_EMPTY_INDEX = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+
+
+def _replaced(entry: dict[str, Any], digest: str, tag: str | None) -> bool:
+    """Whether the entry makes place for another one with this digest and tag."""
+    name = (entry.get("annotations") or {}).get(REF_NAME)
+    return name == tag if tag is not None else name is None and entry["digest"] == digest
+
+
+def _replace(path: str, data: bytes) -> None:
+    """The file is there whole or not at all, also after a power cut."""
+    descriptor, name = tempfile.mkstemp(prefix=".pyerofs-", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        os.rename(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Among those who change index.json, which is read and written as a whole."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,262 @@
+"""Where images are and where they go: a repository at a registry, or an OCI layout directory.
+
+Written REFERENCE, oci:DIR[:TAG] or docker-archive:FILE[:REFERENCE]. An Origin and a Target are for one thread at a
+time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from .document import Document
+from .download import download
+from .errors import UsageError
+from .layout import Layout
+from .manifest import Descriptor, digest_as, parse
+from .options import OCIOptions
+from .reference import Reference
+from .request import Content
+from .source import connect, get_answer
+from .upload import Uploads, scopes
+
+Progress = Callable[[int], None]  # bytes so far
+Trace = Callable[[str], None] | None
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+class Place(NamedTuple):
+    """`kind`: "registry", "oci" or "docker-archive"; `path` of the directory or file, or the reference itself."""
+
+    kind: str
+    path: str
+    tag: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Raises UsageError."""
+        kind, colon, rest = text.partition(":")
+        if colon and kind == "docker-archive":
+            path, _, name = rest.partition(":")
+            if not path:
+                raise UsageError(f"{text!r} names no file: write docker-archive:FILE[:REFERENCE]")
+            return cls(kind, os.path.abspath(path), name or None)
+        if colon and kind == "oci":
+            path, colon, tag = rest.rpartition(":")
+            if not colon or "/" in tag:
+                path, tag = rest, ""
+            if not path or (tag and not _TAG.fullmatch(tag)):
+                raise UsageError(f"{text!r} is no layout directory: write oci:DIR[:TAG]")
+            return cls(kind, os.path.abspath(path), tag or None)
+        Reference.parse(text)
+        return cls("registry", text)
+
+
+def same_registry(source: str, dest: str) -> bool:
+    """Whether only one registry takes part. Raises UsageError."""
+    places = (Place.parse(source), Place.parse(dest))
+    return len({Reference.parse(place.path).host for place in places if place.kind == "registry"}) < 2
+
+
+class Origin(Protocol):
+    """Where an image comes from. `name` is for people."""
+
+    name: str
+
+    def root(self) -> Document: ...
+
+    def document(self, entry: Descriptor) -> Document:
+        """Raises ImageError where it is another one than its descriptor says, RegistryError."""
+        ...
+
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> AbstractContextManager[str]:
+        """The path of a file with the blob, which has been looked through; it may lie in `directory`, and may be moved
+        from there. None: wherever there is room."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Target(Protocol):
+    """Where an image goes: first its blobs, then its documents, the root of all last. `name` is for people."""
+
+    name: str
+
+    def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
+        """Takes a blob; says in a word what that took."""
+        ...
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        """Takes a blob out of a file."""
+        ...
+
+    def has_document(self, document: Document) -> bool:
+        """Whether a document, and all that it names, is there."""
+        ...
+
+    def add_document(self, document: Document, *, root: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RegistryOrigin:
+    """An image at a registry. Owns its connections until close()."""
+
+    def __init__(self, text: str, options: OCIOptions, trace: Trace = None) -> None:
+        self.reference, self.registry, self._transport = connect(text, options, trace=trace)
+        self.name = str(self.reference)
+        self._timeout = options.timeout
+
+    def root(self) -> Document:
+        return self._get(self.reference.manifest_reference)
+
+    def document(self, entry: Descriptor) -> Document:
+        return self._get(entry.digest)
+
+    def _get(self, what: str) -> Document:
+        answer = get_answer(self.registry, what, timeout=self._timeout)
+        return Document(answer.body, parse(answer.body, answer.media_type).media_type, digest_as(what, answer.body))
+
+    @contextlib.contextmanager
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> Iterator[str]:
+        descriptor, path = tempfile.mkstemp(prefix="pyerofs-", dir=directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                download(self.registry.blob(entry.digest, entry.size), file, progress)
+            yield path
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class LayoutOrigin:
+    """An image in a layout directory."""
+
+    def __init__(self, place: Place) -> None:
+        self.name = f"oci:{place.path}{f':{place.tag}' if place.tag else ''}"
+        self._layout = Layout(place.path)
+        self._tag = place.tag
+
+    def root(self) -> Document:
+        return self._layout.document(self._layout.find(self._tag))
+
+    def document(self, entry: Descriptor) -> Document:
+        return self._layout.document(entry)
+
+    @contextlib.contextmanager
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> Iterator[str]:
+        path = self._layout.check(entry.digest, entry.size)
+        progress(entry.size)
+        yield path
+
+    def close(self) -> None:
+        pass
+
+
+class RegistryTarget:
+    """A repository at a registry. `origin`: where its images will come from, if that is known."""
+
+    def __init__(self, text: str, options: OCIOptions, trace: Trace = None, origin: Origin | None = None) -> None:
+        reference = Reference.parse(text)
+        if reference.digest:
+            raise UsageError(f"{text!r}: where an image goes is named by a tag, not by a digest")
+        self._neighbour = ""  # the repository at the same registry that has the blobs already
+        if isinstance(origin, RegistryOrigin) and origin.reference.host == reference.host:
+            self._neighbour = origin.reference.repository
+        wanted = scopes(reference.repository, self._neighbour)
+        self.reference, registry, self._transport = connect(text, options, trace=trace, scopes=wanted)
+        self.name = str(self.reference)
+        self._uploads = Uploads(registry)
+
+    def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
+        if self._uploads.has_blob(entry.digest):
+            return "already there"
+        if self._neighbour and self._uploads.mount_blob(entry.digest, self._neighbour):
+            return "mounted"
+        with origin.blob(entry, None, progress) as path:
+            return self._send(entry.digest, path, progress)
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        return "already there" if self._uploads.has_blob(digest) else self._send(digest, path, progress)
+
+    def _send(self, digest: str, path: str, progress: Progress) -> str:
+        with open(path, "rb") as file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            content = Content(size, lambda offset, count: os.pread(descriptor, count, offset))
+            self._uploads.put_blob(digest, content, progress)
+        return "pushed"
+
+    def has_document(self, document: Document) -> bool:
+        return self._uploads.has_manifest(document.digest, document.media_type)
+
+    def add_document(self, document: Document, *, root: bool) -> None:
+        tag = self.reference.tag if root else None
+        self._uploads.put_manifest(tag or document.digest, document.body, document.media_type)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class LayoutTarget:
+    """A layout directory, made if need be."""
+
+    def __init__(self, place: Place) -> None:
+        self.name = f"oci:{place.path}{f':{place.tag}' if place.tag else ''}"
+        self._layout = Layout.create(place.path)
+        self._tag = place.tag
+
+    def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
+        if self._layout.has(entry.digest, entry.size):
+            return "already there"
+        with self._layout.scratch() as directory, origin.blob(entry, directory, progress) as path:
+            self._layout.add_blob(entry.digest, path)
+        return "pulled"
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        size = os.stat(path).st_size
+        if self._layout.has(digest, size):
+            return "already there"
+        self._layout.add_blob(digest, path)
+        progress(size)
+        return "written"
+
+    def has_document(self, document: Document) -> bool:
+        return False  # a manifest that is here says nothing of its blobs
+
+    def add_document(self, document: Document, *, root: bool) -> None:
+        self._layout.add_document(document)
+        if root:
+            self._layout.tag(document, self._tag)
+
+    def close(self) -> None:
+        pass
+
+
+def open_target(text: str, options: OCIOptions, trace: Trace = None, origin: Origin | None = None) -> Target:
+    """Raises UsageError, ImageError."""
+    place = Place.parse(text)
+    if place.kind == "oci":
+        return LayoutTarget(place)
+    if place.kind == "registry":
+        return RegistryTarget(text, options, trace, origin)
+    raise UsageError(f"{text!r}: a docker archive is read only; write an image to a registry or to oci:DIR[:TAG]")
+
+
+def open_origin(text: str, options: OCIOptions, trace: Trace = None) -> Origin:
+    """Raises UsageError, ImageError."""
+    place = Place.parse(text)
+    if place.kind == "oci":
+        return LayoutOrigin(place)
+    if place.kind == "registry":
+        return RegistryOrigin(text, options, trace)
+    raise UsageError(f"{text!r}: a docker archive has no manifest that could be copied; convert it")
