@@ -16,7 +16,7 @@ LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "log", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "mountflags", "quantity"}
-    | {"chunkindex", "document"},
+    | {"chunkindex", "document", "tarstream"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -36,7 +36,7 @@ LEVELS = (
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed"}
-    | {"upload", "layout"},
+    | {"upload", "layout", "layerstream", "mergedview", "unpack"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "cachedir", "manifests", "record"} | {"download", "place"},
     # L3: what lives: threads and connections
