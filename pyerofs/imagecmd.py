@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +12,9 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     from .options import OCIOptions
+    from .place import Origin, Target
+    from .platforms import Platform
 
-COMMANDS = ("push", "pull")
 _EVERY = 0.1  # seconds between two looks of a progress line
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _PLACES = "REFERENCE at a registry, or oci:DIR[:TAG]"
@@ -57,27 +59,58 @@ def _size(number: float) -> str:
 def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """`make(name, text, examples)` gives a command's parser, as cli.py's are."""
     p = make(
+        "convert",
+        "make an image of EROFS layers out of an ordinary one (needs root and mkfs.erofs)",
+        "  pyerofs convert quay.io/org/app:1.0 registry.example/app:1.0-erofs\n"
+        "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app",
+    )
+    _add_chunk_size(p)
+    _add_places(p, f"{_PLACES}, or docker-archive:FILE[:REFERENCE]")
+    p = make(
+        "build",
+        "make an image out of directories and EROFS files, one layer each, base first",
+        "  pyerofs build rootfs/ registry.example/app:1.0\n  pyerofs build base.erofs changes/ oci:images:app",
+    )
+    _add_chunk_size(p)
+    p.add_argument("sources", metavar="SOURCE", nargs="+", help="a directory or an EROFS file")
+    p.add_argument("dest", metavar="DEST", help=_PLACES)
+    p = make(
         "push",
         "copy an image, with all its platforms, to a registry",
         "  pyerofs push oci:images:app quay.io/org/app:1.0\n"
         "  pyerofs push quay.io/org/app:1.0 registry.example/app:1.0",
     )
-    _add_places(p)
+    _add_places(p, f"{_PLACES}, or docker-archive:FILE[:REFERENCE]")
     p = make(
         "pull",
         "copy an image, with all its platforms, into an OCI layout directory",
         "  pyerofs pull quay.io/org/app:1.0 oci:images:app\n"
         "  pyerofs pull -o oci.platform=linux/arm64 quay.io/org/app:1.0 oci:images:arm",
     )
-    _add_places(p)
+    _add_places(p, _PLACES)
 
 
-def _add_places(p: argparse.ArgumentParser) -> None:
+def _add_chunk_size(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--chunk-size", type=_chunk_size, metavar="SIZE",
+        help="bytes of a chunk that is verified by itself, with K or M (default: 128K)",
+    )  # fmt: skip
+
+
+def _chunk_size(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,9})([KM]?)", text)
+    size = int(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[found[2]] if found else 0
+    if not 4096 <= size <= 1 << 30 or size & (size - 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 4K to 1024M")
+    return size
+
+
+def _add_places(p: argparse.ArgumentParser, source: str) -> None:
     p.add_argument(
         "-O", "--dest-options", action="append", default=[], metavar="OPTIONS",
         help="the same for DEST (default: -o, unless SOURCE is at another registry)",
     )  # fmt: skip
-    p.add_argument("source", metavar="SOURCE", help=_PLACES)
+    p.add_argument("source", metavar="SOURCE", help=source)
     p.add_argument("dest", metavar="DEST", help=_PLACES)
 
 
@@ -89,6 +122,41 @@ def run(arguments: argparse.Namespace, console: Console) -> str:
 
 def _copy(arguments: argparse.Namespace, console: Console) -> str:
     from .copyimage import copy_image
+
+    return _between(arguments, console, copy_image)
+
+
+def _convert(arguments: argparse.Namespace, console: Console) -> str:
+    from .chunkindex import CHUNK_SIZE
+    from .convert import convert_image
+
+    size = arguments.chunk_size or CHUNK_SIZE
+    return _between(arguments, console, lambda o, t, platform, meter: convert_image(o, t, platform, size, meter))
+
+
+def _build(arguments: argparse.Namespace, console: Console) -> str:
+    from .buildimage import build_image
+    from .chunkindex import CHUNK_SIZE
+    from .options import parse_oci_options
+    from .place import open_target
+    from .platforms import Platform
+
+    options = parse_oci_options(arguments.options)
+    _check(options)
+    target = open_target(arguments.dest, options, console.report if arguments.verbose else None)
+    try:
+        platform, size = options.platform or Platform.host(), arguments.chunk_size or CHUNK_SIZE
+        digest = build_image(arguments.sources, target, platform, size, Lines(console))
+    finally:
+        target.close()
+    return f"{digest}  {target.name}"
+
+
+def _between(
+    arguments: argparse.Namespace,
+    console: Console,
+    work: Callable[[Origin, Target, Platform | None, Lines], str],
+) -> str:
     from .place import open_origin, open_target
 
     source, dest = _options(arguments)
@@ -97,7 +165,7 @@ def _copy(arguments: argparse.Namespace, console: Console) -> str:
     try:
         target = open_target(arguments.dest, dest, trace, origin)
         try:
-            digest = copy_image(origin, target, source.platform, Lines(console))
+            digest = work(origin, target, source.platform, Lines(console))
         finally:
             target.close()
     finally:
@@ -111,12 +179,21 @@ def _options(arguments: argparse.Namespace) -> tuple[OCIOptions, OCIOptions]:
     from .place import same_registry
 
     source, dest = parse_oci_options(arguments.options), parse_oci_options(arguments.dest_options)
-    for options in (source, dest):
-        if options.layer is not None or options.blob:
-            raise UsageError("oci.layer and oci.blob do not fit here: an image is taken with all its layers")
+    _check(source)
+    _check(dest)
     if arguments.dest_options:
         return source, dest
     return source, source if same_registry(arguments.source, arguments.dest) else OCIOptions()
 
 
-_RUN: dict[str, Callable[[argparse.Namespace, Console], str]] = {"push": _copy, "pull": _copy}
+def _check(options: OCIOptions) -> None:
+    if options.layer is not None or options.blob:
+        raise UsageError("oci.layer and oci.blob do not fit here: an image is taken with all its layers")
+
+
+_RUN: dict[str, Callable[[argparse.Namespace, Console], str]] = {
+    "convert": _convert,
+    "build": _build,
+    "push": _copy,
+    "pull": _copy,
+}

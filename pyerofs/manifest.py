@@ -110,7 +110,7 @@ def digest_as(what: str, body: bytes) -> str:
 
 def select(index: Index, platform: Platform) -> Descriptor:
     """The entry that fits `platform` best, an EROFS one before its equals. Raises ImageError listing what there is."""
-    candidates = [entry for entry in index.manifests if not _is_attestation(entry)]
+    candidates = [entry for entry in index.manifests if not is_attestation(entry)]
     if len(candidates) == 1 and candidates[0].platform is None:
         return candidates[0]
     ranked = [
@@ -203,7 +203,7 @@ def _describe_native(manifest: Manifest) -> str:
     return f"the EROFS layers are {_listed(native, '; ')}" if native else "the image has no EROFS layer"
 
 
-def _is_attestation(entry: Descriptor) -> bool:
+def is_attestation(entry: Descriptor) -> bool:
     """BuildKit stores provenance as an entry for a platform that no machine has."""
     return entry.platform is not None and "unknown" in (entry.platform.os, entry.platform.architecture)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .errors import ImageError
 
 OPAQUE = "trusted.overlay.opaque"
+DEPTH_MAX = 400  # directories: deeper ones are made to break whoever goes through them by recursion
 _LINKS_MAX = 40  # as in the kernel
 
 Parts = tuple[bytes, ...]
@@ -36,7 +37,13 @@ def split(name: bytes) -> Parts:
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts:
         raise ImageError("it leads out of the image")
+    _check_depth(len(parts))
     return parts
+
+
+def _check_depth(depth: int) -> None:
+    if depth > DEPTH_MAX:
+        raise ImageError(f"it lies {depth} directories deep; at most {DEPTH_MAX} are taken")
 
 
 def look(path: bytes) -> os.stat_result | None:
@@ -107,4 +114,5 @@ def resolve(trees: Sequence[bytes], parts: Parts) -> Parts:
         if found and not found.is_directory:
             raise ImageError("there is a file where it needs a directory")
         done = (*done, part)
+        _check_depth(len(done))
     return done

@@ -259,4 +259,6 @@ def open_origin(text: str, options: OCIOptions, trace: Trace = None) -> Origin:
         return LayoutOrigin(place)
     if place.kind == "registry":
         return RegistryOrigin(text, options, trace)
-    raise UsageError(f"{text!r}: a docker archive has no manifest that could be copied; convert it")
+    from .dockerarchive import ArchiveOrigin
+
+    return ArchiveOrigin(place.path, place.tag)

@@ -12,6 +12,7 @@ SIZE = 128  # bytes, without extension slots
 HEAD = OFFSET + SIZE  # bytes of an image that `parse` needs
 
 _MAGIC = 0xE0F5E1E2
+_CHECKSUM = 0x00000001  # feature_compat: the checksum counts
 _MAGIC_BYTES = _MAGIC.to_bytes(4, "little")
 _DEVICE_TABLE = 0x00000008  # feature_incompat: extra_devices counts
 _48BIT = 0x00000080  # feature_incompat: root_nid's place holds the upper half of the block count
@@ -85,6 +86,36 @@ def parse(head: bytes, page_size: int = 4096) -> Superblock:
         volume_name=volume.partition(b"\0")[0].decode("utf-8", "backslashreplace"),
         extra_devices=devices if incompat & _DEVICE_TABLE else 0,
     )
+
+
+def sealed(block: bytes, uuid: bytes, build_time: int | None) -> bytes:
+    """The image's first block with this UUID (16 bytes), and with this time of making (seconds since 1970) unless None.
+
+    `block` has been read by parse(), and is a whole one.
+    """
+    changed = bytearray(block)
+    changed[OFFSET + 48 : OFFSET + 64] = uuid
+    if build_time is not None:
+        struct.pack_into("<QI", changed, OFFSET + 24, build_time, 0)
+    if parse(block).feature_compat & _CHECKSUM:
+        changed[OFFSET + 4 : OFFSET + 8] = bytes(4)
+        struct.pack_into("<I", changed, OFFSET + 4, _crc32c(bytes(changed[OFFSET:])))
+    return bytes(changed)
+
+
+def inodes(head: bytes) -> int:
+    """How many files the image says that it has."""
+    return int.from_bytes(head[OFFSET + 16 : OFFSET + 24], "little")
+
+
+def _crc32c(data: bytes) -> int:
+    """As EROFS has it: without the inversion at the end."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
 
 
 def check_size(superblock: Superblock, size: int) -> None:

@@ -16,7 +16,7 @@ from scene import Done, Scene
 
 from pyerofs import __version__, cli
 
-COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache", "push", "pull"]
+COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache", "convert", "build", "push", "pull"]
 
 
 # Help
@@ -45,6 +45,7 @@ def test_help_and_version(scene: Scene) -> None:
     ["serve", "a"], ["serve", "--unix", "a", "--tcp", "b", "c"], ["inspect"], ["list", "what"], ["mount", *"abc"],
     ["read"], ["read", "--offset", "-1", "a"], ["read", "--length", "x", "a"], ["read", "--nonsense", "a"],
     ["push"], ["push", "a"], ["pull", "a", "b", "c"], ["pull", "-O"],
+    ["convert", "a"], ["convert", "--chunk-size", "5000", "a", "b"], ["build"], ["build", "a"],
 ])  # fmt: skip
 def test_wrong_invocations(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 1

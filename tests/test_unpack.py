@@ -282,7 +282,9 @@ def test_later_entries_replace_earlier_ones(stack: Stack) -> None:
     ([symlink("a", "")], "a symbolic link without a target"),
     ([(info("a", type=tarfile.CHRTYPE), b"")], "a character device 0:0"),
     ([file("n" * 256)], "File name too long"),
-    ([file("n/" * 3000)], "File name too long"),
+    ([file("n/" * 400 + "f")], "it lies 401 directories deep"),
+    ([directory("n/" * 300), symlink("s", "n/" * 300), file("s/" + "n/" * 300 + "f")], "directories deep"),
+    ([file(f"{'n' * 250}/" * 20)], "File name too long"),
     ([file("huge", b"x", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 50)})], "has no room"),
 ])  # fmt: skip
 def test_harm(stack: Stack, members: list[Member], error: str) -> None:
