@@ -37,8 +37,8 @@ def digest_of(data: bytes) -> str:
 
 
 def dump(value: Mapping[str, Any]) -> bytes:
-    """The order of the keys is the caller's."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    """The order of the keys is the caller's. ASCII alone, since JSON may name characters that UTF-8 cannot have."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def descriptor(media_type: str, digest: str, size: int, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -116,8 +117,11 @@ def _add_places(p: argparse.ArgumentParser, source: str) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> str:
     """Does the command; gives what is to be printed. Raises PyerofsError."""
-    found: str = _RUN[arguments.command](arguments, console)
-    return found
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was unpacked is removed
+    try:
+        return _RUN[arguments.command](arguments, console)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _copy(arguments: argparse.Namespace, console: Console) -> str:

@@ -25,7 +25,7 @@ _FEATURES = "os.features"
 def read_config(body: bytes, layers: int) -> tuple[dict[str, Any], list[str]]:
     """The config of an image with so many layers, and their diff IDs. Raises ImageError."""
     try:
-        config = json.loads(body.decode())
+        config = json.loads(body.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise ImageError("the image's config is not JSON") from None
     if not isinstance(config, dict):
@@ -39,6 +39,10 @@ def read_config(body: bytes, layers: int) -> tuple[dict[str, Any], list[str]]:
     return config, diff_ids
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(name)  # NaN, which Python would read
+
+
 def make_config(config: Mapping[str, Any], digests: Sequence[str]) -> bytes:
     """The same config for layers that are EROFS, with these digests. Raises ImageError."""
     features = config.get(_FEATURES) or []
@@ -46,7 +50,10 @@ def make_config(config: Mapping[str, Any], digests: Sequence[str]) -> bytes:
         raise ImageError(f"the image's config has {_FEATURES} that are no list of strings")
     rootfs = {"type": "layers", "diff_ids": list(digests)}
     made = {**config, _FEATURES: [*(f for f in features if f != FEATURE), FEATURE], "rootfs": rootfs}
-    body = dump(made)
+    try:
+        body = dump(made)
+    except (ValueError, RecursionError):
+        raise ImageError("the image's config has a number or a depth that JSON cannot have") from None
     if len(body) > MAX_SIZE:
         raise ImageError(f"the image's config has {len(body)} bytes; at most {MAX_SIZE} are written")
     return body

@@ -20,7 +20,7 @@ from skopeo import blobs, tags
 from tarballs import archive
 from trees import assert_same, survey
 
-from pyerofs import chunkindex, cli
+from pyerofs import chunkindex, cli, mkfs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -289,13 +289,17 @@ def test_a_corrupt_blob(scene: Scene, source: Layout) -> None:
     fails(scene, name, 32, "is corrupt")
 
 
-def test_what_is_missing(scene: Scene, source: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, out = f"oci:{source.path}:app", f"oci:{scene.directory}/out"
-    done = scene.run("convert", name, out, env={"PATH": "/nowhere"})
-    if not any(os.path.exists(f"{path}/mkfs.erofs") for path in ("/usr/local/sbin", "/usr/sbin", "/sbin")):
-        assert "erofs-utils" in done.error
+def test_what_is_missing(
+    scene: Scene, source: Layout, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", f"oci:{source.path}:app", f"oci:{scene.directory}/out"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(mkfs, "_PATHS", "/nowhere")
+    assert cli.main(command) == 2
+    assert "mkfs.erofs is not here: install the package erofs-utils" in capfd.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert cli.main(["convert", name, out]) == 1
+    assert cli.main(command) == 1
+    assert "convert must be run as root" in capfd.readouterr().err
 
 
 def test_all_entries_may_have_no_platform(scene: Scene) -> None:
