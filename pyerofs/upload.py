@@ -157,7 +157,7 @@ class Uploads:
             sending.piece = max(sending.piece, least)
             sending.in_step = True
         elif not sending.in_step:
-            sending.session = self._ask(session, sending.what)
+            sending.session = self._ask(session, sending.what, content.length)
             sending.in_step = True
         elif sending.whole or session.received == content.length:
             sending.ending = True
@@ -176,12 +176,15 @@ class Uploads:
         least = number(response.headers.get("oci-chunk-min-length")) or 0
         return _Session(self._location(response, what), 0), least
 
-    def _ask(self, session: _Session, what: str) -> _Session | None:
-        """How far it has come; None: the registry knows nothing of it any more."""
+    def _ask(self, session: _Session, what: str, length: int) -> _Session | None:
+        """How far it has come, of `length` bytes; None: the registry knows nothing of it any more."""
         response = self._send("GET", session.url)
         if response.status in (200, 204):
             url = self._location(response, what) if response.headers.get("location") else session.url
-            return _Session(url, _received(response) or 0)
+            received = _received(response) or 0
+            if received <= length:
+                return _Session(url, received)
+            return None  # whatever that is, it is not what we sent
         if response.status in _OUT_OF_STEP:
             return None
         raise failure(response, what, time.time())

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 
-from pyerofs import credentials, credhelper, hosts, manifest, options, proxy, url
+from pyerofs import chunkindex, credentials, credhelper, hosts, manifest, options, proxy, url
 from pyerofs.answer import (
     Headers,
     Response,
@@ -24,10 +25,12 @@ from pyerofs.answer import (
     retry_after,
 )
 from pyerofs.auth import Authorizer, parse_challenges
+from pyerofs.document import digest_of
 from pyerofs.endpoint import next_hop
 from pyerofs.errors import AuthError, ImageError, RegistryError, UsageError
 from pyerofs.rangeanswer import RangeAnswer
 from pyerofs.reference import Reference, is_digest
+from pyerofs.tarstream import Tar
 from pyerofs.transport import Transport
 
 _DIRECTORY = tempfile.mkdtemp(prefix="pyerofs-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -188,6 +191,41 @@ def proxy_url(data: bytes) -> None:
         _one_line(error)
 
 
+def chunk_index(data: bytes) -> None:
+    try:
+        index = chunkindex.parse(data, chunkindex.Place(1 << 20, (1 << 20) + len(data), digest_of(data), False))
+    except ImageError as error:
+        _one_line(error)
+    else:
+        chunks = [index.chunk(number) for number in range(len(index))] if index else []
+        assert index is None or sum(chunk.length for chunk in chunks) == index.size
+
+
+def tar_archive(data: bytes) -> None:
+    """The first header's checksum is put right, or nothing would ever come behind it."""
+    if len(data) >= 512:
+        blank = data[:148] + b" " * 8 + data[156:]
+        data = data[:148] + b"%06o\0 " % sum(blank[:512]) + data[156:]
+    tar = Tar(io.BytesIO(data).read)
+    try:
+        for entry in tar:
+            end = 0
+            for offset, piece in tar.data():
+                assert end <= offset < offset + len(piece) <= entry.size
+                end = offset + len(piece)
+    except ImageError as error:
+        _one_line(error)
+
+
+def _tar_header(**fields: bytes) -> bytes:
+    """A pax header or a file of GNU tar, with five bytes."""
+    kind, rest = fields.get("kind", b"0"), fields.get("rest", b"")
+    head = b"name".ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"00000000012\0" + b"00000000000\0"
+    return (head + b" " * 8 + kind + bytes(100) + b"ustar  \0" + rest).ljust(512, b"\0") + b"9 a=bcde\n\n".ljust(
+        512, b"\0"
+    )
+
+
 def _json(**members: object) -> bytes:
     return json.dumps(members).encode()
 
@@ -255,5 +293,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
         option_string,
         (b'oci=0,oci.platform=linux/amd64,oci.mirror=http://m,"x",ro', b"oci.timeout=1m,nosuid"),
     ),
+    "chunk index": (chunk_index, (chunkindex.build(io.BytesIO(bytes(9000)).read, 4096),)),
+    "tar": (tar_archive, (_tar_header(), _tar_header(kind=b"x"), _tar_header(kind=b"S", rest=bytes(130) + b"0" * 36))),
     "proxy": (proxy_url, (b"http://me:pw@proxy:3128", b"10.0.0.0/8,.example,[::1]:80,*")),
 }
