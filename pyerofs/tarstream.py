@@ -265,7 +265,9 @@ def _records(text: bytes) -> list[tuple[bytes, bytes]]:
     at = 0
     while at < len(text):
         blank = text.find(b" ", at, at + 20)
-        length = _digits(text[at:blank]) if blank > 0 else 0
+        if blank < 0:
+            raise _broken("a broken pax header")
+        length = _digits(text[at:blank])
         key, equals, value = text[blank + 1 : at + length - 1].partition(b"=")
         sound = length > blank - at + 2 and at + length <= len(text) and text[at + length - 1 : at + length] == b"\n"
         if not sound or not equals or b"\0" in key:

@@ -214,7 +214,8 @@ def test_huge_headers_are_not_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [b"5 a=b\n", b"7 a=b\n", b"6 a=b ", b"9999 a=b\n", b"x a=b\n", b"6 abb\n", b"", b"3 \n"]
+    "record",
+    [b"5 a=b\n", b"7 a=b\n", b"6 a=b ", b"9999 a=b\n", b"x a=b\n", b"6 abb\n", b"", b"3 \n", b"6 a=b\nno blank"],
 )
 def test_pax_records(record: bytes) -> None:
     data = archive(
