@@ -16,7 +16,7 @@ TEST := $(DEMO) docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 n
 	qemu-system-x86 qemu-utils skopeo umoci
 BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 
-.PHONY: demo test check check-san bench clean
+.PHONY: demo test check check-san soak bench clean
 .DELETE_ON_ERROR:
 
 # $(call apt,PACKAGES): installs those that are missing; asks the network for nothing when there is none.
@@ -45,6 +45,10 @@ check: $(VENV)/ready
 
 check-san: $(VENV)/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/san.sh
+
+soak: $(VENV)/ready
+	$(call apt,$(TEST))
+	$(BIN)/python -m pytest -s tests/soak.py
 
 bench: $(VENV)/ready
 	$(call apt,$(BENCH))
