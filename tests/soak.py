@@ -46,7 +46,7 @@ def blob() -> bytes:
 
 
 class Watch(threading.Thread):
-    """Samples a process: private memory in bytes, descriptors, threads."""
+    """Samples a process: anonymous memory in bytes, descriptors, threads."""
 
     def __init__(self, pid: int):
         super().__init__()
@@ -57,7 +57,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self.end.wait(SAMPLE):
             rollup = (self._proc / "smaps_rollup").read_text().splitlines()
-            private = sum(int(line.split()[1]) << 10 for line in rollup if line.startswith("Private_"))
+            private = sum(int(line.split()[1]) << 10 for line in rollup if line.startswith("Anonymous:"))
             self.samples.append(
                 (private, len(list((self._proc / "fd").iterdir())), len(list((self._proc / "task").iterdir())))
             )
@@ -111,7 +111,7 @@ def test_a_day(scene: Scene, tmp_path: Path) -> None:
     before, after = (statistics.median(sample[0] for sample in part) for part in (early, late))
     fds = [max(sample[1] for sample in part) for part in (early, late)]
     print(f"{reads} reads, {len(tokens.asked)} tokens, {restarts} restarts; the longest read {longest:.1f} s")
-    print(f"private memory {before / MIB:.1f} -> {after / MIB:.1f} MiB, descriptors {fds[0]} -> {fds[1]}")
+    print(f"anonymous memory {before / MIB:.1f} -> {after / MIB:.1f} MiB, descriptors {fds[0]} -> {fds[1]}")
     assert restarts >= RESTARTS - 1 and len(tokens.asked) > TOKENS / 2
     assert after - before < GROWTH
     assert fds[1] <= fds[0] + 2
