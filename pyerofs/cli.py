@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, cachecmd
 from .errors import MountFailure, PyerofsError, UsageError
-from .options import NBD_HELP, OCI_HELP
+from .options import MOUNT_HELP, OCI_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _option_table() -> str:
-    rows = [*OCI_HELP, *NBD_HELP]
+    rows = [*OCI_HELP, *MOUNT_HELP]
     return "\n".join(f"  {name + argument:<31} {text}" for name, argument, text in rows)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .config import oci_options
 from .manifest import Index, Manifest, native_media_type
 from .mountpoint import mountinfo
-from .options import parse_oci_options
 from .platforms import Platform
 from .record import read_all
 from .source import connect, resolve
@@ -19,7 +19,7 @@ def inspect(
     image: str, options: Sequence[str] | str = (), *, trace: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
-    oci = parse_oci_options([options] if isinstance(options, str) else list(options))
+    oci = oci_options([options] if isinstance(options, str) else list(options), image)
     reference, registry, transport = connect(image, oci, trace=trace)
     try:
         chosen = resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)

@@ -2,7 +2,8 @@
 
 It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
 
-    caller -> {"source", "fstype", "options": [...], "driver", "target", "verbosity", "directory", "environment"}
+    caller -> {"source", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
+               "directory", "environment"}
     worker -> {"mount": PATH}                       attached: mount this
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
@@ -22,6 +23,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from . import config
 from .cache import chosen_directory
 from .channel import Channel
 from .errors import MountFailure, PyerofsError
@@ -90,7 +92,9 @@ class Worker:
         self._target: str = request["target"]
         self._driver: str = request["driver"]
         self._source_text: str = request["source"]
-        self._options: MountOptions = parse_mount_options(request["options"], request["fstype"])
+        self._options: MountOptions = parse_mount_options(
+            request["options"], request["fstype"], request.get("defaults", ())
+        )
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._logger: Logger | None = None
 
@@ -235,7 +239,9 @@ def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
             secrets = True
         elif name in _ENVIRONMENT or name in _PROXIES or name.startswith("XDG_"):
             environment[name] = value
-    return {**request, "options": options, "environment": environment, "verbosity": 0}, secrets
+    defaults = config.without_secrets(request.get("defaults", ()))
+    kept = {**request, "options": options, "defaults": defaults, "environment": environment, "verbosity": 0}
+    return kept, secrets
 
 
 def main() -> int:
