@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .cache import MAP_OFFSET, Entry, chosen_directory
 from .core import Store
+from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
 from .errors import ImageError, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
@@ -33,7 +34,7 @@ class Export:
     """Owns the source and everything that it opens for it; close() ends all. Its methods may be called by any thread.
 
     `log` gets a line for each thing that a person may want to know of, and is called from fetch threads too. Raises
-    UsageError, SystemFailure. `cancel` is asked now and then by a method that waits.
+    UsageError, SystemFailure. `cancel` is asked now and then by a method that waits. `fetches`: what has been fetched.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Export:
         self.source = source
         self.size = source.size
         self.timeout = options.timeout
+        self.fetches = FetchCounters()
         self._log = log
         self._cancel = cancel
         self._readers_changed = threading.Condition()
@@ -80,9 +82,12 @@ class Export:
         except BaseException:
             cache.close()
             raise
-        self._fetcher = Fetcher(self.store, source, self._failed, self._landed, timeout=options.timeout)
+        counted = CountedSource(source, self.fetches)
+        self._fetcher = Fetcher(
+            self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
+        )
         self._upkeep = Upkeep(
-            directory, cache, self.store, source, options, landed=self._landed, sync=self.sync, log=self._log
+            directory, cache, self.store, counted, options, landed=self._landed, sync=self.sync, log=self._log
         )
         self._fetcher.start()
         self._upkeep.start()

@@ -36,7 +36,7 @@ LEVELS = (
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachedir", "manifests", "record", "configview"},
+    {"source", "cache", "cachedir", "manifests", "record", "configview", "counters"},
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"},
     # L4: where all is wired together
