@@ -114,6 +114,7 @@ class Keeper:
             connections=self._options.oci.connections,
             timeout=self._options.oci.timeout,
             oom_score=score,
+            log=(self._options.log_to, self._options.log_level),
         )
         self._write_record()  # who reads there of a supervisor may rely on it
 

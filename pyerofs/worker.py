@@ -29,7 +29,7 @@ from .channel import Channel
 from .errors import MountFailure, PyerofsError
 from .export import Export
 from .keeper import Keeper
-from .log import Logger
+from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
@@ -96,17 +96,19 @@ class Worker:
             request["options"], request["fstype"], request.get("defaults", ())
         )
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
-        self._logger: Logger | None = None
+        self._alone = False
+        about = {"target": self._target, "id": self._id, "source": self._source_text, "driver": self._driver}
+        self.logger = open_logger(self._options.log_to, self._options.log_level, self.log, **about)
 
     def log(self, text: str) -> None:
         """To the caller's terminal while there is one, then to the log. From any thread."""
-        if self._logger is None:
-            self._caller.send(log=text)
+        if self._alone:
+            self.logger.warning(text)
         else:
-            self._logger.warning(text)
+            self._caller.send(log=text)
 
     def _trace(self, text: str) -> None:
-        if self._logger is None:
+        if not self._alone:
             self._caller.send(trace=text)
 
     def run(self) -> None:
@@ -223,7 +225,7 @@ class Worker:
 
     def _go_alone(self) -> None:
         """Lets go of the caller's terminal and of all else that is its."""
-        self._logger = Logger(target=self._target, id=self._id)
+        self._alone = True
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -251,6 +253,7 @@ def main() -> int:
         return 1
     os.environ.clear()
     os.environ.update(request["environment"])
+    worker = None
     try:
         os.chdir(request["directory"])  # where relative paths in the options are meant
         worker = Worker(caller, request)
@@ -265,7 +268,8 @@ def main() -> int:
         where = traceback.extract_tb(e.__traceback__)[-1]
         text = f"internal error: {e!r} at {os.path.basename(where.filename)}:{where.lineno}"
         caller.send(error=text, status=4)
-        Logger(target=request["target"], id="").error(text)
+        if worker is not None:
+            worker.logger.error(text)
         return 4
     return 0
 
