@@ -9,7 +9,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from . import __version__, cachecmd
+from . import __version__, cachecmd, viewcmd
 from .errors import MountFailure, PyerofsError, UsageError
 from .options import MOUNT_HELP, OCI_HELP
 
@@ -124,7 +124,7 @@ def _parser() -> Parser:
     p = _command(
         commands,
         "list",
-        "list what is mounted where, by which device and daemon",
+        "list what is mounted where, by which device and daemon, how much of it is present, and how it is",
         "  pyerofs list --json",
         options=False,
     )
@@ -142,6 +142,7 @@ def _parser() -> Parser:
     p.add_argument("source", metavar="SOURCE")
 
     cachecmd.add_parser(commands, functools.partial(_command, options=False))
+    viewcmd.add_parsers(commands, functools.partial(_command, options=False))
     return parser
 
 
@@ -281,6 +282,9 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2)
 
 
+_LIST_COLUMNS = ("target", "source", "device", "driver", "pid", "present", "health")
+
+
 def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     from .inspect import mounts
 
@@ -289,7 +293,7 @@ def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
         print(_json(found))
         return
     for row in found:
-        print(f"{row['target']}  {row['source']}  {row['device']}  {row['driver']}  {row['pid'] or '-'}")
+        print("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
 
 
 def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -307,6 +311,10 @@ def _cache(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
     cachecmd.run(arguments, lambda line: print(line, flush=True), report)
 
 
+def _view(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    viewcmd.COMMANDS[arguments.command](arguments, lambda text: print(text, flush=True))
+
+
 _COMMANDS = {
     "mount": _mount,
     "umount": _umount,
@@ -317,6 +325,7 @@ _COMMANDS = {
     "list": _list,
     "read": _read,
     "cache": _cache,
+    **dict.fromkeys(viewcmd.COMMANDS, _view),
 }
 
 

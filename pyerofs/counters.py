@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 from .core import LATENCY_BOUNDS, Latency
@@ -52,11 +52,6 @@ def percentile(latency: Latency, share: float) -> float:
         if count and so_far >= rank:
             return min(bound, latency.max)
     return latency.max  # also where the counts and the largest were read at different moments
-
-
-def cumulative(latency: Latency, bounds: tuple[float, ...]) -> list[int]:
-    """For each bound, in seconds, how many durations were shorter. It must be the end of a bucket."""
-    return [sum(latency.buckets[: bisect_left(LATENCY_BOUNDS, bound) + 1]) for bound in bounds]
 
 
 class FetchFigures(NamedTuple):

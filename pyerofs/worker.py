@@ -36,6 +36,7 @@ from .options import MountOptions, parse_mount_options, without_secrets
 from .record import Record, start_of
 from .server import Server
 from .source import LocalSource, open_image, open_layer
+from .status import snapshot
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -97,6 +98,7 @@ class Worker:
         )
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._alone = False
+        self._started = time.monotonic()
         about = {"target": self._target, "id": self._id, "source": self._source_text, "driver": self._driver}
         self.logger = open_logger(self._options.log_to, self._options.log_level, self.log, **about)
 
@@ -118,7 +120,7 @@ class Worker:
             server = Server(export, self.log)
             try:
                 if self._resume:
-                    self._go_on(server)
+                    self._go_on(export, server)
                 else:
                     self._begin(export, server)
             finally:
@@ -149,7 +151,7 @@ class Worker:
         if superblock.extra_devices and "device=" not in self._options.data:
             self.log(f"the image wants {superblock.extra_devices} more devices: give each with -o device=")
         attachment = self._attach(export, server)
-        keeper = Keeper(server, attachment, self._record(export, attachment), self._request, self._options, self.log)
+        keeper = self._keeper(export, server, attachment, self._record(export, attachment))
         try:
             keeper.begin()
             self._caller.send(mount=attachment.path)
@@ -166,6 +168,12 @@ class Worker:
         self._caller.close()
         self._go_alone()
         keeper.run()
+
+    def _keeper(self, export: Export, server: Server, attachment: Attachment, record: Record) -> Keeper:
+        def stat(now: Record) -> dict[str, Any]:
+            return snapshot(export, now, self._started)
+
+        return Keeper(server, attachment, record, self._request, self._options, stat, self.log)
 
     def _unmount_again(self, attachment: Attachment) -> None:
         """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
@@ -200,7 +208,7 @@ class Worker:
 
     # In the place of another worker
 
-    def _go_on(self, server: Server) -> None:
+    def _go_on(self, export: Export, server: Server) -> None:
         from .attachment import NBDAttachment
 
         was = Record(**self._resume["record"])
@@ -211,7 +219,7 @@ class Worker:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         attachment = NBDAttachment.adopt(server, was.device, was.size, was.id, sockets, self._options.oci.connections)
         record = replace(was, restarts=self._resume["restarts"])
-        keeper = Keeper(server, attachment, record, self._request, self._options, self.log)
+        keeper = self._keeper(export, server, attachment, record)
         if supervisor:
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
                 f.write(self._resume["oom_score"])  # not the supervisor's

@@ -408,3 +408,15 @@ def test_python_calls_and_commands_follow_it(
         done = scene.run(*arguments, env=environ)
         assert done.status == 1
         assert "did you mean oci.platform?" in done.error
+
+
+def test_the_command(scene: Scene, write: Write) -> None:
+    environ = write(REGISTRIES)
+    for image, timeout in (([], 60), (["quay.io/app"], 61), (["/dev/sda"], 60)):
+        done = scene.run("config", *image, env=environ)
+        assert (done.status, done.err) == (0, "")
+        assert f"timeout = {timeout}  " in done.out
+    assert scene.run("config", "--example", env=environ).out == configview.example() + "\n"
+    done = scene.run("config", env=write("[oci]\ntimout = 1"))
+    assert (done.status, done.out) == (1, "")
+    assert "did you mean oci.timeout?" in done.error

@@ -40,9 +40,9 @@ LEVELS = (
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"},
     # L4: where all is wired together
-    {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"},
+    {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"} | {"status", "view", "metrics"},
     # L5: the command line
-    {"cli", "cachecmd", "__init__", "__main__"},
+    {"cli", "cachecmd", "viewcmd", "__init__", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
