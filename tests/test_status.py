@@ -274,6 +274,17 @@ def test_it_is_shown_aligned(blob: BlobFile, rig: Rig) -> None:
     assert table[1].split() == ["reads", "0", "-", "-", "-", "-"]
 
 
+@pytest.mark.parametrize(("fill", "complete", "verification", "shown"), [
+    ("none", False, "unverified", "unverified"), ("idle", False, "unverified", "unverified, being filled"),
+    ("full", True, "verified", "verified"),
+])  # fmt: skip
+def test_how_the_cache_is_shown(blob: BlobFile, fill: str, complete: bool, verification: str, shown: str) -> None:
+    found = snap(blob)
+    found["cache"] |= {"fill": fill, "complete": complete, "verification": verification}
+    (line,) = [line for line in render(found).splitlines() if line.startswith("  present ")]
+    assert line.endswith(f" %, {shown}")
+
+
 @given(st.floats(0, 1e6))
 @settings(deadline=None, derandomize=True)
 def test_times_are_short(seconds: float) -> None:

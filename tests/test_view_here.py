@@ -142,7 +142,10 @@ def test_what_goes_wrong_later_is_in_the_log(scene: Scene, image: str, fake: Fak
     )  # fmt: skip
     assert entry["id"].startswith("pyerofs-")
     assert "401" in entry["message"] or "credentials" in entry["message"]
-    assert "sesame" not in log.read_text()
+    said = [scene.run(*command).out for command in (["stat", scene.mnt], ["stat", "--json", scene.mnt], ["metrics"])]
+    for text in (log.read_text(), *said):
+        assert str(scene.mnt) in text
+        assert "sesame" not in text
     by_pyerofs(scene)
 
 
