@@ -113,7 +113,7 @@ int pe_conn_send(pe_conn *c)
 	struct reply_batch batch;
 	int err = 0;
 
-	reply_init(&batch);
+	reply_init(&batch, true);
 	for (;;) {
 		struct waiter *list, *next;
 		uint32_t count = 0;
@@ -129,6 +129,7 @@ int pe_conn_send(pe_conn *c)
 			return err;
 		for (struct waiter *w = list; w; w = next) {
 			next = w->next;
+			batch.arrived = w->arrived;
 			if (!err)
 				err = reply_add(c, &batch, w->cookie, w->status, w->offset, w->length);
 			free(w);
@@ -159,7 +160,8 @@ static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, u
 	w = malloc(sizeof(*w));
 	if (!w)
 		return reply_add(c, batch, cookie, -ENOMEM, 0, 0);
-	*w = (struct waiter){ .offset = offset, .length = length, .cookie = cookie, .conn = c };
+	*w = (struct waiter){ .offset = offset, .length = length, .cookie = cookie, .conn = c,
+			      .arrived = batch->arrived };
 	pthread_mutex_lock(&c->ready_lock);
 	c->outstanding++;
 	pthread_mutex_unlock(&c->ready_lock);
@@ -244,6 +246,7 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 		if (n == 0)
 			return flag(&c->draining) ? PE_DRAINED : PE_HARD_DISCONNECT;
 		have += (size_t)n;
+		batch->arrived = now_ns(); /* of all that came at once: one look at the clock */
 		err = dispatch_all(c, batch, buffer, &have);
 		sent = reply_flush(c, batch);
 		if (err == 1)
@@ -263,7 +266,7 @@ int pe_conn_serve(pe_conn *c)
 	int result = -ENOMEM;
 
 	if (room) {
-		reply_init(&room->batch);
+		reply_init(&room->batch, false);
 		result = read_requests(c, &room->batch, room->requests);
 		free(room);
 	}

@@ -40,11 +40,14 @@ struct pe_conn {
 struct reply_batch {
 	unsigned count, vectors;
 	uint64_t bytes; /* of data */
+	uint64_t arrived; /* when the requests were read that are answered now, ns */
+	bool parked; /* they all had to wait */
+	uint64_t read_arrived[REPLY_BATCH]; /* of each reply to a read, else 0 */
 	struct nbd_simple_reply header[REPLY_BATCH];
 	struct iovec iov[2 * REPLY_BATCH];
 };
 
-void reply_init(struct reply_batch *batch);
+void reply_init(struct reply_batch *batch, bool parked);
 /*
  * Adds the reply to a request: status 0 for success, with every byte present, else -errno. Sends when the batch is
  * full or the reply is a long one. An error is the connection's end.

@@ -12,6 +12,7 @@ typedef struct pe_conn pe_conn;
 enum {
 	PE_GRANULE = 4096, /* bytes of one presence bit */
 	PE_REQUEST_MAX = 33554432, /* longest NBD read that is answered */
+	PE_LATENCY_BUCKETS = 200, /* the last one is for all that took longer, about two minutes */
 };
 
 /* What a run is fetched for. The last two: nobody has asked for it; PE_IDLE gives way to whoever asks for anything. */
@@ -19,6 +20,9 @@ enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3 };
 
 /* Why pe_conn_serve came back. */
 enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2, PE_PAUSED = 3 };
+
+/* Whose latencies: those of every NBD read, or of those alone that had to wait for bytes. */
+enum { PE_READS = 0, PE_PARKED_READS = 1 };
 
 /* One range to fetch with one request. */
 struct pe_run {
@@ -41,6 +45,15 @@ struct pe_stats {
 	uint32_t flights; /* runs in flight now */
 };
 
+/* How long reads took, from the request's arrival in this process to its reply's arrival in the socket; us. */
+struct pe_latency {
+	uint64_t sum, max;
+	uint64_t bucket[PE_LATENCY_BUCKETS]; /* how many; see pe_latency_bound */
+};
+
+/* Where a bucket ends: everything in it took less than so many us. */
+uint64_t pe_latency_bound(uint32_t bucket);
+
 /*
  * A store: the bytes of one blob in data_fd, which are valid where the map says so. map_fd holds one bit a granule
  * from byte map_offset on (a multiple of the page size), is mapped shared, and so may be used by several processes at
@@ -52,6 +65,7 @@ void pe_store_stop(pe_store *store);
 /* Only after every thread has left the store and every connection of it is freed. */
 void pe_store_free(pe_store *store);
 void pe_store_get_stats(pe_store *store, struct pe_stats *stats);
+int pe_store_get_latency(pe_store *store, int32_t which, struct pe_latency *latency);
 /* Copies the map (at most length bytes; returns how many it has): what the durable map is made from. */
 int64_t pe_store_copy_map(pe_store *store, void *buffer, uint64_t length);
 /* Is every byte of the range present? 1 or 0. */

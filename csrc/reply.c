@@ -29,10 +29,32 @@ static uint32_t protocol_error(int status)
 	}
 }
 
-void reply_init(struct reply_batch *batch)
+static void reply_clear(struct reply_batch *batch)
 {
 	batch->count = batch->vectors = 0;
 	batch->bytes = 0;
+}
+
+void reply_init(struct reply_batch *batch, bool parked)
+{
+	reply_clear(batch);
+	batch->parked = parked;
+}
+
+static void count_latencies(struct pe_store *s, const struct reply_batch *batch)
+{
+	uint64_t now = now_ns();
+
+	for (unsigned i = 0, same; i < batch->count; i += same) {
+		uint64_t arrived = batch->read_arrived[i];
+
+		for (same = 1; i + same < batch->count && batch->read_arrived[i + same] == arrived; same++)
+			;
+		if (arrived)
+			hist_add(&s->reads, now - arrived, same);
+		if (arrived && batch->parked)
+			hist_add(&s->parked_reads, now - arrived, same);
+	}
 }
 
 /* Sends what is batched and, where length is not 0, that range of the data file behind it. */
@@ -46,7 +68,9 @@ static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offse
 	if (!err && length)
 		err = io_sendfile(c->fd, c->store->data_fd, offset, length);
 	pthread_mutex_unlock(&c->send_lock);
-	reply_init(batch);
+	if (!err)
+		count_latencies(c->store, batch);
+	reply_clear(batch);
 	if (!err && served)
 		__atomic_fetch_add(&c->store->served, served, __ATOMIC_RELAXED);
 	return err;
@@ -60,8 +84,9 @@ int reply_flush(struct pe_conn *c, struct reply_batch *batch)
 int reply_add(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t offset,
 	      uint32_t length)
 {
-	struct nbd_simple_reply *header = &batch->header[batch->count++];
+	struct nbd_simple_reply *header = &batch->header[batch->count];
 
+	batch->read_arrived[batch->count++] = length ? batch->arrived : 0;
 	*header = (struct nbd_simple_reply){
 		.magic = htobe32(NBD_SIMPLE_REPLY_MAGIC),
 		.error = htobe32(protocol_error(status)),

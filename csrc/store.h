@@ -8,6 +8,7 @@
 #include "map.h"
 #include "plan.h"
 #include "pyerofs.h"
+#include "hist.h" /* needs the one above */
 
 enum { STORE_FLIGHTS = 64 };
 
@@ -21,6 +22,7 @@ struct waiter {
 	bool claimed; /* every absent granule of it is in flight */
 	uint64_t cookie;
 	uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
+	uint64_t arrived; /* as deadline; when its request was read. 0: no request */
 	struct pe_conn *conn; /* NULL: a thread waits */
 };
 
@@ -46,6 +48,7 @@ struct pe_store {
 	struct pe_map map;
 	bool complete; /* atomic: every granule is present, so no read needs the lock */
 	uint64_t hits, served, landed; /* atomic */
+	struct pe_latency reads, parked_reads; /* atomic */
 
 	pthread_mutex_t lock; /* covers all that follows */
 	pthread_cond_t work; /* a taker may find something */

@@ -10,12 +10,12 @@ import weakref
 from typing import TYPE_CHECKING
 
 from .cache import chosen_directory
+from .config import oci_options
 from .core import REQUEST_MAX
 from .errors import SystemFailure
 from .export import SLICE, Export
 from .manifests import Manifests
 from .mountpoint import is_local
-from .options import parse_oci_options
 from .source import LocalSource, open_image
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def open_export(
 ) -> Export:
     """The export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
-    oci = parse_oci_options(texts)
+    oci = oci_options(texts, source)
     if is_local(source, any(texts)):
         return Export(LocalSource(source), oci, log)
     kept = Manifests(chosen_directory(oci), log)

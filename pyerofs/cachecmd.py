@@ -90,9 +90,9 @@ def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], Non
     """What the arguments say. `write` gets each line of what was found, `report` what a person may want to know
     beside it. Raises PyerofsError."""
     from .cache import chosen_directory
-    from .options import parse_oci_options
+    from .config import oci_options
 
-    options = parse_oci_options(arguments.options)
+    options = oci_options(arguments.options)
     if arguments.dir and options.cache:
         raise UsageError("--dir and oci.cache are given: one of them names the directory")
     directory = os.path.abspath(arguments.dir) if arguments.dir else chosen_directory(options)

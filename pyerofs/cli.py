@@ -9,9 +9,9 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from . import __version__, cachecmd
+from . import __version__, cachecmd, viewcmd
 from .errors import MountFailure, PyerofsError, UsageError
-from .options import NBD_HELP, OCI_HELP
+from .options import MOUNT_HELP, OCI_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _option_table() -> str:
-    rows = [*OCI_HELP, *NBD_HELP]
+    rows = [*OCI_HELP, *MOUNT_HELP]
     return "\n".join(f"  {name + argument:<31} {text}" for name, argument, text in rows)
 
 
@@ -124,7 +124,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p = _command(
         commands,
         "list",
-        "list what is mounted where, by which device and daemon",
+        "list what is mounted where, by which device and daemon, how much of it is present, and how it is",
         "  pyerofs list --json",
         options=False,
     )
@@ -142,6 +142,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p.add_argument("source", metavar="SOURCE")
 
     cachecmd.add_parser(commands, functools.partial(_command, options=False))
+    viewcmd.add_parsers(commands, functools.partial(_command, options=False))
     if "mount" not in arguments[:1]:  # which must start fast
         from .imagecmd import add_parsers
 
@@ -291,6 +292,9 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2)
 
 
+_LIST_COLUMNS = ("target", "source", "device", "driver", "pid", "present", "health")
+
+
 def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     from .inspect import mounts
 
@@ -299,7 +303,7 @@ def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
         print(_json(found))
         return
     for row in found:
-        print(f"{row['target']}  {row['source']}  {row['device']}  {row['driver']}  {row['pid'] or '-'}")
+        print("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
 
 
 def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -324,6 +328,10 @@ def _image(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
     print(run(arguments, Console(report, _show if watched else None)))
 
 
+def _view(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
+    viewcmd.COMMANDS[arguments.command](arguments, lambda text: print(text, flush=True))
+
+
 _COMMANDS = {
     "mount": _mount,
     "umount": _umount,
@@ -334,6 +342,7 @@ _COMMANDS = {
     "list": _list,
     "read": _read,
     "cache": _cache,
+    **dict.fromkeys(viewcmd.COMMANDS, _view),
 }
 
 

@@ -22,6 +22,10 @@ DEMAND: int = lib.PE_DEMAND
 FILL: int = lib.PE_FILL
 IDLE: int = lib.PE_IDLE
 SOFT_DISCONNECT: int = lib.PE_SOFT_DISCONNECT
+READS: int = lib.PE_READS
+PARKED_READS: int = lib.PE_PARKED_READS
+# Where each bucket of a latency ends, in seconds: everything in it took less. The last one takes all that took longer.
+LATENCY_BOUNDS: tuple[float, ...] = tuple(lib.pe_latency_bound(i) / 1e6 for i in range(lib.PE_LATENCY_BUCKETS))
 HARD_DISCONNECT: int = lib.PE_HARD_DISCONNECT
 DRAINED: int = lib.PE_DRAINED
 PAUSED: int = lib.PE_PAUSED
@@ -41,6 +45,14 @@ class Run(NamedTuple):
     length: int
     kind: int
     idle: int
+
+
+class Latency(NamedTuple):
+    """How many took how long: `buckets` by LATENCY_BOUNDS; `sum` and `max` in seconds."""
+
+    buckets: tuple[int, ...]
+    sum: float
+    max: float
 
 
 class Stats(NamedTuple):
@@ -106,6 +118,12 @@ class Store(_Handle):
         stats = ffi.new("struct pe_stats *")
         lib.pe_store_get_stats(self._pointer, stats)
         return Stats(*(getattr(stats, name) for name in Stats._fields))
+
+    def latency(self, which: int) -> Latency:
+        """Of NBD reads, READS or PARKED_READS, from their arrival here to their replies' departure."""
+        latency = ffi.new("struct pe_latency *")
+        _check(lib.pe_store_get_latency(self._pointer, which, latency))
+        return Latency(tuple(latency.bucket), latency.sum / 1e6, latency.max / 1e6)
 
     def copy_map(self) -> bytes:
         """The map as it is now, little endian words; empty where there is none."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from .cache import MAP_OFFSET, Entry, chosen_directory
 from .core import Store
+from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
-from .errors import ImageError, PyerofsError, RegistryError, SystemFailure
+from .errors import ImageError, MountFailure, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
 from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
@@ -33,7 +34,7 @@ class Export:
     """Owns the source and everything that it opens for it; close() ends all. Its methods may be called by any thread.
 
     `log` gets a line for each thing that a person may want to know of, and is called from fetch threads too. Raises
-    UsageError, SystemFailure. `cancel` is asked now and then by a method that waits.
+    UsageError, SystemFailure. `cancel` is asked now and then by a method that waits. `fetches`: what has been fetched.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class Export:
         self.source = source
         self.size = source.size
         self.timeout = options.timeout
+        self.fill = options.fill
+        self.fetches = FetchCounters()
         self._log = log
         self._cancel = cancel
         self._readers_changed = threading.Condition()
-        self._readers = 0
+        self._readers = self._users = 0
         self._closing = False
         self._sync_lock = threading.Lock()
         self._sync_failed = False  # and that has been said
@@ -80,9 +83,12 @@ class Export:
         except BaseException:
             cache.close()
             raise
-        self._fetcher = Fetcher(self.store, source, self._failed, self._landed, timeout=options.timeout)
+        counted = CountedSource(source, self.fetches)
+        self._fetcher = Fetcher(
+            self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
+        )
         self._upkeep = Upkeep(
-            directory, cache, self.store, source, options, landed=self._landed, sync=self.sync, log=self._log
+            directory, cache, self.store, counted, options, landed=self._landed, sync=self.sync, log=self._log
         )
         self._fetcher.start()
         self._upkeep.start()
@@ -125,6 +131,25 @@ class Export:
             with self._readers_changed:
                 self._readers -= 1
                 self._readers_changed.notify_all()
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """Around a look at the store: close() waits for its end. Raises MountFailure once close() has begun."""
+        with self._readers_changed:
+            if self._closing:
+                raise MountFailure(f"{self.source.name} is being closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._readers_changed:
+                self._users -= 1
+                self._readers_changed.notify_all()
+
+    @property
+    def cache_path(self) -> str:
+        """The directory of the blob in the cache; "" for a local file."""
+        return self._cache.path if self._cache is not None else ""
 
     def _check_open(self) -> None:
         if self._closing:
@@ -184,7 +209,7 @@ class Export:
             self._closing = True
         self.store.stop()
         with self._readers_changed:
-            self._readers_changed.wait_for(lambda: not self._readers)
+            self._readers_changed.wait_for(lambda: not self._readers and not self._users)
         if self._upkeep is not None:
             self._upkeep.stop()
         self._syncing.close()

@@ -49,7 +49,7 @@ def attempt_run(store: Store, source: Source, run: Run, cancel: Callable[[], boo
 
 
 class Fetcher:
-    """Owns its threads. `timeout`: seconds that a read may wait.
+    """Owns its threads. `timeout`: seconds that a read may wait. `retrying` is called before each further attempt.
 
     start() and stop() belong to one owner; stop() after the store has been stopped.
     """
@@ -62,11 +62,13 @@ class Fetcher:
         landed: Callable[[], None],
         threads: int = THREADS,
         timeout: float = 120.0,
+        retrying: Callable[[], None] = lambda: None,
     ):
         self._store = store
         self._source = source
         self._log = log
         self._landed = landed
+        self._retrying = retrying
         self._limit = threads
         # A read that comes when another one's time is up must see a new attempt within its own.
         self._longest_pause = min(timeout / 8, MAX)
@@ -142,4 +144,5 @@ class Fetcher:
                 pause(seconds, lambda: self._stopping.is_set() or not self._store.waiters(run.id))
                 if not self._stopping.is_set() and not self._store.waiters(run.id):
                     return 0  # their time was up
+                self._retrying()
         return errno.ESHUTDOWN

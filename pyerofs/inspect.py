@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .config import oci_options
 from .manifest import Index, Manifest, native_media_type
 from .mountpoint import mountinfo
-from .options import parse_oci_options
 from .platforms import Platform
 from .record import read_all
 from .source import connect, resolve
+from .view import health, look_at_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ def inspect(
     image: str, options: Sequence[str] | str = (), *, trace: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
-    oci = parse_oci_options([options] if isinstance(options, str) else list(options))
+    oci = oci_options([options] if isinstance(options, str) else list(options), image)
     reference, registry, transport = connect(image, oci, trace=trace)
     try:
         chosen = resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
@@ -70,12 +71,16 @@ def render(found: dict[str, Any]) -> str:
 
 
 def mounts() -> list[dict[str, Any]]:
-    """Every EROFS mount of this mount namespace; those without a daemon of ours have no `pid` and `digest`."""
+    """Every EROFS mount of this mount namespace; those without a daemon of ours have no `pid`, `digest`, `health`. For
+    one whose daemon does not answer there is no `present` and no `present_percent`."""
     records = {record.device: record for record in read_all()}
+    statuses = {status["device"]: status for status in look_at_all(records.values())}
     found = []
     for mount in mountinfo():
         if mount.fstype == "erofs":
             record = records.get(mount.source)
+            status = statuses.get(mount.source, {})
+            percent = status.get("cache", {}).get("present_percent")
             found.append(
                 {
                     "target": mount.target,
@@ -86,6 +91,9 @@ def mounts() -> list[dict[str, Any]]:
                     "size": record.size if record else None,
                     "digest": record.digest if record else None,
                     "layer": record.layer if record else None,
+                    "present": None if percent is None else f"{percent:.1f}%",
+                    "present_percent": percent,
+                    "health": health(status) if status else None,
                 }
             )
     return found

@@ -30,7 +30,8 @@ RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others
 
 
 class Keeper:
-    """`request` is what a successor is asked, secrets included. Owns the attachment and the record.
+    """`request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread.
+    Owns the attachment and the record.
 
     begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
     mount. end() takes back what begin() has done.
@@ -43,6 +44,7 @@ class Keeper:
         record: Record,
         request: dict[str, Any],
         options: MountOptions,
+        stat: Callable[[Record], dict[str, Any]],
         log: Callable[[str], None],
     ):
         self._server = server
@@ -50,6 +52,7 @@ class Keeper:
         self._record = record
         self._request = request
         self._options = options
+        self._stat = stat
         self._log = log
         self._events = Events()
         self._supervision = Supervision(server, log)
@@ -86,7 +89,8 @@ class Keeper:
     def _listen(self) -> None:
         try:
             make_directory()
-            self._control = ControlServer(self._record.control, {"handover": self._hand_over})
+            handlers = {"handover": self._hand_over, "stat": lambda _: Answer(self._stat(self._record))}
+            self._control = ControlServer(self._record.control, handlers)
         except OSError as e:
             raise SystemFailure(f"cannot listen on {self._record.control}: {e.strerror}") from None
 
@@ -114,6 +118,7 @@ class Keeper:
             connections=self._options.oci.connections,
             timeout=self._options.oci.timeout,
             oom_score=score,
+            log=(self._options.log_to, self._options.log_level),
         )
         self._write_record()  # who reads there of a supervisor may rely on it
 

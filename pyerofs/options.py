@@ -1,6 +1,6 @@
-"""The `-o` options: mount(8)'s flags, EROFS's own, and ours (`oci.*`, `cache.*`, `nbd.*`), read into one frozen object.
+"""The `-o` options: mount(8)'s flags, EROFS's own, and ours (`oci.*`, `cache.*`, `nbd.*`, `log.*`).
 
-A new option of ours is one row of `_ROWS` and one field. No message repeats a value that may be a secret.
+A new option of ours is one row of `ROWS` and one field. No message repeats a value that may be a secret.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from .url import parse as parse_url
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
 Fill = Literal["none", "idle", "full"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
+LOG_PLACES = ("auto", "journal", "syslog", "stderr")
+Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
+# Values that somebody has written elsewhere than after -o, by (name, value): layers, the strongest first.
+Defaults = Sequence[Sequence[tuple[str, str]]]
 _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse"}
 
 
@@ -51,7 +57,8 @@ class OCIOptions:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """`flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given."""
+    """`flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given. `log_to`:
+    one of LOG_PLACES or an absolute path."""
 
     driver: Driver = "auto"
     flags: int = MS_RDONLY
@@ -62,6 +69,8 @@ class MountOptions:
     loop: bool = False
     attach: Attach = "auto"
     device: str | None = None
+    log_to: str = "auto"
+    log_level: LogLevel = "info"
 
     @property
     def quiet(self) -> bool:
@@ -137,12 +146,19 @@ def _nbd_device(name: str, value: str) -> str:
     return value
 
 
+def _log_place(name: str, value: str) -> str:
+    if value not in LOG_PLACES and not os.path.isabs(value):
+        raise UsageError(f"{name}={value!r}: it is one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
+    return value
+
+
 _NEEDS_VALUE = object()
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One option of ours. `bare` is its value where none is written; None leaves the field as it is. `many`: it may be
-    given several times, and its field is a tuple."""
+    given several times, and its field is a tuple. `kind`: what it is in a configuration file; a "url" may hold a
+    password, an "amount" is a number or a text with a unit."""
 
     name: str
     field: str
@@ -151,40 +167,44 @@ class _Row(NamedTuple):
     text: str
     bare: object = _NEEDS_VALUE
     many: bool = False
+    kind: Kind = "text"
 
 
-_LAYER_MAX = 9999
-_ROWS = (
-    _Row("oci", "layer", "[=N]", _whole(0, _LAYER_MAX), "SOURCE is an image; N: as oci.layer", bare=None),
-    _Row("oci.layer", "layer", "=N", _whole(0, _LAYER_MAX), "layer N, base 0 (default: the only EROFS layer)"),
-    _Row("oci.blob", "blob", "=DIGEST", _parsed(check_digest), "the layer with this digest, instead of oci.layer"),
-    _Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's"),
-    _Row("oci.username", "username", "=NAME", _text, "user at the registry"),
-    _Row("oci.password", "password", "=TEXT", _secret, "password; a comma in it is written \\,"),
-    _Row("oci.password_file", "password_file", "=FILE", _path, "file that holds the password"),
-    _Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True),
-    _Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
-    _Row("oci.ca", "ca", "=FILE", _path, "certificates (PEM) of authorities to trust as well"),
-    _Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's"),
-    _Row("oci.cache", "cache", "=DIR", _path, "directory of the cache"),
-    _Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)"),
-    _Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or with s or m (default: 120)"),
-    _Row("oci.fill", "fill", "=none|idle|full", _one_of("none", "idle", "full"), "fetch what nobody reads too"),
-    _Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)"),
-    _Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond this size"),
-    _Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
-    _Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
+_layer = _whole(0, 9999)
+ROWS = (
+    Row("oci", "layer", "[=N]", _layer, "SOURCE is an image; N: as oci.layer", bare=None, kind="number"),
+    Row("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: the only EROFS layer)", kind="number"),
+    Row("oci.blob", "blob", "=DIGEST", _parsed(check_digest), "the layer with this digest, instead of oci.layer"),
+    Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's platform"),
+    Row("oci.username", "username", "=NAME", _text, "user at the registry"),
+    Row("oci.password", "password", "=TEXT", _secret, "of that user; oci.password_file is safer", kind="secret"),
+    Row("oci.password_file", "password_file", "=FILE", _path, "file that holds the password", kind="path"),
+    Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True, kind="flag"),
+    Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
+    Row("oci.ca", "ca", "=FILE", _path, "certificates (PEM) of authorities to trust as well", kind="path"),
+    Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's", kind="url"),
+    Row("oci.cache", "cache", "=DIR", _path, "directory of the cache", kind="path"),
+    Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
+    Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"),
+    Row("oci.fill", "fill", "=none|idle|full", _one_of("none", "idle", "full"), "fetch what nobody reads too"),
+    Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"),
+    Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"),
+    Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
+    Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
+    Row("log.to", "log_to", "=WHERE", _log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
+    Row("log.level", "log_level", "=LEVEL", _one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
 )
-_BY_NAME = {row.name: row for row in _ROWS}
+_BY_NAME = {row.name: row for row in ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
+# What only makes sense together: a value for one of them leaves no other of the group as somebody else has written it.
+GROUPS = (frozenset(("layer", "blob")), frozenset(("username", "password", "password_file")))
 
-# What goes into OCIOptions: the options of the kernel's block device are for mount only.
-_OCI_ROWS = tuple(row for row in _ROWS if not row.name.startswith("nbd"))
+# What goes into OCIOptions: all others are for mount only.
+_OCI_ROWS = tuple(row for row in ROWS if not row.name.startswith(("nbd", "log")))
+_MOUNT_ROWS = tuple(row for row in ROWS if row not in _OCI_ROWS)
 
 OCI_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.text) for row in _OCI_ROWS)
-NBD_HELP: tuple[tuple[str, str, str], ...] = tuple(
-    (row.name, row.argument, row.text) for row in _ROWS if row.name.startswith("nbd")
-)
+MOUNT_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.text) for row in _MOUNT_ROWS)
 
 
 def split(text: str) -> list[str]:
@@ -221,7 +241,7 @@ def split(text: str) -> list[str]:
     return [item for item in (*items, item) if item]
 
 
-def parse_mount_options(texts: Sequence[str], fstype: str = "erofs") -> MountOptions:
+def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: Defaults = ()) -> MountOptions:
     """Reads all `-o` strings of one mount, in their order. Raises UsageError, one line that names the option."""
     driver = _DRIVERS.get(fstype)
     if driver is None:
@@ -233,56 +253,92 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs") -> MountOpt
         if name.startswith("nbd") and driver in ("local", "fuse"):
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
     flags, data, warnings = kernel_options(rest)
+    values = _with_defaults(values, defaults)
     return MountOptions(
         driver=driver,
         flags=flags,
         data=data,
         warnings=warnings,
-        oci=_oci_options(values, names),
+        oci=_oci_options(values),
         is_oci=any(name.startswith("oci") for name in names),
         loop="loop" in rest,
-        attach=values.get("attach", "auto"),
-        device=values.get("device"),
+        **{row.field: values[row.field] for row in _MOUNT_ROWS if row.field in values},
     )
 
 
-def parse_oci_options(texts: Sequence[str]) -> OCIOptions:
+def parse_oci_options(texts: Sequence[str], defaults: Defaults = ()) -> OCIOptions:
     """Reads the `-o` strings of a command that mounts nothing: `oci` options alone. Raises UsageError."""
     values, names, rest = _take_ours(texts)
-    foreign = [item.partition("=")[0] for item in rest] + [name for name in names if name.startswith("nbd")]
+    foreign = [item.partition("=")[0] for item in rest] + [name for name in names if _BY_NAME[name] in _MOUNT_ROWS]
     if foreign:
         raise UsageError(f"the option {foreign[0]!r} is for mount only; here are oci options alone")
-    return _oci_options(values, names)
+    return _oci_options(_with_defaults(values, defaults))
 
 
 def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Values of our options by their field, the names that were written, and all other options as they are."""
-    values: dict[str, Any] = {}
-    names: dict[str, str] = {}  # field: the name by which it was given a value
-    written: list[str] = []
+    ours: list[tuple[str, str | None]] = []
     rest: list[str] = []
     for item in (item for text in texts for item in split(text)):
         name, equals, value = item.partition("=")
         if not name:
             raise UsageError("an option has a value but no name")
-        if not name.lower().startswith(("oci", "nbd", "cache.")):
+        if name.lower().startswith(("oci", "nbd", "cache.", "log.")):
+            ours.append((name, _unquoted(value) if equals else None))
+        else:
             rest.append(item)
-            continue
-        row = _BY_NAME.get(name) or _unknown(name)
-        written.append(name)
-        result = _value(row, _unquoted(value)) if equals else row.bare
+    return read_layer(ours), [name for name, _ in ours], rest
+
+
+def read_layer(pairs: Iterable[tuple[str, str | None]]) -> dict[str, Any]:
+    """The values of options that were written in one place, by their field; None: a name without a value.
+
+    Raises UsageError, also for what does not fit together.
+    """
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}  # field: the name by which it was given a value
+    for name, text in pairs:
+        row = find_row(name)
+        result = row.bare if text is None else _value(row, text)
         if result is _NEEDS_VALUE:
             raise UsageError(f"{name} needs a value: {name}{row.argument}")
         if result is None:
             continue
+        before = names.setdefault(row.field, name)
         if row.many:
             values[row.field] = (*values.get(row.field, ()), result)
-            continue
-        before = names.setdefault(row.field, name)
-        if values.setdefault(row.field, result) != result:
+        elif values.setdefault(row.field, result) != result:
             two = f"{name} is given twice" if before == name else f"{before} and {name} are given"
             raise UsageError(f"{two}, with different values")
-    return values, written, rest
+    for first, second in _EXCLUSIVE:
+        if first in values and second in values:
+            raise UsageError(f"{names[first]} and {names[second]} exclude each other")
+    has_password = "password" in values or "password_file" in values
+    if "username" in values and not has_password:
+        raise UsageError("oci.username needs a password: add oci.password_file= or oci.password=")
+    if has_password and "username" not in values:
+        raise UsageError("a password needs a user: add oci.username=")
+    return values
+
+
+def chosen(given: Iterable[str], defaults: Defaults) -> dict[str, tuple[Any, int]]:
+    """For each field that the layers say something of and `given` says nothing of: its value, and which layer's."""
+    found: dict[str, tuple[Any, int]] = {}
+    for number, layer in enumerate(defaults):
+        said = {*given, *found}
+        taken = said.union(*(group for group in GROUPS if group & said))
+        found |= {field: (value, number) for field, value in read_layer(layer).items() if field not in taken}
+    return found
+
+
+def _with_defaults(values: dict[str, Any], defaults: Defaults) -> dict[str, Any]:
+    return values | {field: value for field, (value, _) in chosen(values, defaults).items()}
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether this value of the option must not be shown or written down. Raises UsageError: no such option."""
+    kind = find_row(name).kind
+    return kind == "secret" or (kind == "url" and "@" in value)
 
 
 def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
@@ -290,8 +346,7 @@ def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
     kept, dropped = [], False
     for item in (item for text in texts for item in split(text)):
         name, equals, value = item.partition("=")
-        row = _BY_NAME.get(name)
-        if row is not None and row.convert is _secret and not (row.field == "proxy" and "@" not in value):
+        if name in _BY_NAME and is_secret(name, value):
             dropped = True
         else:
             quoted = value[: value.index('"', 1) + 1] if value.startswith('"') else ""
@@ -303,13 +358,16 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _value(row: _Row, value: str) -> Any:
+def _value(row: Row, value: str) -> Any:
     if not value:
         raise UsageError(f"{row.name}= has an empty value: write {row.name}{row.argument}")
     return row.convert(row.name, value)
 
 
-def _unknown(name: str) -> _Row:
+def find_row(name: str) -> Row:
+    """The option of this name. Raises UsageError that names the nearest one."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
     from difflib import get_close_matches  # deferred: only an error needs it
 
     close = get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
@@ -317,16 +375,7 @@ def _unknown(name: str) -> _Row:
     raise UsageError(f"unknown option {name!r}: {hint}")
 
 
-def _oci_options(values: dict[str, Any], written: list[str]) -> OCIOptions:
-    for first, second in _EXCLUSIVE:
-        if first in values and second in values:
-            one, other = (next(n for n in written if _BY_NAME[n].field == field) for field in (first, second))
-            raise UsageError(f"{one} and {other} exclude each other")
-    has_password = "password" in values or "password_file" in values
-    if "username" in values and not has_password:
-        raise UsageError("oci.username needs a password: add oci.password_file= or oci.password=")
-    if has_password and "username" not in values:
-        raise UsageError("a password needs a user: add oci.username=")
+def _oci_options(values: dict[str, Any]) -> OCIOptions:
     fields = {row.field for row in _OCI_ROWS}
     return OCIOptions(**{field: value for field, value in values.items() if field in fields})
 

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from . import device, mountpoint
+from . import config, device, mountpoint
 from .control import Answer, ask
 from .daemon import Daemon
 from .errors import MountFailure, PyerofsError, UsageError
@@ -21,6 +21,8 @@ from .session import open_processes, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .options import Defaults
 
 HANDOVER_PATIENCE = 10.0  # seconds for the old daemon to come to a stop
 SUPERVISOR_PATIENCE = 5.0  # seconds in which a supervisor that lives may have a daemon again by itself
@@ -62,7 +64,10 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
         answer = _hand_over(record)
         if answer is None:
             _end(processes)
-            request = record.request
+            request = {
+                **record.request,
+                "defaults": [*record.request.get("defaults", ()), *_configured(record, report)],
+            }
             if record.secrets and not texts:
                 report(f"{record.target}: its password was not kept; -o oci.password_file= gives it again")
         else:
@@ -74,9 +79,19 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
             now.remove()
             raise MountFailure(f"{record.target}: the device {now.device} has been disconnected; its record is removed")
         request = {**request, "options": [*request["options"], *texts]}
-        parse_mount_options(request["options"], request["fstype"])
+        parse_mount_options(request["options"], request["fstype"], request.get("defaults", ()))
         _start(now, request, answer, report)
         wait_gone(processes, GONE)
+
+
+def _configured(record: Record, report: Callable[[str], None]) -> Defaults:
+    """What the record does not hold, since it is secret, the configuration may still have; broken, it is no reason to
+    give up a mount."""
+    try:
+        return config.load().defaults(record.source)
+    except UsageError as e:
+        report(f"{record.target}: {e}")
+        return []
 
 
 def _start(record: Record, request: dict[str, object], answer: Answer | None, report: Callable[[str], None]) -> None:

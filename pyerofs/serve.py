@@ -23,13 +23,14 @@ DRAIN_TIMEOUT = 30.0  # seconds for reads under way after SIGTERM
 BACKLOG = 128
 
 
-def listen(unix: str | None, tcp: str | None) -> tuple[socket.socket, str]:
-    """A listening socket, and the NBD URI of what it serves; the caller owns the socket and the path. UsageError."""
+def listen(unix: str | None, tcp: str | None, name: str = "") -> tuple[socket.socket, str]:
+    """A listening socket, and the NBD URI of what it serves; the caller owns the socket and the path. `name`: of the
+    argument, for the UsageError."""
     if unix is not None:
-        return _listen_unix(unix), f"nbd+unix:///?socket={os.path.abspath(unix)}"
+        return _listen_unix(unix, name or "--unix"), f"nbd+unix:///?socket={os.path.abspath(unix)}"
     host, colon, port = (tcp or "").rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--tcp {tcp}: it must be HOST:PORT")
+        raise UsageError(f"{name or '--tcp'} {tcp}: it must be HOST:PORT")
     host = host.strip("[]") or "127.0.0.1"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
@@ -38,12 +39,12 @@ def listen(unix: str | None, tcp: str | None) -> tuple[socket.socket, str]:
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as e:
-        raise UsageError(f"--tcp {tcp}: {e.strerror}") from None
-    name = f"[{host}]" if ":" in host else host
-    return listener, f"nbd://{name}:{listener.getsockname()[1]}"
+        raise UsageError(f"{name or '--tcp'} {tcp}: {e.strerror}") from None
+    shown = f"[{host}]" if ":" in host else host
+    return listener, f"nbd://{shown}:{listener.getsockname()[1]}"
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, name: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.lexists(path) and _is_stale(path):
@@ -59,7 +60,7 @@ def _listen_unix(path: str) -> socket.socket:
         reason = (
             "another server listens there, or it is no socket" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
         )
-        raise UsageError(f"--unix {path}: {reason}") from None
+        raise UsageError(f"{name} {path}: {reason}") from None
     return listener
 
 

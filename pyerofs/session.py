@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from . import mountpoint
+from . import config, mountpoint
 from .daemon import Daemon
 from .errors import MountFailure, UsageError
 from .options import MountOptions, parse_mount_options
@@ -56,7 +56,8 @@ def mount(
     (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)
-    parsed = parse_mount_options(texts, fstype)
+    defaults = config.load().defaults(source)
+    parsed = parse_mount_options(texts, fstype, defaults)
     for warning in parsed.warnings if not parsed.quiet else ():
         report(warning)
     if os.geteuid() != 0:
@@ -76,6 +77,7 @@ def mount(
             source=source,
             fstype=fstype,
             options=texts,
+            defaults=defaults,
             driver=driver,
             target=target,
             verbosity=verbosity,

@@ -26,7 +26,7 @@ from .channel import Channel
 from .daemon import Daemon
 from .errors import PyerofsError
 from .events import Events
-from .log import Logger
+from .log import open_logger
 from .nbdnode import backend_of, index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
@@ -120,7 +120,8 @@ class Supervisor:
         self._connections: int = what["connections"]
         self._timeout: float = what["timeout"]
         self._oom_score: str = what["oom_score"]
-        self._log = Logger(target=self._record.target, id=self._record.id)
+        to, level = what["log"]
+        self._log = open_logger(to, level, lambda _: None, target=self._record.target, id=self._record.id)
         self._take_up(channel.take_fds()[0])
         with contextlib.suppress(OSError):  # it has died already: which is what we are here for
             channel.send({"ready": os.getpid()})

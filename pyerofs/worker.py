@@ -2,7 +2,8 @@
 
 It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
 
-    caller -> {"source", "fstype", "options": [...], "driver", "target", "verbosity", "directory", "environment"}
+    caller -> {"source", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
+               "directory", "environment"}
     worker -> {"mount": PATH}                       attached: mount this
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
@@ -22,18 +23,20 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from . import config
 from .cache import chosen_directory
 from .channel import Channel
 from .errors import MountFailure, PyerofsError
 from .export import Export
 from .keeper import Keeper
-from .log import Logger
+from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
 from .record import Record, start_of
 from .server import Server
 from .source import LocalSource, open_image, open_layer
+from .status import snapshot
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -90,19 +93,24 @@ class Worker:
         self._target: str = request["target"]
         self._driver: str = request["driver"]
         self._source_text: str = request["source"]
-        self._options: MountOptions = parse_mount_options(request["options"], request["fstype"])
+        self._options: MountOptions = parse_mount_options(
+            request["options"], request["fstype"], request.get("defaults", ())
+        )
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
-        self._logger: Logger | None = None
+        self._alone = False
+        self._started = time.monotonic()
+        about = {"target": self._target, "id": self._id, "source": self._source_text, "driver": self._driver}
+        self.logger = open_logger(self._options.log_to, self._options.log_level, self.log, **about)
 
     def log(self, text: str) -> None:
         """To the caller's terminal while there is one, then to the log. From any thread."""
-        if self._logger is None:
-            self._caller.send(log=text)
+        if self._alone:
+            self.logger.warning(text)
         else:
-            self._logger.warning(text)
+            self._caller.send(log=text)
 
     def _trace(self, text: str) -> None:
-        if self._logger is None:
+        if not self._alone:
             self._caller.send(trace=text)
 
     def run(self) -> None:
@@ -112,7 +120,7 @@ class Worker:
             server = Server(export, self.log)
             try:
                 if self._resume:
-                    self._go_on(server)
+                    self._go_on(export, server)
                 else:
                     self._begin(export, server)
             finally:
@@ -143,7 +151,7 @@ class Worker:
         if superblock.extra_devices and "device=" not in self._options.data:
             self.log(f"the image wants {superblock.extra_devices} more devices: give each with -o device=")
         attachment = self._attach(export, server)
-        keeper = Keeper(server, attachment, self._record(export, attachment), self._request, self._options, self.log)
+        keeper = self._keeper(export, server, attachment, self._record(export, attachment))
         try:
             keeper.begin()
             self._caller.send(mount=attachment.path)
@@ -160,6 +168,12 @@ class Worker:
         self._caller.close()
         self._go_alone()
         keeper.run()
+
+    def _keeper(self, export: Export, server: Server, attachment: Attachment, record: Record) -> Keeper:
+        def stat(now: Record) -> dict[str, Any]:
+            return snapshot(export, now, self._started)
+
+        return Keeper(server, attachment, record, self._request, self._options, stat, self.log)
 
     def _unmount_again(self, attachment: Attachment) -> None:
         """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
@@ -194,7 +208,7 @@ class Worker:
 
     # In the place of another worker
 
-    def _go_on(self, server: Server) -> None:
+    def _go_on(self, export: Export, server: Server) -> None:
         from .attachment import NBDAttachment
 
         was = Record(**self._resume["record"])
@@ -205,7 +219,7 @@ class Worker:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         attachment = NBDAttachment.adopt(server, was.device, was.size, was.id, sockets, self._options.oci.connections)
         record = replace(was, restarts=self._resume["restarts"])
-        keeper = Keeper(server, attachment, record, self._request, self._options, self.log)
+        keeper = self._keeper(export, server, attachment, record)
         if supervisor:
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
                 f.write(self._resume["oom_score"])  # not the supervisor's
@@ -219,7 +233,7 @@ class Worker:
 
     def _go_alone(self) -> None:
         """Lets go of the caller's terminal and of all else that is its."""
-        self._logger = Logger(target=self._target, id=self._id)
+        self._alone = True
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -235,7 +249,9 @@ def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
             secrets = True
         elif name in _ENVIRONMENT or name in _PROXIES or name.startswith("XDG_"):
             environment[name] = value
-    return {**request, "options": options, "environment": environment, "verbosity": 0}, secrets
+    defaults = config.without_secrets(request.get("defaults", ()))
+    kept = {**request, "options": options, "defaults": defaults, "environment": environment, "verbosity": 0}
+    return kept, secrets
 
 
 def main() -> int:
@@ -245,6 +261,7 @@ def main() -> int:
         return 1
     os.environ.clear()
     os.environ.update(request["environment"])
+    worker = None
     try:
         os.chdir(request["directory"])  # where relative paths in the options are meant
         worker = Worker(caller, request)
@@ -259,7 +276,8 @@ def main() -> int:
         where = traceback.extract_tb(e.__traceback__)[-1]
         text = f"internal error: {e!r} at {os.path.basename(where.filename)}:{where.lineno}"
         caller.send(error=text, status=4)
-        Logger(target=request["target"], id="").error(text)
+        if worker is not None:
+            worker.logger.error(text)
         return 4
     return 0
 

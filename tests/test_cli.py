@@ -16,7 +16,22 @@ from scene import Done, Scene
 
 from pyerofs import __version__, cli
 
-COMMANDS = ["mount", "umount", "serve", "inspect", "list", "read", "cache", "convert", "build", "push", "pull"]
+COMMANDS = [
+    "mount",
+    "umount",
+    "serve",
+    "inspect",
+    "list",
+    "read",
+    "cache",
+    "stat",
+    "metrics",
+    "config",
+    "convert",
+    "build",
+    "push",
+    "pull",
+]
 
 
 # Help
@@ -43,6 +58,8 @@ def test_help_and_version(scene: Scene) -> None:
 @pytest.mark.parametrize("arguments", [
     [], ["nonsense"], ["mount"], ["mount", "a"], ["mount", "-t"], ["mount", "-d", "10", "a", "b"], ["umount"],
     ["serve", "a"], ["serve", "--unix", "a", "--tcp", "b", "c"], ["inspect"], ["list", "what"], ["mount", *"abc"],
+    ["stat"], ["stat", "/", "--watch", "0"], ["stat", "/", "--watch", "x"], ["stat", "/"], ["metrics", "x"],
+    ["metrics", "--output", "a", "--listen", "b"], ["config", "a", "b"],
     ["read"], ["read", "--offset", "-1", "a"], ["read", "--length", "x", "a"], ["read", "--nonsense", "a"],
     ["push"], ["push", "a"], ["pull", "a", "b", "c"], ["pull", "-O"],
     ["convert", "a"], ["convert", "--chunk-size", "5000", "a", "b"], ["build"], ["build", "a"],

@@ -341,7 +341,7 @@ def test_the_password_is_hidden() -> None:
 
 def test_help_covers_every_field() -> None:
     assert {row.field for row in options._OCI_ROWS} == {f.name for f in dataclasses.fields(OCIOptions)}
-    for name, argument, text in options.OCI_HELP + options.NBD_HELP:
+    for name, argument, text in options.OCI_HELP + options.MOUNT_HELP:
         assert name in options._BY_NAME
         assert argument.startswith(("=", "[="))
         assert text
@@ -352,7 +352,7 @@ words = st.sampled_from(
         *o._FLAGS,
         *o._EROFS_VALUES,
         *o._EROFS_TEXTS,
-        *(row.name for row in options._ROWS),
+        *(row.name for row in options.ROWS),
         "=",
         ",",
         "\\",

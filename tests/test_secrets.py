@@ -175,14 +175,16 @@ def test_records_hold_none() -> None:
             "TOKEN": "s3cret",
             "http_proxy": "http://p",
         },
+        "defaults": [[("oci.username", "me"), ("oci.password", "s3cret"), ("oci.timeout", "5")]],
         "verbosity": 2,
     }
     kept, dropped = worker.recorded(request)
     assert dropped
     assert "s3cret" not in json.dumps(kept)
     assert kept["options"] == ["oci=0", "oci.username=me"]
+    assert kept["defaults"] == [[("oci.timeout", "5")]]
     assert kept["environment"] == {"HOME": "/root", "http_proxy": "http://p"}
-    plain = {**request, "options": ["oci=0,oci.proxy=http://proxy"], "environment": {}}
+    plain = {**request, "options": ["oci=0,oci.proxy=http://proxy"], "environment": {}, "defaults": []}
     assert worker.recorded(plain) == ({**plain, "options": ["oci=0", "oci.proxy=http://proxy"], "verbosity": 0}, False)
 
 

@@ -75,6 +75,19 @@ def test_by_ioctl(scene: Scene, tree: Tree, published: Published) -> None:
     by_umount(scene)
 
 
+def test_stat_by_target_and_by_device(scene: Scene, published: Published) -> None:
+    scene.mount_image(published.plain, fstype="erofs.nbd")
+    (scene.mnt / "hello").read_bytes()
+    device = f"/dev/{device_of(scene).name}"
+    for name in (scene.mnt, device, device_of(scene).name):
+        done = scene.run("stat", "--json", name)
+        assert (done.status, done.err) == (0, "")
+        found = json.loads(done.out)
+        assert (found["device"], found["target"], found["pid"]) == (device, str(scene.mnt), daemon_of(scene))
+        assert found["reads"]["latency"]["count"] > 0
+    by_umount(scene)
+
+
 def test_four_connections(scene: Scene, tree: Tree, published: Published) -> None:
     """The kernel must not take a socket for dead that waits for the registry: only oci.timeout ends a read."""
     scene.mount_image(published.plain, "oci.connections=4", "oci.timeout=77", fstype="erofs.nbd")

@@ -1,0 +1,134 @@
+"""A look at mounts from outside: their daemons are asked, all at once and for a second at the most; what one that does
+not answer has written of itself is shown instead, with "error" saying why."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .control import ask
+from .errors import MountFailure
+from .quantity import show_age, show_bytes
+from .status import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .record import Record
+
+PATIENCE = 1.0  # seconds for a daemon to answer
+FRESH = 60.0  # seconds for which an error is no past trouble yet
+_STATES = {"T": "stopped", "t": "stopped", "D": "stuck in the kernel", "Z": "gone", "X": "gone", "": "gone"}
+
+
+def look(record: Record) -> dict[str, Any]:
+    """What its daemon says of a mount: a status.snapshot(), or status.identity() and an "error"."""
+    try:
+        return ask(record.control, "stat", PATIENCE).values
+    except MountFailure as error:
+        return {**identity(record), "error": f"{error} (pid {record.pid} is {_state(record.pid)})"}
+
+
+def look_at_all(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Each of them, in their order; those that do not answer are waited for together."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def look_at(record: Record) -> None:
+        found[record.id] = look(record)
+
+    records = list(records)
+    threads = [threading.Thread(target=look_at, args=(record,), daemon=True) for record in records]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[record.id] for record in records]
+
+
+def _state(pid: int) -> str:
+    """proc(5), stat, field 3."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            letter = f.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        letter = ""
+    return _STATES.get(letter, "there")
+
+
+def health(status: dict[str, Any]) -> str:
+    """In a word or two: "ok"; "waiting": reads wait, and fetching has failed lately; "no answer"."""
+    if "error" in status:
+        return "no answer"
+    error = status["last_error"]
+    return "waiting" if status["reads"]["waiting"] and error and error["age_seconds"] < FRESH else "ok"
+
+
+# For people.
+
+
+def render(status: dict[str, Any]) -> str:
+    """A few aligned lines."""
+    layer = f"layer {status['layer']}, " if status["layer"] >= 0 else ""
+    supervisor = f", supervisor {status['supervisor_pid']}" if status["supervisor_pid"] else ""
+    lines = [
+        f"{status['target']}: {status['source']}",
+        f"  blob      {layer}{status['digest']}" if status["digest"] else "  blob      a local file",
+        f"  device    {status['device']}, by {status['driver']}",
+    ]
+    if "error" in status:
+        return "\n".join([*lines, f"  daemon    {status['pid']}{supervisor}: no answer"])
+    cache, reads, fetches, error = status["cache"], status["reads"], status["fetches"], status["last_error"]
+    lines += [
+        f"  daemon    {status['pid']}{supervisor}, up {show_age(status['uptime_seconds'])}, "
+        f"{status['restarts']} restarts",
+        f"  present   {show_bytes(cache['present_bytes'])} of {show_bytes(cache['size_bytes'])}, "
+        f"{cache['present_percent']:.1f} %, {cache['verification']}"
+        f"{'' if cache['complete'] or cache['fill'] == 'none' else ', being filled'}",
+        *([f"  cache     {cache['directory']}"] if cache["directory"] else []),
+        f"  reads     {reads['hits']} hits, {reads['misses']} misses, {reads['failed']} failed, "
+        f"{reads['waiting']} waiting; {show_bytes(reads['served_bytes'])} served",
+        f"  fetches   {fetches['requests']} requests, {fetches['retries']} retries, {fetches['failures']} failures, "
+        f"{fetches['in_flight']} in flight; {show_bytes(fetches['received_bytes'])} received",
+        f"  error     {error['text']} ({show_age(error['age_seconds'])} ago)" if error else "  error     none",
+        "",
+        f"  {'latency':<12}{'count':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
+    ]
+    for name, latency in (
+        ("reads", reads["latency"]),
+        ("that waited", reads["waited_latency"]),
+        ("fetches", fetches["latency"]),
+        ("first byte", fetches["first_byte_latency"]),
+    ):
+        times = "".join(f"{show_time(latency[key]):>10}" for key in _TIMES) if latency["count"] else f"{'-':>10}" * 4
+        lines.append(f"  {name:<12}{latency['count']:>10}{times}")
+    return "\n".join(lines)
+
+
+_TIMES = ("p50_seconds", "p90_seconds", "p99_seconds", "max_seconds")
+
+
+def show_time(seconds: float) -> str:
+    """With three digits, as in `1.23 ms`."""
+    for factor, unit in ((1e6, "us"), (1e3, "ms")):
+        if seconds * factor < 999.5:
+            return f"{round(seconds * factor, 2):.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"
+
+
+def rates(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What has gone on between two snapshots of one mount, per second, on one line."""
+    if "error" in now:
+        return str(now["error"])
+    seconds = now["uptime_seconds"] - before.get("uptime_seconds", 0)
+    if "error" in before or seconds <= 0:  # it has been restarted, or was not asked before
+        before, seconds = now, 1.0
+
+    def each_second(group: str, key: str) -> float:
+        return float((now[group][key] - before[group][key]) / seconds)
+
+    return (
+        f"{now['cache']['present_percent']:.1f} % present, {each_second('reads', 'hits'):.0f} hits/s, "
+        f"{each_second('reads', 'misses'):.0f} misses/s, {show_bytes(int(each_second('reads', 'served_bytes')))}/s "
+        f"served, {show_bytes(int(each_second('fetches', 'received_bytes')))}/s received, "
+        f"{now['reads']['waiting']} waiting, {now['fetches']['in_flight']} in flight"
+    )

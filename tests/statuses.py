@@ -1,0 +1,61 @@
+"""A mount's parts without a mount: an export, its record, and a control socket that answers `stat` as a daemon does."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyerofs.control import Answer, ControlServer
+from pyerofs.export import Export
+from pyerofs.record import Record, start_of
+from pyerofs.status import snapshot
+
+
+def record_of(export: Export, identifier: str = "pyerofs-1-1", *, target: str = "/mnt") -> Record:
+    pid = os.getpid()
+    source = export.source
+    return Record(
+        identifier,
+        pid,
+        start_of(pid),
+        target,
+        source.name,
+        "nbd",
+        "/dev/nbd0",
+        export.size,
+        source.digest,
+        source.layer,
+    )
+
+
+@contextmanager
+def daemon(export: Export, record: Record) -> Iterator[None]:
+    """The record is written and its control socket answers, as long as this goes on."""
+    record.write()
+    started = time.monotonic()
+    server = ControlServer(record.control, {"stat": lambda _: Answer(snapshot(export, record, started))})
+    stop, stopped = socket.socketpair()
+
+    def serve() -> None:
+        poll = select.poll()
+        poll.register(server.fileno(), select.POLLIN)
+        poll.register(stopped.fileno(), select.POLLIN)
+        while stopped.fileno() not in dict(poll.poll()):
+            server.accept()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.send(b"x")
+        thread.join()
+        server.close()
+        record.remove()
+        stop.close()
+        stopped.close()
