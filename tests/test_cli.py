@@ -45,7 +45,7 @@ def test_each_command_has_help_with_examples(capsys: pytest.CaptureFixture[str],
     said = capsys.readouterr().out
     assert f"usage: pyerofs {command}" in said
     assert f"examples:\n  pyerofs {command}" in said
-    assert ("oci.password_file" in said) == (command not in ("umount", "list", "cache"))
+    assert ("oci.password_file" in said) == (command not in ("umount", "list", "cache", "stat", "metrics", "config"))
 
 
 def test_help_and_version(scene: Scene) -> None:
