@@ -8,7 +8,10 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("map", "io", "plan", "store", "hist", "run", "fill", "reply", "conn", "handshake", "blob")
+SOURCES = (
+    *("map", "io", "plan", "sum", "claim", "trust", "keep", "store", "others", "hist", "run", "land", "fill"),
+    *("reply", "conn", "handshake", "blob"),
+)
 HEADER = (HERE / "pyerofs.h").read_text(encoding="ascii")
 
 flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"]

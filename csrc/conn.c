@@ -77,10 +77,11 @@ void conn_ready(struct pe_conn *c, struct waiter *w)
 	pthread_mutex_unlock(&c->ready_lock);
 }
 
-static void settle(struct pe_conn *c, uint32_t count)
+static void settle(struct pe_conn *c, uint32_t count, uint64_t bytes)
 {
 	pthread_mutex_lock(&c->ready_lock);
 	c->outstanding -= count;
+	c->outstanding_bytes -= bytes;
 	pthread_cond_signal(&c->settled_cond);
 	pthread_mutex_unlock(&c->ready_lock);
 }
@@ -99,13 +100,37 @@ static int pause_settled(struct pe_conn *c)
 	return result;
 }
 
-/* Waits until no more than limit requests are outstanding, or the connection is stopped. */
-static void wait_settled(struct pe_conn *c, uint32_t limit)
+/* Waits until no more than limit requests are outstanding, for so many bytes, or the connection is stopped. */
+static void wait_settled(struct pe_conn *c, uint32_t limit, uint64_t bytes)
 {
 	pthread_mutex_lock(&c->ready_lock);
-	while (c->outstanding > limit && !flag(&c->stopped))
+	while ((c->outstanding > limit || c->outstanding_bytes > bytes) && !flag(&c->stopped))
 		pthread_cond_wait(&c->settled_cond, &c->ready_lock);
 	pthread_mutex_unlock(&c->ready_lock);
+}
+
+bool *conn_gone(struct pe_conn *c)
+{
+	return &c->gone;
+}
+
+static void free_waiter(struct waiter *w)
+{
+	keep_free(w->keep);
+	free(w);
+}
+
+/* The reply to a read that was parked. 1: it is parked again. */
+static int answer(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
+{
+	int result, parked = 1;
+
+	if (w->status < 0)
+		return reply_status(c, batch, w->cookie, w->status, w->arrived);
+	/* Spoiled bytes that have become right again before it was parked are looked at once more. */
+	while ((result = reply_read(c, batch, w)) == 1 && (parked = store_want_again(c->store, w)) == 1)
+		continue;
+	return result == 1 && parked < 0 ? reply_status(c, batch, w->cookie, parked, w->arrived) : result;
 }
 
 int pe_conn_send(pe_conn *c)
@@ -117,6 +142,7 @@ int pe_conn_send(pe_conn *c)
 	for (;;) {
 		struct waiter *list, *next;
 		uint32_t count = 0;
+		uint64_t bytes = 0;
 
 		pthread_mutex_lock(&c->ready_lock);
 		while (!c->ready && !c->over)
@@ -126,51 +152,97 @@ int pe_conn_send(pe_conn *c)
 		c->ready_tail = &c->ready;
 		pthread_mutex_unlock(&c->ready_lock);
 		if (!list)
-			return err;
+			break;
 		for (struct waiter *w = list; w; w = next) {
+			uint32_t length = w->length; /* once parked again, it is not ours */
+
 			next = w->next;
-			batch.arrived = w->arrived;
 			if (!err)
-				err = reply_add(c, &batch, w->cookie, w->status, w->offset, w->length);
-			free(w);
+				err = answer(c, &batch, w);
+			if (err == 1) {
+				err = 0;
+				continue;
+			}
+			free_waiter(w);
 			count++;
+			bytes += length;
 		}
 		if (!err)
 			err = reply_flush(c, &batch);
 		if (err)
 			pe_conn_stop(c);
-		settle(c, count);
+		settle(c, count, bytes);
 	}
+	reply_free(&batch);
+	return err;
+}
+
+/* Makes place for a read that may be parked: if it will be, what is outstanding may have to be answered first. */
+static int admit(struct pe_conn *c, struct reply_batch *batch, uint64_t offset, uint32_t length)
+{
+	bool hit = store_has(c->store, offset, length);
+	int err = 0;
+
+	pthread_mutex_lock(&c->ready_lock);
+	if (!hit && c->outstanding_bytes + length > CONN_BYTES) {
+		pthread_mutex_unlock(&c->ready_lock);
+		err = reply_flush(c, batch);
+		if (!err)
+			wait_settled(c, UINT32_MAX, CONN_BYTES - length);
+		pthread_mutex_lock(&c->ready_lock);
+	}
+	c->outstanding++;
+	c->outstanding_bytes += length;
+	pthread_mutex_unlock(&c->ready_lock);
+	return err;
+}
+
+/* A read that is not known to be a hit. 1: its bytes have become present, and were found spoiled. */
+static int park(struct pe_conn *c, struct reply_batch *batch, const struct waiter *wanted)
+{
+	struct waiter *w = malloc(sizeof(*w));
+	int result;
+
+	if (!w)
+		return reply_status(c, batch, wanted->cookie, -ENOMEM, 0);
+	*w = *wanted;
+	result = admit(c, batch, w->offset, w->length);
+	if (!result)
+		result = store_want(c->store, w);
+	if (!result)
+		return 0;
+	if (result == 1)
+		result = reply_read(c, batch, w);
+	else if (result == -ESHUTDOWN)
+		result = reply_status(c, batch, w->cookie, result, w->arrived);
+	settle(c, 1, w->length);
+	free_waiter(w);
+	return result;
 }
 
 /* A read: answered at once, or parked. */
 static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
 {
-	struct waiter *w;
-	int result;
+	struct waiter w = { .offset = offset, .length = length, .cookie = cookie, .conn = c,
+			    .arrived = batch->arrived };
+	int result = 1;
 
 	if (flag(&c->draining))
-		return reply_add(c, batch, cookie, -ESHUTDOWN, 0, 0);
-	if (length == 0 || length > PE_REQUEST_MAX || offset >= c->store->size || length > c->store->size - offset)
-		return reply_add(c, batch, cookie, -EINVAL, 0, 0);
+		return reply_status(c, batch, cookie, -ESHUTDOWN, 0);
+	if (length > PE_REQUEST_MAX || !store_in_range(c->store, offset, length))
+		return reply_status(c, batch, cookie, -EINVAL, 0);
 	if (flag(&c->store->complete)) {
 		__atomic_fetch_add(&c->store->hits, 1, __ATOMIC_RELAXED);
-		return reply_add(c, batch, cookie, 0, offset, length);
+		result = reply_read(c, batch, &w);
+		keep_free(w.keep);
+		w.keep = NULL;
+		w.mistrust = true; /* if it comes to that */
 	}
-	w = malloc(sizeof(*w));
-	if (!w)
-		return reply_add(c, batch, cookie, -ENOMEM, 0, 0);
-	*w = (struct waiter){ .offset = offset, .length = length, .cookie = cookie, .conn = c,
-			      .arrived = batch->arrived };
-	pthread_mutex_lock(&c->ready_lock);
-	c->outstanding++;
-	pthread_mutex_unlock(&c->ready_lock);
-	result = store_want(c->store, w);
-	if (result == 0)
-		return 0;
-	free(w);
-	settle(c, 1);
-	return reply_add(c, batch, cookie, result < 0 ? result : 0, offset, length);
+	while (result == 1) {
+		result = park(c, batch, &w);
+		w.mistrust = true;
+	}
+	return result;
 }
 
 /* 0, 1 for a soft disconnect, or an error that ends the connection. */
@@ -184,20 +256,20 @@ static int dispatch(struct pe_conn *c, struct reply_batch *batch, const struct n
 	case NBD_CMD_READ:
 		/* No command flag was offered for reads. */
 		if (r->flags)
-			return reply_add(c, batch, r->cookie, -EINVAL, 0, 0);
+			return reply_status(c, batch, r->cookie, -EINVAL, 0);
 		return want(c, batch, r->cookie, be64toh(r->offset), length);
 	case NBD_CMD_WRITE:
 		if (length > PE_REQUEST_MAX)
 			return -EPROTO; /* not worth reading to the end */
 		c->discard = length;
-		return reply_add(c, batch, r->cookie, -EPERM, 0, 0);
+		return reply_status(c, batch, r->cookie, -EPERM, 0);
 	case NBD_CMD_DISC:
 		return 1;
 	case NBD_CMD_TRIM:
 	case NBD_CMD_WRITE_ZEROES:
-		return reply_add(c, batch, r->cookie, -EPERM, 0, 0);
+		return reply_status(c, batch, r->cookie, -EPERM, 0);
 	default:
-		return reply_add(c, batch, r->cookie, -EINVAL, 0, 0);
+		return reply_status(c, batch, r->cookie, -EINVAL, 0);
 	}
 }
 
@@ -253,7 +325,7 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 			return PE_SOFT_DISCONNECT;
 		if (err || sent)
 			return err ? err : sent;
-		wait_settled(c, CONN_DEPTH);
+		wait_settled(c, CONN_DEPTH, UINT64_MAX);
 	}
 }
 
@@ -268,10 +340,11 @@ int pe_conn_serve(pe_conn *c)
 	if (room) {
 		reply_init(&room->batch, false);
 		result = read_requests(c, &room->batch, room->requests);
+		reply_free(&room->batch);
 		free(room);
 	}
 	if (result == PE_DRAINED)
-		wait_settled(c, 0);
+		wait_settled(c, 0, UINT64_MAX);
 	if (result == PE_PAUSED)
 		result = pause_settled(c);
 	store_forget(c->store, c);

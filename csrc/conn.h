@@ -12,8 +12,9 @@
 enum {
 	CONN_BUFFER = 64 << 10, /* of requests that are read at once */
 	CONN_DEPTH = 4096, /* parked requests; beyond it no more are read */
+	CONN_BYTES = 64 << 20, /* what they ask for: so much memory they may take where there is no cache */
 	REPLY_BATCH = 64, /* replies in one system call */
-	REPLY_SENDFILE = 256 << 10, /* a reply as long as this goes by sendfile */
+	REPLY_SENDFILE = 256 << 10, /* a reply as long as this goes by sendfile, or from a buffer of its own */
 };
 
 struct pe_conn {
@@ -21,6 +22,7 @@ struct pe_conn {
 	int fd;
 	uint16_t flags;
 	bool draining, pausing, stopped; /* atomic */
+	bool gone; /* covered by the store's lock: nothing more is parked */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
 
 	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies */
@@ -30,30 +32,42 @@ struct pe_conn {
 	pthread_cond_t settled_cond; /* for pe_conn_serve: an outstanding reply is gone */
 	struct waiter *ready, **ready_tail;
 	uint32_t outstanding; /* parked or ready, not yet sent */
+	uint64_t outstanding_bytes;
 	bool over; /* pe_conn_serve is about to return */
 };
 
 /* How long a connection that is paused may go on to answer what it has read: after that, others must read it again. */
 #define PAUSE_PATIENCE 1000000000ULL /* ns */
 
-/* Replies that are sent together. Short data is taken from the mapping. */
+/* Replies that are sent together. Short data is taken from the mapping, or from room where it had to be compared. */
 struct reply_batch {
 	unsigned count, vectors;
 	uint64_t bytes; /* of data */
 	uint64_t arrived; /* when the requests were read that are answered now, ns */
 	bool parked; /* they all had to wait */
 	uint64_t read_arrived[REPLY_BATCH]; /* of each reply to a read, else 0 */
+	bool looked; /* at the data file, which then was in this epoch; see trust.h */
+	uint32_t epoch;
+	char *room; /* REPLY_ROOM bytes, made when they are first needed; used up to room_used */
+	uint32_t room_used;
 	struct nbd_simple_reply header[REPLY_BATCH];
 	struct iovec iov[2 * REPLY_BATCH];
 };
 
+/* An error of any of these is the connection's end; -EIO: not the client's fault, the data file's. */
+
 void reply_init(struct reply_batch *batch, bool parked);
+void reply_free(struct reply_batch *batch);
 /*
- * Adds the reply to a request: status 0 for success, with every byte present, else -errno. Sends when the batch is
- * full or the reply is a long one. An error is the connection's end.
+ * Adds a reply without data: status is 0 or -errno; arrived: as a waiter's, 0 if it is not to be counted. Sends when
+ * the batch is full.
  */
-int reply_add(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t offset,
-	      uint32_t length);
+int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t arrived);
+/*
+ * Adds the reply to a read that has all of its bytes, and sends when the batch is full or the reply is a long one. 1:
+ * nothing was added, since bytes were found spoiled: they are absent from now on.
+ */
+int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w);
 int reply_flush(struct pe_conn *c, struct reply_batch *batch);
 
 #endif

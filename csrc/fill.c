@@ -4,12 +4,31 @@
 
 #include "store.h"
 
+/* Between two runs while nothing can be cached, ns. */
+static const uint64_t fill_probe = 10000000000;
+
 /* Is it quiet, or until when must it stay quiet? 0: it is. */
 static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
 {
 	if (s->parked_count || s->flights)
 		s->busy = now;
 	return s->busy && s->busy + quiet > now ? s->busy + quiet : 0;
+}
+
+/* The run for the first stretch that nobody has in flight. */
+static bool start(struct pe_store *s, int kind, uint64_t length, struct pe_run *run)
+{
+	uint64_t first = 0, end;
+	int result;
+
+	while ((first = store_next_unclaimed(s, NULL, first, s->map.granules)) < s->map.granules) {
+		end = first + length / PE_GRANULE;
+		result = store_start(s, first, &end, PLAN_STREAMS, kind, true, run);
+		if (result != ELSEWHERE)
+			return result == STARTED;
+		first = end;
+	}
+	return false;
 }
 
 int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run)
@@ -22,12 +41,17 @@ int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, 
 	pthread_mutex_lock(&s->lock);
 	while (!s->stopping) {
 		uint64_t now = now_ns(), later = kind == PE_IDLE ? quiet_at(s, now, quiet) : 0;
-		uint64_t first = later ? s->map.granules : store_next_unclaimed(s, 0, s->map.granules);
 		/* A read that falls into the run waits for it: it takes no longer than other runs of this source do. */
 		uint64_t most = length < s->plan.ceiling ? length : s->plan.ceiling;
 
-		if (first < s->map.granules &&
-		    store_start(s, first, first + most / PE_GRANULE, PLAN_STREAMS, kind, run)) {
+		if (s->write_error) {
+			/* Nothing is kept: now and then a short run finds out whether that has changed. */
+			most = most < PLAN_WINDOW_FIRST ? most : PLAN_WINDOW_FIRST;
+			if (s->probed + fill_probe > now && later < s->probed + fill_probe)
+				later = s->probed + fill_probe;
+		}
+		if (!later && start(s, kind, most, run)) {
+			s->probed = now;
 			result = 0;
 			break;
 		}
@@ -55,11 +79,14 @@ int pe_store_forget_all(pe_store *s)
 	if (!s->map.word)
 		return -EINVAL;
 	pthread_mutex_lock(&s->lock);
-	__atomic_store_n(&s->complete, false, __ATOMIC_RELEASE);
-	map_clear(&s->map);
+	map_clear(&s->map, 0, s->map.granules);
+	store_update_complete(s);
 	/* What a parked read had already is to be fetched again for it. */
-	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next) {
 		w->claimed = false;
+		keep_free(w->keep);
+		w->keep = NULL;
+	}
 	pthread_cond_signal(&s->work);
 	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);

@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "pyerofs.h"
+
 enum { WORD_BITS = 64 };
 
 static uint64_t load(const struct pe_map *map, uint64_t index)
@@ -22,23 +24,28 @@ int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules)
 	if (fd < 0)
 		return 0;
 	map->length = (granules + WORD_BITS - 1) / WORD_BITS * sizeof(uint64_t);
+	if (offset % PE_GRANULE)
+		return -EINVAL;
 	if (fstat(fd, &st))
 		return -errno;
 	if ((uint64_t)st.st_size < map->length || (uint64_t)st.st_size - map->length < offset)
 		return -EINVAL; /* to look beyond its end would be a SIGBUS */
-	map->base = mmap(NULL, map->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (int64_t)offset);
+	map->mapped = offset + map->length;
+	map->base = mmap(NULL, map->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map->base == MAP_FAILED) {
 		map->base = NULL;
 		return -errno;
 	}
-	map->word = map->base;
+	map->word = (void *)((char *)map->base + offset);
+	if (offset)
+		map->shared = (void *)((char *)map->base + offset - MAP_SHARED_BYTES);
 	return 0;
 }
 
 void map_close(struct pe_map *map)
 {
 	if (map->base)
-		munmap(map->base, map->length);
+		munmap(map->base, map->mapped);
 	map->base = NULL;
 	map->word = NULL;
 }
@@ -73,22 +80,25 @@ uint64_t map_next_present(const struct pe_map *map, uint64_t first, uint64_t end
 	return map->word ? next_other(map, first, end, 0) : (first < end ? first : end);
 }
 
-void map_set(struct pe_map *map, uint64_t first, uint64_t end)
+/* Those of the bits from first on that lie in its word and before end, and how many they are. */
+static uint64_t bits_in_word(uint64_t first, uint64_t end, uint64_t *count)
 {
-	while (map->word && first < end) {
-		uint64_t low = first % WORD_BITS;
-		uint64_t n = WORD_BITS - low < end - first ? WORD_BITS - low : end - first;
-		uint64_t bits = n == WORD_BITS ? ~0ULL : ((1ULL << n) - 1) << low;
+	uint64_t low = first % WORD_BITS;
 
-		__atomic_fetch_or(&map->word[first / WORD_BITS], bits, __ATOMIC_RELEASE);
-		first += n;
-	}
+	*count = WORD_BITS - low < end - first ? WORD_BITS - low : end - first;
+	return *count == WORD_BITS ? ~0ULL : ((1ULL << *count) - 1) << low;
 }
 
-void map_clear(struct pe_map *map)
+void map_set(struct pe_map *map, uint64_t first, uint64_t end)
 {
-	for (uint64_t i = 0; map->word && i < map->length / sizeof(uint64_t); i++)
-		__atomic_store_n(&map->word[i], 0, __ATOMIC_RELEASE);
+	for (uint64_t n; map->word && first < end; first += n)
+		__atomic_fetch_or(&map->word[first / WORD_BITS], bits_in_word(first, end, &n), __ATOMIC_RELEASE);
+}
+
+void map_clear(struct pe_map *map, uint64_t first, uint64_t end)
+{
+	for (uint64_t n; map->word && first < end; first += n)
+		__atomic_fetch_and(&map->word[first / WORD_BITS], ~bits_in_word(first, end, &n), __ATOMIC_RELEASE);
 }
 
 uint64_t map_count(const struct pe_map *map)

@@ -1,6 +1,6 @@
 /*
- * The granule map: one bit a granule, in shared memory. Bits are only ever set, but that a blob whose bytes are found
- * to be wrong loses all of them; no lock is needed to read them.
+ * The granule map: one bit a granule, in shared memory. Bits are set, and cleared only when their bytes are found to be
+ * spoiled or wrong; no lock is needed to read them.
  */
 #ifndef PE_MAP_H
 #define PE_MAP_H
@@ -9,11 +9,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* How the stores of different processes wake one another; in the half page before the map's bits. See claim.h. */
+struct map_shared {
+	uint32_t asleep; /* somebody may be waiting on word */
+	uint32_t word; /* a futex: moves on when somebody is asleep and there is news */
+	uint32_t released; /* moves on when a claim is given up */
+};
+
+enum { MAP_SHARED_BYTES = 2048 };
+
 struct pe_map {
 	uint64_t *word; /* NULL: every granule is present */
 	uint64_t granules;
+	size_t length; /* bytes of bits */
 	void *base; /* what is mapped, and how much of it */
-	size_t length;
+	size_t mapped;
+	struct map_shared *shared; /* NULL: the file has no room for it, and the store stands alone */
 };
 
 int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules);
@@ -24,8 +35,7 @@ uint64_t map_next_absent(const struct pe_map *map, uint64_t first, uint64_t end)
 uint64_t map_next_present(const struct pe_map *map, uint64_t first, uint64_t end);
 /* Publishes [first, end): whoever then sees a bit sees the bytes that were written before this call. */
 void map_set(struct pe_map *map, uint64_t first, uint64_t end);
-/* Every granule is absent, but where there is no map. */
-void map_clear(struct pe_map *map);
+void map_clear(struct pe_map *map, uint64_t first, uint64_t end);
 uint64_t map_count(const struct pe_map *map);
 void map_copy(const struct pe_map *map, void *buffer, size_t length);
 

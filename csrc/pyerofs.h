@@ -43,6 +43,9 @@ struct pe_stats {
 	uint64_t landed; /* bytes received from the source */
 	uint32_t parked; /* reads waiting now */
 	uint32_t flights; /* runs in flight now */
+	uint64_t uncached; /* reads answered with bytes that did not come from the data file, some at least */
+	uint64_t healed; /* granules of the data file that were found spoiled, and are or will be fetched anew */
+	uint64_t others; /* reads answered with bytes that another process had in flight */
 };
 
 /* How long reads took, from the request's arrival in this process to its reply's arrival in the socket; us. */
@@ -55,17 +58,23 @@ struct pe_latency {
 uint64_t pe_latency_bound(uint32_t bucket);
 
 /*
- * A store: the bytes of one blob in data_fd, which are valid where the map says so. map_fd holds one bit a granule
- * from byte map_offset on (a multiple of the page size), is mapped shared, and so may be used by several processes at
- * once; -1 stands for "all present". timeout bounds how long a connection's read may stay parked, 0: for ever.
+ * A store: the bytes of one blob in data_fd, which are valid where the map says so. map_fd holds one bit a granule,
+ * and sums_fd the CRC32C of each granule (four bytes in native order), both from byte map_offset on, a multiple
+ * of PE_GRANULE. The map is mapped shared, and so may be used by several processes at once; the half page before its
+ * bits is theirs too. What one of them has in flight no other one asks for, if each has opened the map's file for
+ * itself. map_fd -1 stands for "all present", sums_fd -1 for "never spoiled". timeout bounds how long a connection's
+ * read may stay parked, 0: for ever.
  */
-int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, uint32_t timeout, pe_store **store);
+int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uint64_t size, uint32_t timeout,
+		  pe_store **store);
 /* Every parked read fails with -ESHUTDOWN, every blocked call returns with it, and so does every later one. */
 void pe_store_stop(pe_store *store);
 /* Only after every thread has left the store and every connection of it is freed. */
 void pe_store_free(pe_store *store);
 void pe_store_get_stats(pe_store *store, struct pe_stats *stats);
 int pe_store_get_latency(pe_store *store, int32_t which, struct pe_latency *latency);
+/* The errno for which nothing can be cached at present, 0 when all is well; and pe_stats.healed. */
+int pe_store_health(pe_store *store, uint64_t *healed);
 /* Copies the map (at most length bytes; returns how many it has): what the durable map is made from. */
 int64_t pe_store_copy_map(pe_store *store, void *buffer, uint64_t length);
 /* Is every byte of the range present? 1 or 0. */
@@ -80,8 +89,8 @@ int pe_store_take(pe_store *store, struct pe_run *run);
  */
 int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run);
 /*
- * The next bytes of a run, in order. 0: go on. 1: somebody else has brought the rest, nobody wants it any more. An
- * error: the bytes did not reach the data file and nothing was marked present.
+ * The next bytes of a run, in order. 0: go on. 1: somebody else has brought the rest, nobody wants it any more. What
+ * the data file does not take is handed to the reads that wait for it, and not marked present.
  */
 int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
 /*
@@ -98,13 +107,25 @@ int pe_store_finish(pe_store *store, uint64_t id, int error);
  * the same files find out by themselves. -EINVAL for a store without a map.
  */
 int pe_store_forget_all(pe_store *store);
-/* Fails reads whose time is up. Blocks until the store is stopped. */
+/*
+ * Fails reads whose time is up, and answers those whose bytes other processes bring. Blocks until the store is stopped.
+ */
 int pe_store_expire(pe_store *store);
 
-/* Waits for the range, at most timeout; -EAGAIN when that has passed. Blocks. */
+/*
+ * Waits for the range, at most timeout; -EAGAIN when that has passed. Blocks. That they were there once does not mean
+ * that they can be read without waiting: there may be no cache.
+ */
 int pe_store_wait(pe_store *store, uint64_t offset, uint64_t length, uint32_t timeout);
-/* Copies present bytes to the buffer. -ENODATA when some are absent. */
-int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t offset);
+/*
+ * Copies the range to the buffer when it has come. Returns the bytes copied, which may be fewer: PE_REQUEST_MAX at the
+ * most, or what there is when the rest did not come within timeout; -EAGAIN when that is nothing. Blocks.
+ */
+int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout);
+/*
+ * Compares what is present of the range with its sums: 1 when some was spoiled, which is absent from now on, else 0.
+ */
+int pe_store_check(pe_store *store, uint64_t offset, uint64_t length);
 /*
  * Sends the range to any file descriptor, chunk by chunk as it becomes present. Returns the bytes sent, fewer than
  * count when the next ones did not come within timeout; -EAGAIN when none did. Blocks.
@@ -120,7 +141,11 @@ int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn);
  * transmission phase begins. 1: the client has ended it in good order. Blocks at most timeout for each message.
  */
 int pe_conn_handshake(pe_conn *conn, const char *name, const char *description, uint32_t timeout);
-/* Reads requests until the connection ends, PE_SOFT_DISCONNECT and so on; then pe_conn_send returns too. Blocks. */
+/*
+ * Reads requests until the connection ends, PE_SOFT_DISCONNECT and so on; then pe_conn_send returns too. Blocks. -EIO
+ * from either: it had to be ended, not by the client, since the data file failed in the middle of a reply; another
+ * connection will find out, and get the bytes.
+ */
 int pe_conn_serve(pe_conn *conn);
 /* Sends the replies to requests that were parked. Blocks until pe_conn_serve is over. */
 int pe_conn_send(pe_conn *conn);
@@ -136,3 +161,6 @@ void pe_conn_pause(pe_conn *conn);
 void pe_conn_stop(pe_conn *conn);
 /* Only after pe_conn_serve and pe_conn_send have returned. */
 void pe_conn_free(pe_conn *conn);
+
+/* The CRC32C of so many bytes; portably: without the processor's instruction for it. */
+int64_t pe_sum(const void *bytes, uint64_t length, int portably);

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <endian.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 
 #include "conn.h"
@@ -29,15 +30,25 @@ static uint32_t protocol_error(int status)
 	}
 }
 
+/* Room for every short read of whole granules. */
+enum { REPLY_ROOM = REPLY_SENDFILE + 2 * PE_GRANULE };
+
 static void reply_clear(struct reply_batch *batch)
 {
-	batch->count = batch->vectors = 0;
+	batch->count = batch->vectors = batch->room_used = 0;
 	batch->bytes = 0;
+	batch->looked = false;
+}
+
+void reply_free(struct reply_batch *batch)
+{
+	free(batch->room);
 }
 
 void reply_init(struct reply_batch *batch, bool parked)
 {
 	reply_clear(batch);
+	batch->room = NULL;
 	batch->parked = parked;
 }
 
@@ -71,6 +82,11 @@ static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offse
 	if (!err)
 		count_latencies(c->store, batch);
 	reply_clear(batch);
+	if (err == -EFAULT || err == -EIO) {
+		/* The file cannot be read. The header was a promise, so the connection is lost, but the next look finds out. */
+		trust_end(c->store);
+		return -EIO;
+	}
 	if (!err && served)
 		__atomic_fetch_add(&c->store->served, served, __ATOMIC_RELAXED);
 	return err;
@@ -81,26 +97,85 @@ int reply_flush(struct pe_conn *c, struct reply_batch *batch)
 	return batch->count ? transmit(c, batch, 0, 0) : 0;
 }
 
-int reply_add(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t offset,
-	      uint32_t length)
+static void add_header(struct reply_batch *batch, uint64_t cookie, int status, uint64_t arrived)
 {
 	struct nbd_simple_reply *header = &batch->header[batch->count];
 
-	batch->read_arrived[batch->count++] = length ? batch->arrived : 0;
+	batch->read_arrived[batch->count++] = arrived;
 	*header = (struct nbd_simple_reply){
 		.magic = htobe32(NBD_SIMPLE_REPLY_MAGIC),
 		.error = htobe32(protocol_error(status)),
 		.cookie = cookie,
 	};
 	batch->iov[batch->vectors++] = (struct iovec){ .iov_base = header, .iov_len = sizeof(*header) };
-	if (!status && length >= REPLY_SENDFILE)
-		return transmit(c, batch, offset, length);
-	if (!status) {
-		batch->iov[batch->vectors++] = (struct iovec){
-			.iov_base = (void *)(uintptr_t)(c->store->data + offset),
-			.iov_len = length,
-		};
-		batch->bytes += length;
-	}
+}
+
+int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t arrived)
+{
+	add_header(batch, cookie, status, arrived);
 	return batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
+}
+
+/* Adds data that stays where it is until the batch is sent. */
+static int add_data(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w, const char *bytes, bool send)
+{
+	add_header(batch, w->cookie, 0, w->arrived);
+	batch->iov[batch->vectors++] = (struct iovec){ .iov_base = (void *)(uintptr_t)bytes, .iov_len = w->length };
+	batch->bytes += w->length;
+	return send || batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
+}
+
+/* A read that holds some of its bytes itself, or is long and has to be compared: from a buffer of its own. */
+static int add_kept(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
+{
+	uint64_t first = granule_of(w->offset);
+	int err;
+
+	if (!w->keep)
+		w->keep = keep_new(first, granule_end(w->offset + w->length));
+	err = w->keep ? waiter_fill(c->store, w, batch->epoch) : -ENOMEM;
+	if (err)
+		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : 1;
+	return add_data(c, batch, w, keep_at(w->keep, first) + w->offset % PE_GRANULE, true);
+}
+
+/* A short read whose granules have to be compared. */
+static int add_compared(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
+{
+	uint64_t first = granule_of(w->offset), end = granule_end(w->offset + w->length);
+	uint32_t needed = (uint32_t)(end - first) * PE_GRANULE;
+	char *bytes;
+	int err = 0;
+
+	if (!batch->room)
+		batch->room = malloc(REPLY_ROOM);
+	if (!batch->room)
+		return reply_status(c, batch, w->cookie, -ENOMEM, w->arrived);
+	if (REPLY_ROOM - batch->room_used < needed)
+		err = reply_flush(c, batch);
+	if (err)
+		return err;
+	bytes = batch->room + batch->room_used;
+	err = trust_read(c->store, batch->epoch, first, end, bytes);
+	if (err)
+		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : 1;
+	batch->room_used += needed;
+	return add_data(c, batch, w, bytes + w->offset % PE_GRANULE, false);
+}
+
+int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
+{
+	struct pe_store *s = c->store;
+
+	if (!batch->looked) {
+		batch->epoch = trust_look(s);
+		batch->looked = true;
+	}
+	if (!w->keep && trust_has(&s->trust, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
+		if (w->length < REPLY_SENDFILE)
+			return add_data(c, batch, w, s->data + w->offset, false);
+		add_header(batch, w->cookie, 0, w->arrived);
+		return transmit(c, batch, w->offset, w->length);
+	}
+	return w->keep || w->length >= REPLY_SENDFILE ? add_kept(c, batch, w) : add_compared(c, batch, w);
 }

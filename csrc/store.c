@@ -1,4 +1,4 @@
-/* The store: its life, the reads that are parked on it, and the threads that wait for its bytes. Runs are in run.c. */
+/* The store: its life, and the reads that are parked on it. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -7,8 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
-
-#include "io.h"
 
 uint64_t now_ns(void)
 {
@@ -35,7 +33,8 @@ void cond_init(pthread_cond_t *cond)
 	pthread_condattr_destroy(&attr);
 }
 
-int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, uint32_t timeout, pe_store **store)
+int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uint64_t size, uint32_t timeout,
+		  pe_store **store)
 {
 	struct pe_store *s;
 	void *data;
@@ -53,12 +52,17 @@ int pe_store_open(int data_fd, int map_fd, uint64_t map_offset, uint64_t size, u
 		return err;
 	}
 	err = map_open(&s->map, map_fd, map_offset, granule_end(size));
+	if (!err)
+		err = trust_open(&s->trust, map_fd < 0 ? -1 : sums_fd, map_offset, granule_end(size));
 	if (err) {
+		map_close(&s->map);
 		munmap(data, size);
 		free(s);
 		return err;
 	}
 	s->data_fd = data_fd;
+	s->map_fd = map_fd;
+	s->shared = s->map.shared ? s->map.shared : &s->alone;
 	s->size = size;
 	s->timeout = (uint64_t)timeout * 1000000U;
 	s->data = data;
@@ -85,6 +89,7 @@ void pe_store_stop(pe_store *s)
 	pthread_cond_broadcast(&s->timer);
 	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);
+	claim_announce(s->shared); /* the expiring thread may sleep there */
 }
 
 void pe_store_free(pe_store *s)
@@ -93,6 +98,7 @@ void pe_store_free(pe_store *s)
 		return;
 	munmap((void *)(uintptr_t)s->data, s->size);
 	map_close(&s->map);
+	trust_close(&s->trust);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->whole);
 	pthread_cond_destroy(&s->timer);
@@ -119,6 +125,9 @@ void pe_store_get_stats(pe_store *s, struct pe_stats *stats)
 		.landed = __atomic_load_n(&s->landed, __ATOMIC_RELAXED),
 		.parked = s->parked_count,
 		.flights = s->flights,
+		.uncached = __atomic_load_n(&s->uncached, __ATOMIC_RELAXED),
+		.healed = s->healed,
+		.others = s->others,
 	};
 	pthread_mutex_unlock(&s->lock);
 }
@@ -131,14 +140,20 @@ int64_t pe_store_copy_map(pe_store *s, void *buffer, uint64_t length)
 	return (int64_t)bytes;
 }
 
-static bool in_range(const struct pe_store *s, uint64_t offset, uint64_t length)
+int pe_store_health(pe_store *s, uint64_t *healed)
 {
-	return length && offset < s->size && length <= s->size - offset;
+	int error;
+
+	pthread_mutex_lock(&s->lock);
+	error = s->write_error;
+	*healed = s->healed;
+	pthread_mutex_unlock(&s->lock);
+	return error;
 }
 
 int pe_store_has(pe_store *s, uint64_t offset, uint64_t length)
 {
-	return in_range(s, offset, length) ? store_has(s, offset, length) : -EINVAL;
+	return store_in_range(s, offset, length) ? store_has(s, offset, length) : -EINVAL;
 }
 
 /* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
@@ -150,10 +165,61 @@ static uint64_t next_deadline(const struct pe_store *s)
 	return 0;
 }
 
-int store_want(struct pe_store *s, struct waiter *w)
+uint64_t waiter_next_needed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end)
+{
+	first = map_next_absent(&s->map, first, end);
+	while (w && w->keep && first < end && keep_has(w->keep, first))
+		first = map_next_absent(&s->map, first + 1, end);
+	return first;
+}
+
+int waiter_fill(struct pe_store *s, struct waiter *w, uint32_t epoch)
+{
+	uint64_t at = w->keep->first, stop;
+	int result = 0;
+
+	for (; at < w->keep->end && result >= 0; at = stop) {
+		int read;
+
+		stop = at + 1;
+		if (keep_has(w->keep, at))
+			continue;
+		while (stop < w->keep->end && !keep_has(w->keep, stop))
+			stop++;
+		read = trust_read(s, epoch, at, stop, keep_at(w->keep, at));
+		if (!read)
+			keep_mark(w->keep, at, stop);
+		result = read ? read : result;
+	}
+	return result;
+}
+
+static void wake_taker(struct pe_store *s, bool wanted)
 {
 	uint64_t offset, length;
 	unsigned stream;
+
+	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
+	if (s->idle && (wanted || plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)))
+		pthread_cond_signal(&s->work);
+}
+
+/* Links w behind this one. */
+static void link_waiter(struct pe_store *s, struct waiter *w, struct waiter *before)
+{
+	w->status = 1;
+	w->claimed = w->foreign = false;
+	w->since = now_ns();
+	w->prev = before;
+	w->next = before->next;
+	w->prev->next = w->next->prev = w;
+	s->parked_count++;
+	if (w->deadline && next_deadline(s) == w->deadline)
+		pthread_cond_signal(&s->timer); /* until now there was none to watch, or a later one */
+}
+
+int store_want(struct pe_store *s, struct waiter *w)
+{
 	int result = 0;
 
 	if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE)) {
@@ -163,32 +229,78 @@ int store_want(struct pe_store *s, struct waiter *w)
 	pthread_mutex_lock(&s->lock);
 	w->stream = plan_touch(&s->plan, w->offset, w->length);
 	/* Landing sets bits and looks for whole reads under the lock, so none that is parked here can be missed. */
-	if (store_has(s, w->offset, w->length)) {
+	if (waiter_is_whole(s, w)) {
 		__atomic_fetch_add(&s->hits, 1, __ATOMIC_RELAXED);
 		result = 1;
 	} else if (s->stopping) {
 		result = -ESHUTDOWN;
 	} else {
-		w->status = 1;
-		w->claimed = false;
 		w->deadline = w->conn && s->timeout ? now_ns() + s->timeout : 0;
-		w->prev = s->parked.prev;
-		w->next = &s->parked;
-		w->prev->next = w->next->prev = w;
+		link_waiter(s, w, s->parked.prev);
 		s->misses++;
-		s->parked_count++;
-		if (w->deadline && next_deadline(s) == w->deadline)
-			pthread_cond_signal(&s->timer); /* until now there was none to watch */
 	}
-	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
-	if (s->idle && (result == 0 || plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)))
-		pthread_cond_signal(&s->work);
+	wake_taker(s, result == 0);
 	pthread_mutex_unlock(&s->lock);
 	return result;
 }
 
+int store_want_again(struct pe_store *s, struct waiter *w)
+{
+	struct waiter *before;
+	int result = 0;
+
+	pthread_mutex_lock(&s->lock);
+	w->mistrust = true;
+	if (s->stopping || *conn_gone(w->conn)) {
+		result = -ESHUTDOWN;
+	} else if (waiter_is_whole(s, w)) {
+		result = 1;
+	} else {
+		/* It has waited before: its deadline is an early one, and the list is in their order. */
+		for (before = s->parked.prev; before != &s->parked; before = before->prev)
+			if (before->deadline && before->deadline <= w->deadline)
+				break;
+		link_waiter(s, w, before);
+		wake_taker(s, true);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return result;
+}
+
+void store_update_complete(struct pe_store *s)
+{
+	bool complete = map_has(&s->map, 0, s->map.granules);
+
+	if (complete != s->complete)
+		__atomic_store_n(&s->complete, complete, __ATOMIC_RELEASE);
+}
+
+void store_spoil(struct pe_store *s, uint64_t first, uint64_t end)
+{
+	pthread_mutex_lock(&s->lock);
+	for (first = map_next_present(&s->map, first, end); first < end;) {
+		uint64_t stop = map_next_absent(&s->map, first, end);
+
+		map_clear(&s->map, first, stop);
+		s->healed += stop - first;
+		first = map_next_present(&s->map, stop, end);
+	}
+	store_update_complete(s); /* even where another process had cleared them */
+	pthread_cond_broadcast(&s->fill);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void store_set_foreign(struct pe_store *s, struct waiter *w, bool foreign)
+{
+	if (foreign && !s->foreign)
+		pthread_cond_signal(&s->timer); /* there is somebody to listen to */
+	s->foreign += foreign - w->foreign;
+	w->foreign = foreign;
+}
+
 static void unlink_waiter(struct pe_store *s, struct waiter *w)
 {
+	store_set_foreign(s, w, false);
 	w->prev->next = w->next;
 	w->next->prev = w->prev;
 	s->parked_count--;
@@ -199,6 +311,8 @@ void store_answer(struct pe_store *s, struct waiter *w, int status)
 	unlink_waiter(s, w);
 	if (status < 0)
 		s->failed++;
+	else if (w->keep)
+		__atomic_fetch_add(&s->uncached, 1, __ATOMIC_RELAXED);
 	w->status = status;
 	if (w->conn)
 		conn_ready(w->conn, w);
@@ -211,10 +325,12 @@ void store_forget(struct pe_store *s, struct pe_conn *conn)
 	struct waiter *next;
 
 	pthread_mutex_lock(&s->lock);
+	*conn_gone(conn) = true;
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
 		if (w->conn == conn) {
 			unlink_waiter(s, w);
+			keep_free(w->keep);
 			free(w);
 		}
 	}
@@ -234,12 +350,13 @@ int pe_store_expire(pe_store *s)
 		uint64_t deadline = next_deadline(s);
 		struct waiter *next;
 
-		if (!deadline) {
-			pthread_cond_wait(&s->timer, &s->lock);
-			continue;
-		}
-		if (deadline > now_ns()) {
-			cond_wait_until(&s->timer, &s->lock, deadline);
+		if (!deadline || deadline > now_ns()) {
+			if (s->foreign)
+				others_wait(s, deadline);
+			else if (deadline)
+				cond_wait_until(&s->timer, &s->lock, deadline);
+			else
+				pthread_cond_wait(&s->timer, &s->lock);
 			continue;
 		}
 		for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
@@ -250,38 +367,4 @@ int pe_store_expire(pe_store *s)
 	}
 	pthread_mutex_unlock(&s->lock);
 	return 0;
-}
-
-int pe_store_wait(pe_store *s, uint64_t offset, uint64_t length, uint32_t timeout)
-{
-	uint64_t deadline = now_ns() + (uint64_t)timeout * 1000000U;
-	struct waiter w = { .offset = offset, .length = (uint32_t)length };
-	int result;
-
-	if (!in_range(s, offset, length) || length > PE_REQUEST_MAX)
-		return -EINVAL;
-	result = store_want(s, &w);
-	if (result)
-		return result < 0 ? result : 0;
-	pthread_mutex_lock(&s->lock);
-	while (w.status == 1 && now_ns() < deadline)
-		cond_wait_until(&s->whole, &s->lock, deadline);
-	store_unpark(s, &w);
-	pthread_mutex_unlock(&s->lock);
-	return w.status == 1 ? -EAGAIN : w.status;
-}
-
-int64_t pe_store_read(pe_store *s, void *buffer, uint64_t length, uint64_t offset)
-{
-	int err;
-
-	if (!in_range(s, offset, length))
-		return -EINVAL;
-	if (!store_has(s, offset, length))
-		return -ENODATA;
-	err = io_pread(s->data_fd, buffer, length, offset);
-	if (err)
-		return err;
-	__atomic_fetch_add(&s->served, length, __ATOMIC_RELAXED);
-	return (int64_t)length;
 }

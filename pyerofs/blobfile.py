@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from .cache import chosen_directory
 from .config import oci_options
-from .core import REQUEST_MAX
-from .errors import SystemFailure
 from .export import SLICE, Export
 from .manifests import Manifests
 from .mountpoint import is_local
@@ -90,7 +88,7 @@ class BlobFile(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
-        length = self._pread_into(view[:REQUEST_MAX], self._position)
+        length = self._pread_into(view, self._position)
         self._position += length
         return length
 
@@ -100,10 +98,7 @@ class BlobFile(io.RawIOBase):
         if n < 0 or offset < 0:
             raise ValueError("pread takes no negative numbers")
         data = bytearray(max(0, min(n, self.size - offset)))
-        view = memoryview(data)
-        done = 0
-        while done < len(data):
-            done += self._pread_into(view[done : done + REQUEST_MAX], offset + done)
+        self._pread_into(memoryview(data), offset)
         return bytes(data)
 
     def sendfile(self, out_fd: int, offset: int, count: int) -> int:
@@ -151,10 +146,5 @@ class BlobFile(io.RawIOBase):
         self._check_open()
         length = max(0, min(len(view), self.size - offset))
         if length:
-            with self._export.reading():
-                self._export.wait(offset, length)
-                try:
-                    self._export.store.read_into(view[:length], offset)
-                except OSError as e:
-                    raise SystemFailure(f"cannot read the cache of {self.name}: {e.strerror}") from None
+            self._export.read_into(view[:length], offset)
         return length

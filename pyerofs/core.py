@@ -56,7 +56,7 @@ class Latency(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Counters since the store was opened; `present` (bytes in the cache), `parked` and `flights` are as of now."""
+    """Counters since the store was opened (csrc/pyerofs.h); `present`, `parked` and `flights` are as of now."""
 
     present: int
     hits: int
@@ -67,6 +67,9 @@ class Stats(NamedTuple):
     landed: int
     parked: int
     flights: int
+    uncached: int
+    healed: int
+    others: int
 
 
 def _check(result: int) -> int:
@@ -95,14 +98,24 @@ class _Handle:
 class Store(_Handle):
     """The bytes of one blob, and everything that waits for them.
 
-    `map_fd` None: all of data_fd is present (a local file). `timeout`: seconds that a connection's read may wait, 0 for
-    no bound. Raises OSError.
+    `map_fd` None: all of data_fd is present (a local file). `sums_fd` None: what is present is never doubted. Both
+    files have their content from byte `map_offset` on. `timeout`: seconds that a connection's read may wait, 0 for no
+    bound. Raises OSError.
     """
 
-    def __init__(self, data_fd: int, size: int, *, map_fd: int | None = None, map_offset: int = 0, timeout: float = 0):
+    def __init__(
+        self,
+        data_fd: int,
+        size: int,
+        *,
+        map_fd: int | None = None,
+        sums_fd: int | None = None,
+        map_offset: int = 0,
+        timeout: float = 0,
+    ):
         out = ffi.new("pe_store **")
-        map_number = -1 if map_fd is None else map_fd
-        _check(lib.pe_store_open(data_fd, map_number, map_offset, size, int(timeout * 1000), out))
+        numbers = (-1 if fd is None else fd for fd in (map_fd, sums_fd))
+        _check(lib.pe_store_open(data_fd, *numbers, map_offset, size, int(timeout * 1000), out))
         self._pointer = out[0]
         self.size = size
 
@@ -125,6 +138,11 @@ class Store(_Handle):
         _check(lib.pe_store_get_latency(self._pointer, which, latency))
         return Latency(tuple(latency.bucket), latency.sum / 1e6, latency.max / 1e6)
 
+    def health(self) -> tuple[int, int]:
+        """The errno for which nothing can be cached now, 0 when all is well; and how many granules were spoiled."""
+        healed = ffi.new("uint64_t *")
+        return lib.pe_store_health(self._pointer, healed), healed[0]
+
     def copy_map(self) -> bytes:
         """The map as it is now, little endian words; empty where there is none."""
         buffer = ffi.new("char[]", (self.size // GRANULE // 64 + 1) * 8)
@@ -146,8 +164,9 @@ class Store(_Handle):
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
         """The run's next bytes. False: there is more of it, but nobody wants it any more."""
-        view = ffi.from_buffer(piece)
-        return _check(lib.pe_store_land(self._pointer, run, offset, view, len(view))) == 0
+        with ffi.from_buffer(piece) as view:
+            result = lib.pe_store_land(self._pointer, run, offset, view, len(view))
+        return _check(result) == 0
 
     def resume(self, run: int, *, whole: bool = False) -> tuple[int, int]:
         """Offset and length of what the next answer for the run has to bring; `whole`: it is the whole blob."""
@@ -175,10 +194,17 @@ class Store(_Handle):
         result = lib.pe_store_wait(self._pointer, offset, length, int(timeout * 1000))
         return result != -EAGAIN and _check(result) == 0
 
-    def read_into(self, buffer: Buffer, offset: int) -> int:
-        """Fills the buffer with present bytes."""
-        view = ffi.from_buffer(buffer, require_writable=True)
-        return _check(lib.pe_store_read(self._pointer, view, len(view), offset))
+    def read_into(self, buffer: Buffer, offset: int, timeout: float = 0) -> int:
+        """Fills the buffer as its bytes come; fewer, or 0, when the rest did not come within timeout seconds, and no
+        more than REQUEST_MAX."""
+        # Released here and now: one that an error's traceback still holds breaks Python's garbage collector.
+        with ffi.from_buffer(buffer, require_writable=True) as view:
+            result = lib.pe_store_read(self._pointer, view, len(view), offset, int(timeout * 1000))
+        return 0 if result == -EAGAIN else _check(result)
+
+    def check(self, offset: int, length: int) -> bool:
+        """Whether what is present of the range agrees with its sums; what does not is absent from now on."""
+        return _check(lib.pe_store_check(self._pointer, offset, length)) == 0
 
     def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
         """Bytes sent; fewer than count, or 0, when the rest did not come within timeout seconds."""
@@ -221,3 +247,9 @@ class Connection(_Handle):
 
     def stop(self) -> None:
         lib.pe_conn_stop(self._pointer)
+
+
+def crc32c(data: Buffer, *, portably: bool = False) -> int:
+    """The sum of a granule; `portably`: without the processor's instruction for it."""
+    with ffi.from_buffer(data) as view:
+        return _check(lib.pe_sum(view, len(view), portably))

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .cache import MAP_OFFSET, Entry, chosen_directory
+from .cachehealth import CacheHealth
 from .core import Store
 from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
@@ -78,11 +79,19 @@ class Export:
         self._cache = cache = Entry(directory, source.digest, source.size)
         try:
             self.store = Store(
-                cache.data_fd, source.size, map_fd=cache.map_fd, map_offset=MAP_OFFSET, timeout=options.timeout
+                cache.data_fd,
+                source.size,
+                map_fd=cache.map_fd,
+                sums_fd=cache.sums_fd if cache.sums_fd >= 0 else None,
+                map_offset=MAP_OFFSET,
+                timeout=options.timeout,
             )
         except BaseException:
             cache.close()
             raise
+        self._health = CacheHealth(self.store, self._log)
+        if cache.problem:
+            self._health.lost(cache.problem)
         counted = CountedSource(source, self.fetches)
         self._fetcher = Fetcher(
             self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
@@ -104,6 +113,7 @@ class Export:
 
     def _landed(self) -> None:
         """Something new is in the cache: some time from now it shall be there to stay."""
+        self._health.check()
         self._syncing.soon()
         if self._upkeep is not None:
             self._upkeep.landed()
@@ -155,21 +165,24 @@ class Export:
         if self._closing:
             raise ValueError("I/O operation on closed file")
 
-    def wait(self, offset: int, length: int) -> None:
-        """Returns when the range (up to core.REQUEST_MAX bytes) is present. Raises what made that impossible."""
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills the buffer, bytes of the blob all of it, as they come. Raises what made that impossible."""
+        done = 0
         deadline = time.monotonic() + self.timeout
         with self.reading():
-            while True:
+            while done < len(buffer):
                 try:
-                    if self.store.wait(offset, length, SLICE):
-                        return
+                    count = self.store.read_into(buffer[done:], offset + done, SLICE)
                 except OSError as e:
                     self._check_open()
                     raise self.last_error or SystemFailure(f"cannot read {self.source.name}: {e.strerror}") from None
-                if self._cancel():
+                done += count
+                if count:
+                    deadline = time.monotonic() + self.timeout
+                elif self._cancel():
                     raise InterruptedError
-                if time.monotonic() > deadline:
-                    raise self.timed_out(offset)
+                elif time.monotonic() > deadline:
+                    raise self.timed_out(offset + done)
 
     def timed_out(self, offset: int) -> RegistryError:
         return RegistryError(
@@ -180,9 +193,8 @@ class Export:
     def superblock(self) -> Superblock:
         """The image's superblock, checked against the size of the blob. Raises ImageError, RegistryError."""
         length = min(HEAD, self.size)
-        self.wait(0, length)
         head = bytearray(length)
-        self.store.read_into(head, 0)
+        self.read_into(memoryview(head), 0)
         try:
             superblock = parse(bytes(head), os.sysconf("SC_PAGESIZE"))
             check_size(superblock, self.size)

@@ -118,7 +118,7 @@ class Fetcher:
             except OSError as e:
                 if e.errno == errno.ESHUTDOWN:
                     return errno.ESHUTDOWN
-                failure = SystemFailure(f"cannot write to the cache: {e.strerror}")
+                failure = SystemFailure(f"cannot fetch: {e.strerror}")
                 self._log(str(failure), failure)
                 return e.errno or errno.EIO
             except PyerofsError as e:

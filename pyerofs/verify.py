@@ -3,6 +3,7 @@
     unverified -> verifying -> verified     it is so until something is fetched again
                            \\-> mismatch     everything is forgotten, fetched anew and hashed again, but only once:
                                            a second mismatch stays one
+                           \\-> unverified   where granules do not agree with their sums: those alone are forgotten
 
 The mark lies in the cache beside the data file that it is about, and counts only while the blob is complete.
 """
@@ -55,6 +56,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._state: State = "unverified"
         self._mismatches = 0
+        self._healed = 0  # granules found spoiled before the hashing began
         self._changed = False  # something has been fetched since the hashing began
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -103,6 +105,7 @@ class Verifier:
             self._entry.unmark_verified()  # or the next one to open it would believe what was true before
         except OSError as e:
             self._log(f"cannot remove a mark from the cache: {e.strerror}")
+        self._healed = self._store.health()[1]
         if self._is_complete() and not self._stopping.is_set():
             self._state = "verifying"
             self._changed = False
@@ -119,19 +122,29 @@ class Verifier:
         except OSError as e:
             self._log(f"cannot verify {self._digest}: {e.strerror}")
             found = None
+        damaged = found not in (None, self._digest) and not self._is_sound()
         # Before a mark is made: in a crash of the machine it must not outlive the bytes that it was made for.
         self._sync()
         with self._lock:
             self._state = "unverified"
             if self._stopping.is_set():
                 return
-            if self._changed:
+            if self._changed or damaged:
                 self._look()
             elif found == self._digest:
                 self._matched()
             elif found is not None:
                 self._mismatched(found)
         self._sync()  # what was forgotten
+
+    def _is_sound(self) -> bool:
+        """Whether the bytes that were hashed are those that came from the registry, as far as their sums tell. What is
+        not is absent from now on: it is fetched anew when it is wanted, and all is hashed again."""
+        try:
+            return self._store.check(0, self._store.size) and self._store.health()[1] == self._healed
+        except OSError as e:
+            self._log(f"cannot check the cache of {self._digest}: {e.strerror}")
+            return False
 
     def _matched(self) -> None:
         self._state = "verified"

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from nbdclient import TIMEOUT, Client
 
-from pyerofs.core import EXPORT_FLAGS, GRANULE, Connection, Run, Stats, Store
+from pyerofs.core import EXPORT_FLAGS, GRANULE, Connection, Run, Stats, Store, crc32c
 
 # san.py names the directory of the core that is to be tested: an installed one must not slip in.
 if expected := os.environ.get("PYEROFS_TEST_CORE"):
@@ -32,6 +32,7 @@ if expected := os.environ.get("PYEROFS_TEST_CORE"):
 KIB = 1024
 MIB = 1024 * KIB
 WINDOW = 128 * KIB  # PLAN_WINDOW_FIRST
+HEADER = 4096  # bytes before the bits of the map, and before the sums
 
 
 @lru_cache(maxsize=4)
@@ -48,6 +49,12 @@ def until(done: Callable[[], Any], what: str = "") -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {TIMEOUT:.0f} s: {what or done}")
         time.sleep(0.0002)
+
+
+def sums_of(data: bytes) -> bytes:
+    """What the sums of these granules are in their file."""
+    view = memoryview(data)
+    return b"".join(struct.pack("=I", crc32c(view[start : start + GRANULE])) for start in range(0, len(data), GRANULE))
 
 
 class Task(threading.Thread):
@@ -101,15 +108,21 @@ class Served:
 
 
 class Rig:
-    """`size` bytes of blob, all absent at first. The data and map descriptors are `data_fd` and `map_fd`."""
+    """`size` bytes of blob, all absent at first, in memory files: `data_fd`, `map_fd`, `sums_fd`.
 
-    def __init__(self, size: int, *, timeout: float = 0, data: bytes | None = None, full: bool = False):
+    `sums` False: the store has no sums to doubt its data by.
+    """
+
+    def __init__(
+        self, size: int, *, timeout: float = 0, data: bytes | None = None, full: bool = False, sums: bool = True
+    ):
         self.size = size
         self.data = pattern(size) if data is None else data
         self.granules = -(-size // GRANULE)
         self._stack = ExitStack()
         self.data_fd = self._memory("data", self.data if full else b"", size)
-        self.map_fd = self._memory("map", b"", -(-self.granules // 64) * 8)
+        self.map_fd = self._memory("map", b"", HEADER + -(-self.granules // 64) * 8)
+        self.sums_fd = self._memory("sums", b"", HEADER + 4 * self.granules) if sums else None
         self._stores: list[Store] = []
         self._services: list[Task] = []
         self._served: list[Served] = []
@@ -123,12 +136,28 @@ class Rig:
             os.pwrite(fd, content, 0)
         return fd
 
-    def open(self, *, full: bool = False, timeout: float = 0) -> Store:
-        """Another store over the same files, as another process would have it."""
-        store = Store(self.data_fd, self.size, map_fd=None if full else self.map_fd, timeout=timeout)
+    def open(
+        self, *, full: bool = False, timeout: float = 0, data_fd: int | None = None, sums_fd: int | None = None
+    ) -> Store:
+        """Another store over the same files, as another process would have it, but for those that are given."""
+        map_fd = None if full else self.reopen(self.map_fd)
+        store = Store(
+            self.data_fd if data_fd is None else data_fd,
+            self.size,
+            map_fd=map_fd,
+            sums_fd=self.sums_fd if sums_fd is None else sums_fd,
+            map_offset=HEADER,
+            timeout=timeout,
+        )
         self._stores.append(store)
         self._services.append(Task(store.expire))
         return store
+
+    def reopen(self, fd: int, flags: int = os.O_RDWR) -> int:
+        """An open file description of its own, as another process has it."""
+        again = os.open(f"/proc/self/fd/{fd}", flags)
+        self._stack.callback(os.close, again)
+        return again
 
     def __enter__(self) -> Self:
         return self
@@ -187,11 +216,14 @@ class Rig:
     def preset(self, first: int, end: int, data: bytes | None = None) -> None:
         """Makes granules present behind the store's back, as another process would."""
         start, stop = first * GRANULE, min(end * GRANULE, self.size)
-        os.pwrite(self.data_fd, self.data[start:stop] if data is None else data, start)
-        words = bytearray(os.pread(self.map_fd, -(-self.granules // 64) * 8, 0))
+        bytes_ = self.data[start:stop] if data is None else data
+        os.pwrite(self.data_fd, bytes_, start)
+        if self.sums_fd is not None:
+            os.pwrite(self.sums_fd, sums_of(bytes_ or self.data[start:stop]), HEADER + 4 * first)
+        words = bytearray(os.pread(self.map_fd, -(-self.granules // 64) * 8, HEADER))
         for granule in range(first, end):
             words[granule // 8] |= 1 << granule % 8
-        os.pwrite(self.map_fd, words, 0)
+        os.pwrite(self.map_fd, words, HEADER)
 
     # The source
 

@@ -23,6 +23,7 @@ from pyerofs.errors import SystemFailure, UsageError
 
 SIZE = 1_000_003
 DIGEST = "sha256:" + "ab" * 32
+FILES = ["data", "live", "lock", "map", "sums"]
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_a_map_that_was_cut(rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
     assert len(rig.ranges) > before
 
 
-@pytest.mark.parametrize("offset", [0, 20, 40, 60, MAP_OFFSET - 1])
+@pytest.mark.parametrize("offset", [0, 20, 40, 60, module.SHARED_OFFSET - 1])
 def test_a_live_map_with_a_wrong_header(rig: Rig, offset: int) -> None:
     reference, data = rig.publish(SIZE)
     assert read(rig, reference) == data
@@ -260,8 +261,8 @@ def test_the_durable_map_is_written_after_its_data(rig: Rig, monkeypatch: pytest
         for name in ("fdatasync", "fsync", "rename"):
             note(name)
         assert blob.read() == data
-    assert calls == ["fdatasync data", "fsync map", "rename map", f"fsync {rig.entry(data).name}"]
-    assert files(rig.entry(data)) == ["data", "live", "lock", "map"]
+    assert calls == ["fdatasync data", "fdatasync sums", "fsync map", "rename map", f"fsync {rig.entry(data).name}"]
+    assert files(rig.entry(data)) == FILES
 
 
 def test_a_map_copied_before_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +298,7 @@ def test_a_disk_that_fails_keeps_the_previous_map(rig: Rig, monkeypatch: pytest.
         monkeypatch.setattr(module.os, failing, fail)
         assert blob.read() == data
     assert (rig.entry(data) / "map").read_bytes() == before
-    assert files(rig.entry(data)) == ["data", "live", "lock", "map"]
+    assert files(rig.entry(data)) == FILES
     assert len(rig.log) == 1 and "cache" in rig.log[0]
 
 

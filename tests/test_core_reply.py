@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import ECONNRESET, EFAULT, EIO, EPIPE
+from errno import ECONNRESET, EIO, EPIPE
 
 import nbdclient as nbd
 import pytest
@@ -355,7 +355,8 @@ def test_stop_frees_threads_that_are_stuck_in_replies() -> None:
 @pytest.mark.parametrize("parked", [False, True])
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_a_cut_data_file_ends_the_connection(length: int, left: int, parked: bool, transport: str) -> None:
-    with Rig(SIZE) as rig:
+    """A store without sums has no better way; EIO tells it from a client's hang-up."""
+    with Rig(SIZE, sums=False) as rig:
         served = rig.connect(tcp=transport == "tcp")
         client = served.client
         if parked:
@@ -374,9 +375,9 @@ def test_a_cut_data_file_ends_the_connection(length: int, left: int, parked: boo
         if parked and served.sending:
             with pytest.raises(OSError) as caught:
                 served.sending.result()
-            assert caught.value.errno in (EFAULT, EIO)
+            assert caught.value.errno == EIO
             assert served.end() == HARD_DISCONNECT
         else:
             with pytest.raises(OSError) as caught:
                 served.end()
-            assert caught.value.errno in (EFAULT, EIO)
+            assert caught.value.errno == EIO

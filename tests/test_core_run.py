@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
-from errno import EBADF, EFBIG, EINVAL, EIO, ENOENT
+from errno import EINVAL, EIO, ENOENT
 
 import nbdclient as nbd
 import pytest
-from coreharness import KIB, MIB, WINDOW, Rig, bits_of, pattern, rlimit_fsize
+from coreharness import KIB, MIB, WINDOW, Rig, bits_of, pattern
 
-from pyerofs.core import DEMAND, GRANULE, Run, Store
+from pyerofs.core import DEMAND, GRANULE, Run
 
 SIZE = 8 * MIB
 
@@ -210,43 +209,6 @@ def test_no_more_is_wanted_when_the_rest_is_there() -> None:
         assert not rig.land(run, 2 * GRANULE + 1, GRANULE - 1)
         rig.store.finish(run.id)
         rig.parked(0)
-
-
-@pytest.mark.parametrize("limit", [0, GRANULE, GRANULE + 100])
-def test_a_data_file_that_cannot_grow(limit: int) -> None:
-    """Nothing is marked present that did not reach the file; the run fails, and the next one may succeed."""
-    with Rig(SIZE) as rig:
-        os.truncate(rig.data_fd, 0)
-        client = rig.client()
-        client.read(0, 2 * GRANULE)
-        run = rig.take()
-        with rlimit_fsize(limit), pytest.raises(OSError) as caught:
-            rig.land(run, 0, 2 * GRANULE)
-        assert caught.value.errno == EFBIG
-        assert (rig.stats().present, rig.stats().landed, rig.stats().parked) == (0, 0, 1)
-        rig.store.finish(run.id, EFBIG)
-        assert client.reply().error == nbd.EIO
-        client.read(0, 2 * GRANULE)
-        rig.fetch(rig.take())
-        assert client.reply().data == rig.slice(0, 2 * GRANULE)
-
-
-def test_a_data_file_that_cannot_be_written() -> None:
-    with Rig(SIZE) as rig, ExitStack() as stack:
-        readonly = os.open(f"/proc/self/fd/{rig.data_fd}", os.O_RDONLY)
-        stack.callback(os.close, readonly)
-        store = Store(readonly, SIZE, map_fd=rig.map_fd)
-        stack.callback(store.close)
-        assert not store.wait(0, 1, 0)
-        waiting = rig.task(store.wait, 0, 1, 20)
-        run = rig.take(store)
-        with pytest.raises(OSError) as caught:
-            rig.land(run, 0, GRANULE, store)
-        assert caught.value.errno == EBADF
-        store.finish(run.id, EIO)
-        with pytest.raises(OSError):
-            waiting.result()
-        assert store.stats().present == 0
 
 
 # Ending and resuming

@@ -28,9 +28,8 @@ class Reader:
         self.lines = lines
 
     def read(self, offset: int, length: int) -> bytes:
-        self.export.wait(offset, length)
         data = bytearray(length)
-        self.export.store.read_into(data, offset)
+        self.export.read_into(memoryview(data), offset)
         return bytes(data)
 
 

@@ -38,7 +38,7 @@ LEVELS = (
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log"}
     | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachedir", "manifests", "record"}
+    {"source", "cache", "cachehealth", "cachedir", "manifests", "record"}
     | {"download", "place", "dockerarchive", "configview", "counters"},
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "daemon", "supervision"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from scene import until
 import pyerofs
 from pyerofs import fill, verify
 from pyerofs.cache import MAP_OFFSET, Entry
-from pyerofs.core import GRANULE, Store
+from pyerofs.core import GRANULE, Store, crc32c
 from pyerofs.verify import NICE, Verifier, digest_of
 
 SIZE = 3_000_001
+WHERE = 1_234_567  # what is damaged
 DATA = os.urandom(5 * GRANULE + 9)
 
 
@@ -73,17 +75,40 @@ def test_a_local_file_is_not_concerned(tmp_path: Path) -> None:
         assert blob._export.verification == "unverified"
 
 
-def damage(rig: Rig, reference: str, data: bytes) -> None:
-    """A bit of the complete blob is another one, and nobody has verified it."""
+def damage(rig: Rig, reference: str, data: bytes, *, came_so: bool = True) -> None:
+    """A bit of the complete blob is another one, and nobody has verified it. `came_so`: from the registry, that is,
+    the granule's sum agrees with it."""
     with rig.open(reference) as blob:
         blob.read()
         reaches(blob, "verified")
     (rig.entry(data) / "verified").unlink()
     with (rig.entry(data) / "data").open("r+b") as file:
-        file.seek(1_234_567)
+        file.seek(WHERE)
         byte = file.read(1)
-        file.seek(1_234_567)
+        file.seek(WHERE)
         file.write(bytes([byte[0] ^ 4]))
+        file.seek(WHERE // GRANULE * GRANULE)
+        spoiled = file.read(GRANULE)
+    if came_so:
+        with (rig.entry(data) / "sums").open("r+b") as file:
+            file.seek(MAP_OFFSET + 4 * (WHERE // GRANULE))
+            file.write(struct.pack("=I", crc32c(spoiled)))
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_damage_on_the_disk_costs_one_granule(rig: Rig, mode: str) -> None:
+    reference, data = rig.publish(SIZE)
+    damage(rig, reference, data, came_so=False)
+    asked = len(rig.ranges)
+    with rig.open(reference, f"oci.fill={mode}") as blob:
+        if mode == "none":
+            until(lambda: not blob._export.store.has(0, SIZE), "that it is found")
+            assert blob.read() == data
+            blob.seek(0)
+        reaches(blob, "verified")
+        assert blob.read() == data
+    assert rig.ranges[asked:] == [(WHERE // GRANULE * GRANULE, (WHERE // GRANULE + 1) * GRANULE - 1)]
+    assert rig.log == ["the cache's data was damaged; what is found so is fetched anew"]
 
 
 @pytest.mark.parametrize("mode", ["none", "idle", "full"])

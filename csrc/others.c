@@ -1,0 +1,68 @@
+/* Reads that wait for what other processes have in flight. */
+#define _GNU_SOURCE
+#include "store.h"
+
+/* A process that dies wakes nobody: so often claims are tried again while something waits for them. */
+static const uint64_t others_turn = 100000000;
+/* How long others may bring nothing, where reads have no deadline. */
+static const uint64_t others_patience = 10000000000;
+
+/*
+ * A process may be stopped, or its network gone, and still hold its claims. A read that sees nothing come is fetched
+ * all the same, while there is time; and so is one that has spent half of its time.
+ */
+bool others_are_slow(const struct pe_store *s, const struct waiter *w)
+{
+	uint64_t patience = s->timeout ? s->timeout / 8 : others_patience;
+	uint64_t now = now_ns();
+
+	if (s->timeout && now - w->since > s->timeout / 2)
+		return true;
+	return now - w->since > patience && now - s->moved > patience;
+}
+
+/* Answers the reads that have become whole, and lets the others be fetched if a claim on them may have ended. */
+static void look(struct pe_store *s, uint32_t word)
+{
+	uint32_t released = __atomic_load_n(&s->shared->released, __ATOMIC_SEQ_CST);
+	uint64_t now = now_ns();
+	bool retry = released != s->released || now - s->retried >= others_turn;
+	struct waiter *next;
+
+	if (word != s->word)
+		s->moved = now;
+	s->word = word;
+	if (retry) {
+		s->released = released;
+		s->retried = now;
+	}
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
+		next = w->next;
+		if (!w->foreign)
+			continue;
+		if (waiter_is_whole(s, w)) {
+			s->others++;
+			store_answer(s, w, 0);
+			store_update_complete(s);
+		} else if (retry) {
+			w->claimed = false;
+			pthread_cond_signal(&s->work);
+		}
+	}
+}
+
+void others_wait(struct pe_store *s, uint64_t deadline)
+{
+	uint32_t word = claim_listen(s->shared);
+	uint64_t now, timeout = others_turn;
+
+	look(s, word);
+	if (!s->foreign || s->stopping)
+		return;
+	now = now_ns();
+	if (deadline && deadline - now < timeout)
+		timeout = deadline > now ? deadline - now : 0;
+	pthread_mutex_unlock(&s->lock);
+	claim_wait(s->shared, word, timeout);
+	pthread_mutex_lock(&s->lock);
+}

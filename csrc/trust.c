@@ -1,0 +1,229 @@
+#define _GNU_SOURCE
+#include "trust.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "io.h"
+#include "store.h"
+#include "sum.h"
+
+enum {
+	WORD_GRANULES = 32,
+	BATCH = 64, /* granules read and compared at once */
+};
+
+/* So long after it was first seen a ctime says that nothing was written since: several ticks of any kernel's clock. */
+static const uint64_t settle_time = 50000000;
+/* Some filesystems keep whole seconds only. */
+static const uint64_t settle_time_of_seconds = 2000000000;
+
+int trust_open(struct trust *t, int sums_fd, uint64_t sums_offset, uint64_t granules)
+{
+	memset(t, 0, sizeof(*t));
+	t->sums_fd = sums_fd;
+	t->sums_offset = sums_offset;
+	t->size = UINT64_MAX;
+	t->epoch = 1;
+	if (sums_fd >= 0) {
+		t->length = (granules + WORD_GRANULES - 1) / WORD_GRANULES * sizeof(uint64_t);
+		t->word = mmap(NULL, t->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			       -1, 0);
+		if (t->word == MAP_FAILED) {
+			t->word = NULL;
+			return -errno;
+		}
+	}
+	pthread_mutex_init(&t->lock, NULL);
+	return 0;
+}
+
+void trust_close(struct trust *t)
+{
+	if (t->word)
+		munmap(t->word, t->length);
+	pthread_mutex_destroy(&t->lock);
+}
+
+static uint64_t stamp_of(const struct stat *st)
+{
+	return (uint64_t)st->st_ctim.tv_sec * 1000000000U + (uint64_t)st->st_ctim.tv_nsec;
+}
+
+static void next_epoch(struct trust *t)
+{
+	__atomic_store_n(&t->settled, 0, __ATOMIC_RELEASE);
+	t->epoch = t->epoch == UINT32_MAX ? 1 : t->epoch + 1;
+	t->seen = now_ns();
+}
+
+/* The file has changed, or may be about to settle. It is looked at again, since looks outside the lock have no order. */
+static uint32_t look_again(struct pe_store *s)
+{
+	struct trust *t = &s->trust;
+	struct stat st;
+
+	pthread_mutex_lock(&t->lock);
+	if (fstat(s->data_fd, &st)) {
+		next_epoch(t);
+	} else if (stamp_of(&st) != t->stamp || (uint64_t)st.st_size != t->size) {
+		next_epoch(t);
+		if ((uint64_t)st.st_size < s->size && (uint64_t)st.st_size < t->size)
+			store_spoil(s, granule_of((uint64_t)st.st_size), s->map.granules);
+		/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
+		__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
+		__atomic_store_n(&t->stamp, stamp_of(&st), __ATOMIC_RELEASE);
+	} else if (!t->settled) {
+		uint64_t needed = t->stamp % 1000000000U ? settle_time : settle_time_of_seconds;
+
+		if (now_ns() - t->seen >= needed)
+			__atomic_store_n(&t->settled, t->epoch, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return __atomic_load_n(&t->settled, __ATOMIC_ACQUIRE);
+}
+
+uint32_t trust_look(struct pe_store *s)
+{
+	const struct trust *t = &s->trust;
+	uint32_t settled;
+	struct stat st;
+
+	if (!t->word)
+		return 0;
+	if (!fstat(s->data_fd, &st) && __atomic_load_n(&t->stamp, __ATOMIC_ACQUIRE) == stamp_of(&st) &&
+	    __atomic_load_n(&t->size, __ATOMIC_ACQUIRE) == (uint64_t)st.st_size) {
+		settled = __atomic_load_n(&t->settled, __ATOMIC_ACQUIRE);
+		if (settled)
+			return settled;
+	}
+	return look_again(s);
+}
+
+void trust_end(struct pe_store *s)
+{
+	if (!s->trust.word)
+		return;
+	pthread_mutex_lock(&s->trust.lock);
+	next_epoch(&s->trust);
+	pthread_mutex_unlock(&s->trust.lock);
+}
+
+/* The bits of [first, end) in the word of first. */
+static uint64_t bits_of(uint64_t first, uint64_t end)
+{
+	uint64_t low = first % WORD_GRANULES;
+	uint64_t count = WORD_GRANULES - low < end - first ? WORD_GRANULES - low : end - first;
+
+	return ((1ULL << count) - 1) << low;
+}
+
+static uint64_t next_word(uint64_t granule)
+{
+	return (granule / WORD_GRANULES + 1) * WORD_GRANULES;
+}
+
+bool trust_has(const struct trust *t, uint32_t epoch, uint64_t first, uint64_t end)
+{
+	if (!t->word)
+		return true;
+	for (; epoch && first < end; first = next_word(first)) {
+		uint64_t word = __atomic_load_n(&t->word[first / WORD_GRANULES], __ATOMIC_RELAXED);
+
+		if (word >> 32 != epoch || (word & bits_of(first, end)) != bits_of(first, end))
+			return false;
+	}
+	return epoch;
+}
+
+static void add(struct trust *t, uint32_t epoch, uint64_t first, uint64_t end)
+{
+	for (; epoch && first < end; first = next_word(first)) {
+		uint64_t *word = &t->word[first / WORD_GRANULES];
+		uint64_t old = __atomic_load_n(word, __ATOMIC_RELAXED), new;
+
+		do {
+			new = (uint64_t)epoch << 32 | bits_of(first, end);
+			if (old >> 32 == epoch)
+				new |= old;
+		} while (!__atomic_compare_exchange_n(word, &old, new, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	}
+}
+
+static uint64_t length_of(const struct pe_store *s, uint64_t first, uint64_t end)
+{
+	return (end * PE_GRANULE < s->size ? end * PE_GRANULE : s->size) - first * PE_GRANULE;
+}
+
+/* Reads granules and the sums that they have and should have. */
+static int read_sums(struct pe_store *s, uint64_t first, uint64_t end, char *buffer, uint32_t *found, uint32_t *wanted)
+{
+	const struct trust *t = &s->trust;
+	int err = io_pread(s->data_fd, buffer, length_of(s, first, end), first * PE_GRANULE);
+
+	if (!err)
+		err = io_pread(t->sums_fd, wanted, (end - first) * sizeof(*wanted),
+			       t->sums_offset + first * sizeof(*wanted));
+	if (!err)
+		sum_granules(buffer, length_of(s, first, end), found);
+	return err;
+}
+
+/*
+ * A granule did not agree with its sum. 0: it does now, since another store was just writing it. 1: it is absent, or
+ * has been marked so: spoiled.
+ */
+static int read_spoiled(struct pe_store *s, uint64_t granule, char *buffer)
+{
+	uint32_t found, wanted;
+
+	if (!map_has(&s->map, granule, granule + 1)) {
+		store_spoil(s, granule, granule); /* nothing more, but "complete" may have to be taken back */
+		return 1;
+	}
+	if (!read_sums(s, granule, granule + 1, buffer, &found, &wanted) && found == wanted)
+		return 0;
+	store_spoil(s, granule, granule + 1);
+	return 1;
+}
+
+int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end, char *buffer)
+{
+	uint32_t found[BATCH], wanted[BATCH];
+	int result = 0;
+
+	if (!s->trust.word)
+		return io_pread(s->data_fd, buffer, length_of(s, first, end), first * PE_GRANULE);
+	for (uint64_t at = first; at < end; at += BATCH) {
+		uint64_t stop = at + BATCH < end ? at + BATCH : end;
+		char *bytes = buffer + (at - first) * PE_GRANULE;
+		int err = read_sums(s, at, stop, bytes, found, wanted);
+
+		for (uint64_t g = at; g < stop; g++)
+			if (err || found[g - at] != wanted[g - at])
+				result |= read_spoiled(s, g, bytes + (g - at) * PE_GRANULE);
+	}
+	if (!result)
+		add(&s->trust, epoch, first, end);
+	return result;
+}
+
+int trust_write_sums(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length)
+{
+	const struct trust *t = &s->trust;
+	uint32_t sums[BATCH];
+	int err = 0;
+
+	while (t->word && length && !err) {
+		uint64_t n = length < BATCH * PE_GRANULE ? length : BATCH * PE_GRANULE;
+
+		sum_granules(bytes, n, sums);
+		err = io_pwrite(t->sums_fd, sums, granule_end(n) * sizeof(*sums), t->sums_offset + first * sizeof(*sums));
+		first += BATCH;
+		bytes += n;
+		length -= n;
+	}
+	return err;
+}

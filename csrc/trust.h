@@ -1,0 +1,54 @@
+/*
+ * What keeps spoiled bytes from going out. Each granule has a sum (CRC32C) in a file beside the data, written before
+ * the granule's bit is set. A granule is compared with its sum before this store sends it for the first time; then it
+ * is trusted, until the data file's ctime or size is another one than at the last look: every write and every cut
+ * moves the ctime, by whomever, the landing of new bytes included. What is not trusted is sent from a copy that was
+ * compared, never from the file.
+ *
+ * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted.
+ * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping.
+ */
+#ifndef PE_TRUST_H
+#define PE_TRUST_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct pe_store;
+
+struct trust {
+	uint64_t *word; /* 32 granules each: the epoch in which they were compared, and a bit each. NULL: no sums */
+	size_t length;
+	int sums_fd;
+	uint64_t sums_offset;
+
+	uint64_t stamp, size; /* atomic: the data file's ctime in ns and its size, as last seen */
+	uint32_t settled; /* atomic: the epoch, if something may become trusted in it, else 0 */
+	pthread_mutex_t lock; /* over fstat and what follows */
+	uint32_t epoch;
+	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
+};
+
+/* sums_fd -1: nothing is ever compared, and a read error is the reader's. */
+int trust_open(struct trust *trust, int sums_fd, uint64_t sums_offset, uint64_t granules);
+void trust_close(struct trust *trust);
+/*
+ * Looks at the data file: the epoch that the two functions below want, 0 when nothing is trusted now. Once before a
+ * batch of replies is enough. A file that was cut short has lost its last granules, and they are marked absent.
+ */
+uint32_t trust_look(struct pe_store *s);
+/* May these granules be sent straight from the data file? */
+bool trust_has(const struct trust *trust, uint32_t epoch, uint64_t first, uint64_t end);
+/* Ends all trust: a system call has run into an error that the look before had not shown. */
+void trust_end(struct pe_store *s);
+/*
+ * Copies whole granules from the data file and compares them. 0; 1: some were spoiled and are absent from now on;
+ * -errno: the file cannot be read, and there are no sums to know that as spoiled by.
+ */
+int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end, char *buffer);
+/* Writes the sums of granules that have just been written. */
+int trust_write_sums(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length);
+
+#endif

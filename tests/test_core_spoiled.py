@@ -1,0 +1,330 @@
+"""A data file that somebody cuts short, zeroes or flips bits in: no wrong byte goes out, no read fails, and only what
+was spoiled is fetched anew."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from errno import EIO
+
+import nbdclient as nbd
+import pytest
+from coreharness import HEADER, KIB, MIB, Rig, Task, bits_of, until
+
+from pyerofs.core import GRANULE
+
+SIZE = 2 * MIB + 777
+GRANULES = -(-SIZE // GRANULE)
+SETTLED = 0.12  # seconds: more than a ctime needs to be old enough for trust
+
+Damage = Callable[[Rig, int, int], None]
+
+
+def flip(rig: Rig, first: int, end: int) -> None:
+    """One bit of each granule."""
+    for granule in range(first, end):
+        place = min(granule * GRANULE + granule * 797 % GRANULE, rig.size - 1)
+        byte = os.pread(rig.data_fd, 1, place)[0]
+        os.pwrite(rig.data_fd, bytes([byte ^ 1 << granule % 8]), place)
+
+
+def zero(rig: Rig, first: int, end: int) -> None:
+    start, stop = first * GRANULE, min(end * GRANULE, rig.size)
+    os.pwrite(rig.data_fd, bytes(stop - start), start)
+
+
+def exchange(rig: Rig, first: int, end: int) -> None:
+    """Right bytes, but of another place."""
+    for granule in range(first, end):
+        start = granule * GRANULE
+        length = min(GRANULE, rig.size - start)
+        os.pwrite(rig.data_fd, rig.slice((start + MIB) % MIB, length)[::-1], start)
+
+
+def spoil_sums(rig: Rig, first: int, end: int) -> None:
+    assert rig.sums_fd is not None
+    os.pwrite(rig.sums_fd, os.urandom(4 * (end - first)), HEADER + 4 * first)
+
+
+DAMAGES: list[Damage] = [flip, zero, exchange]
+
+
+def settle(rig: Rig, client: nbd.Client) -> None:
+    """All is read until the store trusts all of it."""
+    end = time.monotonic() + SETTLED
+    rounds = 0
+    while time.monotonic() < end or rounds < 2:
+        for offset in range(0, SIZE, 200 * KIB):
+            length = min(200 * KIB, SIZE - offset)
+            assert client.call(nbd.CMD_READ, offset, length).data == rig.slice(offset, length)
+        rounds += time.monotonic() > end
+
+
+def read_all(rig: Rig, client: nbd.Client, step: int) -> None:
+    for offset in range(0, SIZE, step):
+        length = min(step, SIZE - offset)
+        reply = client.call(nbd.CMD_READ, offset, length)
+        assert (reply.error, reply.data == rig.slice(offset, length)) == (0, True), offset
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("step", [GRANULE - 1, 100 * KIB, MIB])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_spoiled_is_fetched_anew(damage: Damage, step: int, trusted: bool) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        if trusted:
+            settle(rig, client)
+        damage(rig, 100, 103)
+        damage(rig, GRANULES - 1, GRANULES)
+        read_all(rig, client, step)
+        stats = rig.stats()
+        last = SIZE - (GRANULES - 1) * GRANULE
+        assert (stats.healed, stats.landed, stats.failed) == (4, 3 * GRANULE + last, 0)
+        assert os.pread(rig.data_fd, SIZE, 0) == rig.data
+        assert bits_of(rig.store.copy_map()) == set(range(GRANULES))
+        read_all(rig, client, step)
+        assert rig.stats().healed == 4
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("left", [0, 1, 50 * GRANULE, 50 * GRANULE + 1, SIZE - 1])
+def test_a_file_that_was_cut_short(left: int, trusted: bool) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        if trusted:
+            settle(rig, client)
+        os.truncate(rig.data_fd, left)
+        read_all(rig, client, 100 * KIB)
+        stats = rig.stats()
+        assert (stats.healed, stats.failed) == (GRANULES - left // GRANULE, 0)
+        assert stats.landed == SIZE - left // GRANULE * GRANULE
+        assert os.pread(rig.data_fd, SIZE, 0) == rig.data
+
+
+@pytest.mark.parametrize("left", [0, 50 * GRANULE])
+def test_a_file_that_was_cut_short_and_made_long_again(left: int) -> None:
+    """With its old size, and nothing but zeros behind the cut."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        settle(rig, client)
+        os.truncate(rig.data_fd, left)
+        os.truncate(rig.data_fd, SIZE)
+        read_all(rig, client, 100 * KIB)
+        assert rig.stats().landed == SIZE - left
+
+
+def test_spoiled_sums() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        spoil_sums(rig, 7, 9)
+        client = rig.client()
+        rig.source()
+        read_all(rig, client, 100 * KIB)
+        assert rig.stats().healed == 2
+
+
+@pytest.mark.parametrize("left", [0, HEADER, HEADER + 4 * 10 + 3])
+def test_sums_that_were_cut_short(left: int) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        assert rig.sums_fd is not None
+        os.truncate(rig.sums_fd, left)
+        client = rig.client()
+        rig.source()
+        read_all(rig, client, 100 * KIB)
+        assert rig.stats().healed == GRANULES - max(0, left - HEADER) // 4
+
+
+@pytest.mark.parametrize("length", [GRANULE, MIB])
+def test_a_parked_read_whose_bytes_are_spoiled_before_they_are_sent(length: int) -> None:
+    """They were there when it was parked, or came from another process; it is parked again, and has its answer."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, 10)
+        flip(rig, 3, 5)
+        client = rig.client()
+        client.read(2 * GRANULE, length + 8 * GRANULE)
+        run = rig.take()
+        assert run.offset == 10 * GRANULE
+        rig.fetch(run)
+        again = rig.take()
+        assert (again.offset, again.length) == (3 * GRANULE, 2 * GRANULE)
+        rig.fetch(again)
+        assert client.reply().data == rig.slice(2 * GRANULE, length + 8 * GRANULE)
+
+
+def test_a_disk_that_forgets_whatever_is_written() -> None:
+    """A read has its answer from memory then: it does not go round in circles."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        for _ in range(3):
+            zero(rig, 5, 6)
+            cookie = client.read(5 * GRANULE, GRANULE)
+            rig.fetch(rig.take())
+            assert client.reply() == (cookie, 0, rig.slice(5 * GRANULE, GRANULE))
+        assert (rig.stats().runs, rig.stats().uncached) == (3, 3)
+
+
+def test_a_spoiled_granule_that_cannot_be_fetched() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        flip(rig, 3, 4)
+        client = rig.client()
+        client.read(2 * GRANULE, 4 * GRANULE)
+        rig.store.finish(rig.take().id, EIO)
+        assert client.reply().error == nbd.EIO
+        assert client.call(nbd.CMD_READ, 4 * GRANULE, GRANULE).data == rig.slice(4 * GRANULE, GRANULE)
+
+
+def test_a_connection_that_goes_while_its_read_is_parked_again() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES - 1)
+        flip(rig, 3, 4)
+        served = rig.connect()
+        served.client.read(0, SIZE)
+        rig.fetch(rig.take())
+        until(lambda: rig.stats().healed == 1)
+        served.client.close()
+        served.serving.join(nbd.TIMEOUT)
+        rig.parked(0)
+
+
+def test_stop_while_a_read_is_parked_again() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES - 1)
+        flip(rig, 3, 4)
+        client = rig.client()
+        client.read(0, SIZE)
+        rig.fetch(rig.take())
+        rig.take()
+        rig.store.stop()
+        assert client.reply().error == nbd.ESHUTDOWN
+
+
+def test_deadlines_hold_for_reads_that_are_parked_again() -> None:
+    with Rig(SIZE, timeout=0.3) as rig:
+        rig.preset(0, GRANULES - 1)
+        flip(rig, 3, 4)
+        client = rig.client()
+        client.reads([(0, SIZE), (3 * GRANULE, 1), (SIZE - 1, 1)])
+        assert {reply.error for reply in client.replies(3).values()} == {nbd.EIO}
+
+
+# Threads
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("damage", [*DAMAGES, lambda rig, first, end: os.truncate(rig.data_fd, first * GRANULE)])
+def test_a_thread_reads(damage: Damage, trusted: bool) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        rig.source()
+        if trusted:
+            settle(rig, rig.client())
+        damage(rig, 40, 42)
+        buffer = bytearray(SIZE - 11)
+        assert rig.store.read_into(buffer, 11, 20) == SIZE - 11
+        assert buffer == rig.data[11:]
+        assert rig.stats().healed >= 2
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("damage", [*DAMAGES, lambda rig, first, end: os.truncate(rig.data_fd, first * GRANULE)])
+def test_sendfile(damage: Damage, trusted: bool) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        rig.source()
+        if trusted:
+            settle(rig, rig.client())
+        damage(rig, 40, 42)
+        out = os.memfd_create("out")
+        assert rig.store.sendfile(out, 11, SIZE - 11, 20) == SIZE - 11
+        assert os.pread(out, SIZE, 0) == rig.data[11:]
+        os.close(out)
+
+
+# Several stores, and load
+
+
+def test_two_stores_heal_one_file_once() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        other = rig.open()
+        clients = [rig.client(), rig.client(other)]
+        for store in (rig.store, other):
+            rig.source(store)
+        for client in clients:
+            settle(rig, client)
+        flip(rig, 10, 20)
+        tasks = [Task(read_all, rig, client, 30_000) for client in clients]
+        for task in tasks:
+            task.result()
+        assert rig.stats().landed + other.stats().landed == 10 * GRANULE
+        assert rig.stats().healed + other.stats().healed == 10
+
+
+class Places:
+    """Ranges in use, so that no damage is done to one while it is being read: what is then on its way is gone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._used: list[tuple[int, int]] = []
+
+    def take(self, first: int, end: int) -> tuple[int, int]:
+        with self._changed:
+            self._changed.wait_for(lambda: all(end <= a or b <= first for a, b in self._used))
+            self._used.append((first, end))
+        return first, end
+
+    def give(self, place: tuple[int, int]) -> None:
+        with self._changed:
+            self._used.remove(place)
+            self._changed.notify_all()
+
+
+@pytest.mark.parametrize("stores", [1, 3])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_damage_at_random_under_load(seed: int, stores: int) -> None:
+    """Readers of each store, and somebody who spoils what none of them is reading at that moment."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES, rig.data)
+        opened = [rig.store, *(rig.open() for _ in range(stores - 1))]
+        places = Places()
+
+        def read_much(client: nbd.Client, chance: random.Random) -> None:
+            for _ in range(150):
+                offset = chance.randrange(SIZE)
+                length = min(chance.choice([1, 512, GRANULE, 60_000, 400_000]), SIZE - offset)
+                place = places.take(offset // GRANULE, -(-(offset + length) // GRANULE))
+                reply = client.call(nbd.CMD_READ, offset, length)
+                places.give(place)
+                assert (reply.error, reply.data == rig.slice(offset, length)) == (0, True)
+
+        def spoil(chance: random.Random) -> None:
+            for _ in range(150):
+                first = chance.randrange(GRANULES)
+                place = places.take(first, min(first + chance.randrange(1, 4), GRANULES))
+                chance.choice(DAMAGES)(rig, *place)
+                places.give(place)
+
+        for store in opened:
+            rig.source(store)
+        clients = [rig.client(store) for store in opened for _ in range(2)]
+        tasks = [Task(read_much, client, random.Random(seed * 10 + n)) for n, client in enumerate(clients)]
+        tasks.append(Task(spoil, random.Random(seed)))
+        for task in tasks:
+            task.result()
+        for client in clients:
+            read_all(rig, client, 200 * KIB)
+        assert os.pread(rig.data_fd, SIZE, 0) == rig.data
+        assert sum(store.stats().failed for store in opened) == 0
