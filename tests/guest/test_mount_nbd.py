@@ -79,13 +79,33 @@ def test_stat_by_target_and_by_device(scene: Scene, published: Published) -> Non
     scene.mount_image(published.plain, fstype="erofs.nbd")
     (scene.mnt / "hello").read_bytes()
     device = f"/dev/{device_of(scene).name}"
-    for name in (scene.mnt, device, device_of(scene).name):
+    for name in (scene.mnt, device):
         done = scene.run("stat", "--json", name)
         assert (done.status, done.err) == (0, "")
         found = json.loads(done.out)
         assert (found["device"], found["target"], found["pid"]) == (device, str(scene.mnt), daemon_of(scene))
         assert found["reads"]["latency"]["count"] > 0
     by_umount(scene)
+
+
+def test_stat_tells_of_a_new_daemon(scene: Scene, published: Published, quiet_kernel: KernelLog) -> None:
+    log = scene.directory / "log"
+    scene.mount_image(published.plain, f"log.to={log}", fstype="erofs.nbd")
+    before = daemon_of(scene)
+    os.kill(before, 9)
+
+    def answers() -> bool:
+        done = scene.run("stat", "--json", scene.mnt)
+        return done.status == 0 and bool(json.loads(done.out)["restarts"])
+
+    until(answers, "an answer of the new daemon", 60)
+    found = json.loads(scene.run("stat", "--json", scene.mnt).out)
+    assert (found["restarts"], found["pid"]) == (1, daemon_of(scene))
+    assert found["pid"] != before
+    assert found["supervisor_pid"] in scene.processes()
+    assert {json.loads(line)["target"] for line in log.read_text().splitlines()} == {str(scene.mnt)}  # the supervisor's
+    by_umount(scene)
+    assert all("Receive control failed" in line for line in quiet_kernel.warnings())  # the old daemon's socket
 
 
 def test_four_connections(scene: Scene, tree: Tree, published: Published) -> None:
