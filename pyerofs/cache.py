@@ -1,12 +1,17 @@
 """The cache: for each digest a directory with the blob's bytes, their sums and two maps of which of them are there.
 
-    DIRECTORY/sha256/HEX/
+    DIRECTORY/KIND/HEX/
         data    the blob's bytes at their offsets, sparse; then, page-aligned, a seal that names this very file
         sums    a CRC32C for each granule, written after the granule's bytes and before its bit
         live    the map in use, shared in memory by every process that has the blob open; claims are locks on it
         map     the durable map: a copy of the live one made after data and sums had been synced
         lock    held while an entry is opened, made or removed, never for long; its mtime is the entry's last use
+        index   the chunk index that vouches for the bytes, where they have one
         verified    there when the whole blob has been hashed: the seal of the data file that has the right digest
+
+KIND/HEX is sha256 or sha512 and the blob's digest for bytes as they are in the blob; sha256+zstd and the blob's digest
+for what is decompressed of it; sha256+chunks and a chunk index's digest for bytes each of which has been checked
+against that index before it was put here.
 
 The rules that keep it from ever handing out a wrong byte:
 1. Maps and sums are believed only with the seal (a random number) of the data file beside them. A data file that was
@@ -65,6 +70,35 @@ def default_directory() -> str:
 
 def chosen_directory(options: OCIOptions) -> str:
     return options.cache or default_directory()
+
+
+def entry_path(directory: str, key: str) -> str:
+    """The entry's directory for what Storage calls its key."""
+    algorithm, _, hexadecimal = key.partition(":")
+    return os.path.join(directory, algorithm, hexadecimal)
+
+
+def verified_size(directory: str, key: str) -> int | None:
+    """The size of an entry that is complete and has been verified; None where there is none. Whoever opens it then
+    may find that it has gone."""
+    path = entry_path(directory, key)
+    try:
+        lock = lock_entry(path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(path)
+            if entry is None:
+                return None
+            try:
+                good = entry.present() == entry.size and entry.is_marked_verified()
+                return entry.size if good else None
+            finally:
+                entry.close()
+        finally:
+            os.close(lock)
+    except OSError:
+        return None
 
 
 def _boot() -> bytes:
@@ -127,13 +161,12 @@ class Entry:
     `problem`: None, or the text of the error for which nothing of it is kept on disk.
     """
 
-    def __init__(self, directory: str, digest: str, size: int):
+    def __init__(self, directory: str, key: str, size: int):
         """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: no memory for it."""
-        algorithm, _, hexadecimal = digest.partition(":")
-        self._begin(os.path.join(directory, algorithm, hexadecimal), size)
+        self._begin(entry_path(directory, key), size)
         try:
             make_directory(directory)
-            make_directory(os.path.join(directory, algorithm))
+            make_directory(os.path.dirname(self.path))
             while (lock := self._lock()) is None:
                 pass  # it was evicted between the two steps
             try:
@@ -338,6 +371,24 @@ class Entry:
             os.close(fd)
         _sync_directory(self.path)
         self._synced = bits
+
+    def keep_index(self, section: bytes) -> None:
+        """Puts the chunk index beside the data, for when the registry cannot be reached. Raises OSError. It is believed
+        only with its digest, so it need not survive a crash as a whole."""
+        if os.path.exists(self._file("index")) and os.path.getsize(self._file("index")) == len(section):
+            return
+        temporary = self._file(f"index.{os.getpid()}")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(fd, section)
+            finally:
+                os.close(fd)
+            os.rename(temporary, self._file("index"))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
 
     def touch(self) -> None:
         """It is being used."""
