@@ -375,8 +375,9 @@ class Entry:
     def keep_index(self, section: bytes) -> None:
         """Puts the chunk index beside the data, for when the registry cannot be reached. Raises OSError. It is believed
         only with its digest, so it need not survive a crash as a whole."""
-        if os.path.exists(self._file("index")) and os.path.getsize(self._file("index")) == len(section):
-            return
+        with contextlib.suppress(OSError), open(self._file("index"), "rb") as f:
+            if f.read(len(section) + 1) == section:
+                return
         temporary = self._file(f"index.{os.getpid()}")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

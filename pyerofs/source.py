@@ -236,7 +236,10 @@ def open_layer(
     Raises UsageError, RegistryError, ImageError."""
     reference, registry, transport = connect(text, options, trace=trace)
     try:
-        return open_source(str(reference), layer, registry, transport, options, size=size, log=log)
+        source = open_source(str(reference), layer, registry, transport, options, size=size, log=log)
+        if source.size != size:
+            raise ImageError(f"{reference}: it has {source.size} bytes now instead of {size}: mount it again")
+        return source
     except BaseException:
         transport.close()
         raise
