@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .blob import Blob
+    from .cache import Entry
     from .layer import Layer
     from .registry import Registry
 
@@ -100,3 +101,24 @@ def _fetch(layer: Layer, blob: Blob, first: int, cancel: Callable[[], bool]) -> 
 
     blob.read_range(first, length, sink, cancel=cancel, begun=lambda: False)
     return found
+
+
+def has_its_hashes(entry: Entry, key: str) -> bool | None:
+    """Whether the bytes of a complete entry still have the hashes of the index beside them; None where that cannot be
+    told: the hashes are those of compressed chunks, or the index is not there. Raises OSError."""
+    algorithm, _, digits = key.partition(":")
+    section = _kept(os.path.join(entry.path, NAME))
+    place = chunkindex.Place(entry.size, entry.size + len(section), f"{algorithm.partition('+')[0]}:{digits}", False)
+    try:
+        found = _parsed(section, place)
+    except ImageError:
+        return None
+    if found is None or found.chunks.size != entry.size:
+        return None
+    for number in range(len(found.chunks)):
+        chunk = found.chunks.chunk(number)
+        try:
+            chunk.verify(os.pread(entry.data_fd, chunk.length, chunk.start))
+        except ImageError:
+            return False
+    return True

@@ -29,7 +29,7 @@ def check() -> None:
 
 
 def inflate(frame: bytes, length: int) -> bytes:
-    """The `length` bytes, more than 0, that one whole frame is said to hold; no more are ever made. Raises ImageError."""
+    """The `length` bytes, more than 0, that one whole frame is said to hold; no more are made. Raises ImageError."""
     zstandard = _zstandard()
     try:
         # A length that the frame itself names would be believed, and so much memory be taken.

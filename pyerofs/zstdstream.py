@@ -173,7 +173,6 @@ class _Pass:
         self.content = ""  # the digest of the image's bytes, once it is there
         self._file = file
         self._layer = layer
-        self._expected = size
         self._made = 0  # bytes that were decompressed
         self._compressed = hashlib.new(layer.digest.partition(":")[0])
         self._algorithm = layer.content.partition(":")[0] or "sha256"
@@ -197,7 +196,7 @@ class _Pass:
         view = memoryview(kept)
         while view:
             view = view[os.pwrite(self._file.fileno(), view, self._made + len(kept) - len(view)) :]
-        if not self.size and self._made + len(piece) >= superblock.HEAD:
+        if self._made < superblock.HEAD <= self._made + len(piece):
             self._look()
             kept = piece[: max(0, self.size - self._made)]
         self._plain.update(kept)
@@ -209,9 +208,10 @@ class _Pass:
     def _look(self) -> None:
         """Takes the size from the superblock. What lies behind that is of no use to the filesystem."""
         head = os.pread(self._file.fileno(), superblock.HEAD, 0)
-        self.size = superblock.parse(head, os.sysconf("SC_PAGESIZE")).size
-        if not 0 < self.size <= SIZE_MAX:
-            raise ImageError(f"by its superblock the image has {self.size} bytes")
+        found = superblock.parse(head, os.sysconf("SC_PAGESIZE")).size
+        if not superblock.HEAD <= found <= SIZE_MAX or found != (self.size or found):
+            raise ImageError(f"by its superblock the image has {found} bytes")
+        self.size = found
 
     def finish(self) -> None:
         """All has come: is it what it should be? Raises ImageError."""

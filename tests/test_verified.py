@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,11 +12,11 @@ import pytest
 from blobs import Rig
 from fakeregistry import Exchange, FakeRegistry, honest, status
 from images import FakePusher, Layer, push_image
-from indexedlayers import alone, compressed, cut, frames, image, index_of, raw
+from indexedlayers import alone, compressed, cut, frames, image, index_of, raw, stream
 from scene import until
 
 import pyerofs
-from pyerofs import chunkindex, indexed, indexfile
+from pyerofs import chunkindex, cli, indexed, indexfile
 from pyerofs.errors import CorruptError, ImageError, PyerofsError, RegistryError
 from pyerofs.layer import Layer as Described
 from pyerofs.options import OCIOptions, parse_oci_options
@@ -401,3 +402,51 @@ def test_a_local_file_is_not_concerned(tmp_path: Path) -> None:
         assert blob.read() == DATA
     with pytest.raises(PyerofsError):
         pyerofs.open_blob(str(tmp_path / "file"), "oci.verify=require")
+
+
+# `pyerofs cache`
+
+
+def cache(rig: Rig, capsys: pytest.CaptureFixture[str], action: str, *arguments: str) -> tuple[int, str]:
+    status = cli.main(["cache", action, "--dir", str(rig.cache), *arguments])
+    return status, capsys.readouterr().out
+
+
+@kinds
+def test_the_cache_lists_verifies_and_removes_them(rig: Rig, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = KINDS[kind](DATA, CHUNK)
+    reference = push(rig, layer)
+    with rig.open(reference) as blob:
+        blob.pread(10, 0)
+        (row,) = json.loads(cache(rig, capsys, "ls", "--json")[1])
+        assert row["in_use"] and not row["complete"] and not row["verified"]
+        blob.read()
+    (row,) = json.loads(cache(rig, capsys, "ls", "--json")[1])
+    digest = row["digest"]
+    assert digest.startswith("sha256+chunks:") and row["complete"] and row["verified"]
+    verdict = {"raw": "verified", "zstd": "verified as it came; it was decompressed, and there is no hash of that"}[
+        kind
+    ]
+    assert cache(rig, capsys, "verify")[1].startswith(f"{digest}  {verdict}")
+    if kind == "raw":
+        data = rig.cache / entries(rig)[0] / "data"
+        with data.open("r+b") as file:
+            file.seek(100_000)
+            file.write(b"spoiled")
+        status, out = cache(rig, capsys, "verify", digest[:25])
+        assert status == 32 and "removed: it has a chunk" in out
+        assert entries(rig) == []
+        assert read_all(rig, reference) == DATA
+    assert cache(rig, capsys, "rm", digest)[0] == 0
+    assert entries(rig) == []
+
+
+def test_the_cache_lists_streamed_ones(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    with rig.open(push(rig, stream(DATA))) as blob:
+        until(lambda: blob._export.verification == "verified", "verified")
+    (row,) = json.loads(cache(rig, capsys, "ls", "--json")[1])
+    assert row["digest"].startswith("sha256+zstd:") and row["verified"]
+    assert "  verified as it came; " in cache(rig, capsys, "verify")[1]
+    (rig.cache / entries(rig)[0] / "verified").unlink()
+    assert "  not verified; " in cache(rig, capsys, "verify")[1]
+    assert "removed 1 blob" in cache(rig, capsys, "gc", "--max", "1K")[1]
