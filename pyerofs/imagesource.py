@@ -85,7 +85,7 @@ def open_source(
 
         found = obtain(layer, registry, directory, cancel, options.timeout, log)
         if found and (found.chunks.hash_size or (layer.compressed and not must)):
-            if found.chunks.size > SIZE_MAX:
+            if not 0 < found.chunks.size <= SIZE_MAX:
                 raise ImageError(f"{name}: the chunk index says that the image has {found.chunks.size} bytes")
             return IndexedSource(name, layer, blob, transport, found)
     if must:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from .chunkindex import NONE
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Sink = Callable[[int, bytes], bool]
 
 CHUNK_MAX = 32 << 20  # bytes: it is held in memory, by each fetch thread
+RECENT_MAX = 32 << 20  # bytes
 PASSES = 2  # over all mirrors; a byte can also be spoiled on its way
 
 
@@ -42,11 +44,15 @@ class IndexedSource:
         self._index = found.chunks
         self._blob = blob
         self._transport = transport
+        self._recent = _Recent()
 
     def read_range(
         self, offset: int, length: int, sink: Sink, *, whole: Callable[[], None], cancel: Callable[[], bool]
     ) -> None:
-        reader = ChunkReader(self._index, offset, offset + length, sink, whole)
+        reader = ChunkReader(self._index, offset, offset + length, sink, whole, self._recent.put)
+        while (kept := self._recent.get(reader.number)) is not None:
+            if not reader.give(kept):
+                return
         passes = 0
         while True:
             first, end = reader.begin()
@@ -82,20 +88,60 @@ def _chunk_size(index: Index) -> int:
     return size if even else GRANULE
 
 
-class ChunkReader:
-    """A sink for a blob's bytes that gives image bytes [offset, end), checked, to another one. For one thread."""
+class _Recent:
+    """The chunks of which only a part was wanted lately: where they are not as long as runs are, somebody wants the
+    rest soon. Thread-safe."""
 
-    def __init__(self, index: Index, offset: int, end: int, sink: Sink, whole: Callable[[], None]):
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: dict[int, bytes] = {}  # the oldest first
+        self._held = 0
+
+    def get(self, number: int) -> bytes | None:
+        with self._lock:
+            return self._chunks.get(number)
+
+    def put(self, number: int, content: bytes) -> None:
+        with self._lock:
+            self._held += len(content) - len(self._chunks.pop(number, b""))
+            self._chunks[number] = content
+            while self._held > RECENT_MAX:
+                self._held -= len(self._chunks.pop(next(iter(self._chunks))))
+
+
+class ChunkReader:
+    """A sink for a blob's bytes that gives image bytes [offset, end), checked, to another one. For one thread. `rest`
+    gets the number and the content of a chunk of which only a part is wanted."""
+
+    def __init__(
+        self,
+        index: Index,
+        offset: int,
+        end: int,
+        sink: Sink,
+        whole: Callable[[], None],
+        rest: Callable[[int, bytes], None],
+    ):
         self._index = index
         self._reached = offset
         self._end = end
         self._sink = sink
         self._whole = whole
+        self._rest = rest
         self._begun = False
         self._start = self._at = 0
         self._pieces: list[bytes] = []  # of the chunk under way
         self._held = 0  # bytes in them
         self._begin_at(offset)
+
+    @property
+    def number(self) -> int:
+        """Of the chunk that is wanted next; -1 when there is none."""
+        return self._number if self._reached < self._end else -1
+
+    def give(self, content: bytes) -> bool:
+        """All of that chunk, checked. False: nothing more is wanted."""
+        return self._pass_on(self._chunk, content) and self._reached < self._end
 
     def _begin_at(self, position: int) -> None:
         self._number = self._index.find(position)
@@ -166,6 +212,8 @@ class ChunkReader:
         first, end = max(chunk.start, self._reached), min(chunk.start + chunk.length, self._end)
         self._begun = True
         self._reached = end
+        if end - first < chunk.length:
+            self._rest(self._number, content)
         self._number += 1
         self._pieces, self._held = [], 0
         if end < self._end:

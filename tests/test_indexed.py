@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -307,9 +308,31 @@ def test_a_chunk_that_is_too_large_to_hold(monkeypatch: pytest.MonkeyPatch) -> N
     assert sink.data in (DATA[:4096], DATA[:8192])
 
 
+@kinds
+def test_the_rest_of_a_chunk_is_not_fetched_again(kind: str) -> None:
+    """Where chunks are not of one size, runs cannot keep to them."""
+    found, blob = source(LAYERS[kind])
+    for at in range(0, len(DATA), 3000):
+        length = min(3000, len(DATA) - at)
+        assert read(found, at, length).data == DATA[at : at + length]
+    asked = sorted(blob.asked)
+    assert all(a + length <= b for (a, length), (b, _) in pairwise(asked))
+    assert sum(length for _, length in asked) == sum(chunk.stored for chunk in chunks_of(described(LAYERS[kind])[1]))
+
+
+def test_what_is_kept_for_that_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed, "RECENT_MAX", 12_000)
+    found, blob = source(LAYERS["raw"])
+    for at in (10, 5010, 10_010, 5010, 10_010):
+        assert read(found, at, 100).data == DATA[at : at + 100]
+    assert [first for first, _ in blob.asked] == [0, 5000, 10_000]
+    read(found, 10, 100)
+    assert [first for first, _ in blob.asked] == [0, 5000, 10_000, 0]
+
+
 def test_pieces_out_of_order_are_a_bug() -> None:
     _, found = described(LAYERS["raw"])
-    reader = ChunkReader(found.chunks, 0, 100, lambda at, piece: True, lambda: None)
+    reader = ChunkReader(found.chunks, 0, 100, lambda at, piece: True, lambda: None, lambda number, content: None)
     reader.begin()
     with pytest.raises(ValueError, match="order"):
         reader.piece(7, b"x")
