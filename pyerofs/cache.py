@@ -78,29 +78,6 @@ def entry_path(directory: str, key: str) -> str:
     return os.path.join(directory, algorithm, hexadecimal)
 
 
-def verified_size(directory: str, key: str) -> int | None:
-    """The size of an entry that is complete and has been verified; None where there is none. Whoever opens it then
-    may find that it has gone."""
-    path = entry_path(directory, key)
-    try:
-        lock = lock_entry(path)
-        if lock is None:
-            return None
-        try:
-            entry = Entry.look(path)
-            if entry is None:
-                return None
-            try:
-                good = entry.present() == entry.size and entry.is_marked_verified()
-                return entry.size if good else None
-            finally:
-                entry.close()
-        finally:
-            os.close(lock)
-    except OSError:
-        return None
-
-
 def _boot() -> bytes:
     with open("/proc/sys/kernel/random/boot_id", "rb") as f:
         return bytes.fromhex(f.read().decode().strip().replace("-", ""))
@@ -122,7 +99,7 @@ def check_directory(path: str) -> None:
         )
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
 
@@ -303,7 +280,7 @@ class Entry:
     def _make_sums(self) -> None:
         self._drop("sums", "live", "map")  # without sums no map is worth anything
         self.sums_fd = os.open(self._file("sums"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _write_all(self.sums_fd, self._sums_header())
+        write_all(self.sums_fd, self._sums_header())
         os.truncate(self.sums_fd, MAP_OFFSET + 4 * self._granules)
 
     def _open_live(self) -> bool:
@@ -361,7 +338,7 @@ class Entry:
         temporary = self._file(f"map.{os.getpid()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(fd, self._header(NO_BOOT, sha256(bits).digest()) + bits)
+            write_all(fd, self._header(NO_BOOT, sha256(bits).digest()) + bits)
             os.fsync(fd)
             os.rename(temporary, self._file("map"))
         except BaseException:
@@ -371,25 +348,6 @@ class Entry:
             os.close(fd)
         _sync_directory(self.path)
         self._synced = bits
-
-    def keep_index(self, section: bytes) -> None:
-        """Puts the chunk index beside the data, for when the registry cannot be reached. Raises OSError. It is believed
-        only with its digest, so it need not survive a crash as a whole."""
-        with contextlib.suppress(OSError), open(self._file("index"), "rb") as f:
-            if f.read(len(section) + 1) == section:
-                return
-        temporary = self._file(f"index.{os.getpid()}")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                _write_all(fd, section)
-            finally:
-                os.close(fd)
-            os.rename(temporary, self._file("index"))
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
 
     def touch(self) -> None:
         """It is being used."""
@@ -425,7 +383,7 @@ class Entry:
         if self._is_listed():
             fd = os.open(self._file("verified"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                _write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
+                write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
             finally:
                 os.close(fd)
 

@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import Entry, check_directory, lock_entry
+from .cache import Entry, check_directory, entry_path, lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
@@ -151,6 +151,29 @@ def hold(place: Place) -> Entry | None:
             return entry
         finally:
             os.close(lock)
+
+
+def verified_size(directory: str, key: str) -> int | None:
+    """The size of an entry that is complete and has been verified; None where there is none. Whoever opens it then
+    may find that it has gone."""
+    path = entry_path(directory, key)
+    try:
+        lock = lock_entry(path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(path)
+            if entry is None:
+                return None
+            try:
+                good = entry.present() == entry.size and entry.is_marked_verified()
+                return entry.size if good else None
+            finally:
+                entry.close()
+        finally:
+            os.close(lock)
+    except OSError:
+        return None
 
 
 def _in_use(path: str) -> bool:

@@ -107,9 +107,11 @@ class Export:
         self._expirer.start()
 
     def _keep_index(self, source: Source) -> None:
-        if source.storage.section and self._cache is not None:
+        if source.storage.section and self._cache is not None and not self._cache.problem:
+            from .indexfile import keep
+
             try:
-                self._cache.keep_index(source.storage.section)
+                keep(self._cache.path, source.storage.section)
             except OSError as e:
                 self._log(f"cannot keep the chunk index in the cache: {e.strerror}")
 

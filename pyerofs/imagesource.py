@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .cache import chosen_directory, entry_path, verified_size
+from .cache import chosen_directory, entry_path
 from .errors import ImageError
 from .layer import SIZE_MAX, Layer, Storage
 
@@ -92,7 +92,7 @@ def open_source(
         raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
     if not layer.compressed:
         return ImageSource(name, layer.number, blob, transport, layer)
-    from .cachedir import Place, drop
+    from .cachedir import Place, drop, verified_size
     from .zstdstream import StreamSource
 
     if size is None:

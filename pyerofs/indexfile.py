@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import chunkindex
-from .cache import entry_path
+from .cache import entry_path, write_all
 from .errors import CorruptError, ImageError
 from .layer import section_of
 from .retry import patiently
@@ -101,6 +102,26 @@ def _fetch(layer: Layer, blob: Blob, first: int, cancel: Callable[[], bool]) -> 
 
     blob.read_range(first, length, sink, cancel=cancel, begun=lambda: False)
     return found
+
+
+def keep(path: str, section: bytes) -> None:
+    """Puts the index into the entry at `path`, for when the registry cannot be reached. Raises OSError. It is believed
+    only with its digest, so it need not survive a crash as a whole."""
+    name = os.path.join(path, NAME)
+    if _kept(name) == section:
+        return
+    temporary = f"{name}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, section)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def has_its_hashes(entry: Entry, key: str) -> bool | None:
