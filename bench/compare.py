@@ -15,6 +15,7 @@ import report
 import rows_cold
 import rows_daemon  # noqa: F401 - each registers its rows
 import rows_kernel
+import rows_verified  # noqa: F401
 import rows_warm  # noqa: F401
 import stage
 from rows import ROWS, Bench, Line

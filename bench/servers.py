@@ -55,10 +55,11 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def pyerofs(image: str, directory: Path) -> contextlib.AbstractContextManager[Server]:
+def pyerofs(image: str, directory: Path, *options: str) -> contextlib.AbstractContextManager[Server]:
     """With an empty cache, where the directory is a new one."""
     path = directory / "pyerofs.sock"
-    return server([*PYEROFS, "serve", "-q", "-o", f"oci.cache={directory / 'cache'}", "--unix", path, image], path)
+    said = ",".join([f"oci.cache={directory / 'cache'}", *options])
+    return server([*PYEROFS, "serve", "-q", "-o", said, "--unix", path, image], path)
 
 
 def nbdkit(directory: Path, *plugin: str | Path) -> contextlib.AbstractContextManager[Server]:

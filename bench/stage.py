@@ -18,7 +18,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pyerofs import chunkindex
 
 MIB = 1 << 20
 SIZE = 340 * MIB  # of the image
@@ -65,7 +67,7 @@ class Storage:
         self.directory = directory
         self._root = directory / "docker/registry/v2"
 
-    def add(self, repository: str, blob: Blob) -> Image:
+    def add(self, repository: str, blob: Blob, annotations: dict[str, str] | None = None) -> Image:
         system = json.dumps({"os": "linux", "architecture": "amd64"}).encode()
         config = self._keep(repository, system)
         digest = blob.digest
@@ -74,7 +76,8 @@ class Storage:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             os.link(blob.path, target)
-        layer = {"mediaType": "application/vnd.erofs", "digest": digest, "size": blob.size}
+        layer: dict[str, Any] = {"mediaType": "application/vnd.erofs", "digest": digest, "size": blob.size}
+        layer["annotations"] = annotations or {}
         text = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}
         manifest = str(self._keep(repository, json.dumps(text).encode())["digest"])
         name, value = "_manifests", manifest.removeprefix("sha256:")
@@ -202,6 +205,19 @@ class Stage:
         """One of many different images."""
         blob = _made(self.work / f"small-{number}.erofs", lambda path: make_small(path, number))
         return self.storage.add(f"app/small{number}", blob)
+
+    def indexed(self) -> Image:
+        """The image with its chunk index behind it."""
+        with self.image.blob.path.open("rb") as file:
+            index = chunkindex.build(file.read)
+
+        def make(path: Path) -> None:
+            shutil.copyfile(self.image.blob.path, path)
+            with path.open("ab") as file:
+                file.write(index)
+
+        blob = _made(self.work / "indexed.erofs", make)
+        return self.storage.add("app/indexed", blob, chunkindex.describe(self.image.blob.size, index))
 
     def sparse(self, size: int) -> Image:
         """The first MiB of the image with a hole behind it; its digest is not that of its bytes."""

@@ -67,6 +67,11 @@ uint64_t pe_latency_bound(uint32_t bucket);
  */
 int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uint64_t size, uint32_t timeout,
 		  pe_store **store);
+/*
+ * Runs begin and end at multiples of align, itself a multiple of PE_GRANULE, as far as what that takes in is neither
+ * present nor in flight: what is verified in chunks costs least when it is fetched in chunks. Before any run is taken.
+ */
+int pe_store_set_align(pe_store *store, uint64_t align);
 /* Every parked read fails with -ESHUTDOWN, every blocked call returns with it, and so does every later one. */
 void pe_store_stop(pe_store *store);
 /* Only after every thread has left the store and every connection of it is freed. */

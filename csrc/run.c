@@ -45,6 +45,37 @@ static uint64_t run_end(const struct pe_store *s, uint64_t first, uint64_t end)
 	}
 }
 
+/* Where the chunk of first begins, or what is neither present nor in flight right before first does. */
+static uint64_t chunk_begin(const struct pe_store *s, uint64_t first)
+{
+	uint64_t at = first / s->align * s->align, present;
+
+	for (int i = 0; i < STORE_FLIGHTS; i++) {
+		const struct flight *f = &s->flight[i];
+
+		if (f->id && granule_of(f->pos) < first && granule_end(f->end) > at)
+			at = granule_end(f->end);
+	}
+	while ((present = map_next_present(&s->map, at, first)) < first)
+		at = map_next_absent(&s->map, present, first);
+	return at;
+}
+
+/* The same for a run that is to have first: claims that too, all of it or nothing. */
+static uint64_t run_begin(const struct pe_store *s, uint64_t first, bool claim)
+{
+	uint64_t begin = chunk_begin(s, first), end = first;
+
+	if (begin == first || !claim)
+		return begin;
+	if (!claim_take(s->map_fd, begin, &end))
+		return first;
+	if (end == first)
+		return begin;
+	claim_drop(s->map_fd, begin, end);
+	return first;
+}
+
 int store_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stream, int kind, bool claim,
 		struct pe_run *run)
 {
@@ -55,9 +86,11 @@ int store_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stre
 			f = &s->flight[i];
 	if (!f)
 		return NO_SLOT;
+	*end = (*end + s->align - 1) / s->align * s->align;
 	*end = run_end(s, first, *end < s->map.granules ? *end : s->map.granules);
 	if (claim && !claim_take(s->map_fd, first, end))
 		return ELSEWHERE;
+	first = run_begin(s, first, claim);
 	*f = (struct flight){ .id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind,
 			       .stream = stream, .started = now_ns() };
 	f->claimed = first;
@@ -111,7 +144,8 @@ static int start_for(struct pe_store *s, struct waiter *w, struct pe_run *run)
 	bool foreign = false;
 
 	while ((first = store_next_unclaimed(s, w, first, last)) < last) {
-		uint64_t end = join(s, first, last > first + window ? last : first + window);
+		uint64_t ahead = chunk_begin(s, first) + window; /* what that takes in is part of the window */
+		uint64_t end = join(s, first, last > ahead ? last : ahead);
 		int result;
 
 		if ((end - first) * PE_GRANULE >= PLAN_LONG && store_is_busy(s, w->stream))

@@ -65,6 +65,7 @@ int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uin
 	s->shared = s->map.shared ? s->map.shared : &s->alone;
 	s->size = size;
 	s->timeout = (uint64_t)timeout * 1000000U;
+	s->align = 1;
 	s->data = data;
 	s->complete = map_has(&s->map, 0, s->map.granules);
 	pthread_mutex_init(&s->lock, NULL);
@@ -75,6 +76,14 @@ int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uin
 	s->parked.prev = s->parked.next = &s->parked;
 	plan_init(&s->plan);
 	*store = s;
+	return 0;
+}
+
+int pe_store_set_align(pe_store *s, uint64_t align)
+{
+	if (!align || align % PE_GRANULE)
+		return -EINVAL;
+	s->align = align / PE_GRANULE;
 	return 0;
 }
 

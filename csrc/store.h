@@ -58,6 +58,7 @@ struct pe_store {
 	int data_fd, map_fd;
 	uint64_t size;
 	uint64_t timeout; /* ns */
+	uint64_t align; /* granules; of runs, see pe_store_set_align */
 	const char *data; /* the data file, mapped for reading: only the kernel may follow it, see reply.c */
 	struct pe_map map;
 	struct map_shared *shared; /* the map's, or alone */

@@ -10,18 +10,27 @@ import time
 from collections.abc import Callable, Sequence
 
 from .blobcopy import Copy
+from .errors import CorruptError
 from .mirror import Mirror, ask_each
 from .rangeanswer import Cancel, RangeAnswer, Sink
 
 
 class Blob:
-    """`size` bytes with the digest `digest`, readable at any offset. `clock` counts seconds."""
+    """`size` bytes with the digest `digest`, readable at any offset. `clock` counts seconds. `log` gets a line when a
+    sink finds a mirror's bytes wrong, from its thread."""
 
     def __init__(
-        self, mirrors: Sequence[Mirror], digest: str, size: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        mirrors: Sequence[Mirror],
+        digest: str,
+        size: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.digest = digest
         self.size = size
+        self._log = log
         self._copies = {mirror: Copy(mirror, digest, clock) for mirror in mirrors}
 
     def read_range(
@@ -32,6 +41,7 @@ class Blob:
         *,
         whole: Callable[[], None] | None = None,
         cancel: Cancel | None = None,
+        begun: Callable[[], bool] | None = None,
     ) -> int:
         """One attempt at bytes [offset, offset + length). Gives each piece to sink(offset, piece), in order, on this
         thread; False ends it. Returns how many bytes the sink was given.
@@ -39,7 +49,9 @@ class Blob:
         A registry that ignores the range sends the whole blob: `whole` is called, then the pieces come from offset 0
         on. A mirror that fails before the first piece is followed by the next. RegistryError: .temporary says whether
         another attempt may help. What the sink was given before an error is good. What a callback raises comes out
-        unchanged.
+        unchanged, but for a CorruptError, by which it says that this mirror's bytes are wrong: that leads to the next.
+        `begun`: whether anything of an answer has been used yet, for a sink that keeps pieces back until it has checked
+        them; another mirror's answer then begins at `offset` again.
         """
         if not 0 <= offset < offset + length <= self.size:
             raise ValueError("the range does not lie within the blob")
@@ -48,13 +60,18 @@ class Blob:
         def attempt(mirror: Mirror) -> int:
             nonlocal answer
             answer = RangeAnswer(self.digest, self.size, offset, length, sink, whole, cancel)
-            return self._copies[mirror].attempt(answer)
+            try:
+                return self._copies[mirror].attempt(answer)
+            except CorruptError as error:
+                if self._log:
+                    self._log(str(error))
+                raise
 
         return ask_each(
             tuple(self._copies),
             attempt,
             avoid=lambda mirror: self._copies[mirror].avoided(),
-            begun=lambda: answer is not None and answer.begun,
+            begun=begun or (lambda: answer is not None and answer.begun),
         )
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .answer import REDIRECTS, Response, presigned_lifetime, server_time
 from .curlerror import TransportError
 from .endpoint import HOPS_MAX, Endpoint, next_hop
-from .errors import RegistryError
+from .errors import CorruptError, RegistryError
 from .mirror import Mirror
 from .rangeanswer import EntityTag, RangeAnswer
 from .url import Url
@@ -61,6 +61,8 @@ class Copy:
         except RegistryError as error:
             if not error.temporary and not isinstance(error, TransportError):
                 self._avoid_until = self._clock() + _AVOID
+            if isinstance(error, CorruptError):  # by the sink, which does not know whose bytes it gets
+                raise CorruptError(f"{self._mirror.name}: {error}") from None
             raise
 
     def _attempt(self, answer: RangeAnswer) -> int:

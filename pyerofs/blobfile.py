@@ -39,7 +39,7 @@ def open_export(
     if is_local(source, any(texts)):
         return Export(LocalSource(source), oci, log)
     kept = Manifests(chosen_directory(oci), log)
-    return Export(open_image(source, oci, trace=trace, kept=kept), oci, log)
+    return Export(open_image(source, oci, trace=trace, kept=kept, log=log), oci, log)
 
 
 def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:

@@ -1,12 +1,17 @@
 """The cache: for each digest a directory with the blob's bytes, their sums and two maps of which of them are there.
 
-    DIRECTORY/sha256/HEX/
+    DIRECTORY/KIND/HEX/
         data    the blob's bytes at their offsets, sparse; then, page-aligned, a seal that names this very file
         sums    a CRC32C for each granule, written after the granule's bytes and before its bit
         live    the map in use, shared in memory by every process that has the blob open; claims are locks on it
         map     the durable map: a copy of the live one made after data and sums had been synced
         lock    held while an entry is opened, made or removed, never for long; its mtime is the entry's last use
+        index   the chunk index that vouches for the bytes, where they have one
         verified    there when the whole blob has been hashed: the seal of the data file that has the right digest
+
+KIND/HEX is sha256 or sha512 and the blob's digest for bytes as they are in the blob; sha256+zstd and the blob's digest
+for what is decompressed of it; sha256+chunks and a chunk index's digest for bytes each of which has been checked
+against that index before it was put here.
 
 The rules that keep it from ever handing out a wrong byte:
 1. Maps and sums are believed only with the seal (a random number) of the data file beside them. A data file that was
@@ -67,6 +72,12 @@ def chosen_directory(options: OCIOptions) -> str:
     return options.cache or default_directory()
 
 
+def entry_path(directory: str, key: str) -> str:
+    """The entry's directory for what Storage calls its key."""
+    algorithm, _, hexadecimal = key.partition(":")
+    return os.path.join(directory, algorithm, hexadecimal)
+
+
 def _boot() -> bytes:
     with open("/proc/sys/kernel/random/boot_id", "rb") as f:
         return bytes.fromhex(f.read().decode().strip().replace("-", ""))
@@ -88,7 +99,7 @@ def check_directory(path: str) -> None:
         )
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
 
@@ -127,13 +138,12 @@ class Entry:
     `problem`: None, or the text of the error for which nothing of it is kept on disk.
     """
 
-    def __init__(self, directory: str, digest: str, size: int):
+    def __init__(self, directory: str, key: str, size: int):
         """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: no memory for it."""
-        algorithm, _, hexadecimal = digest.partition(":")
-        self._begin(os.path.join(directory, algorithm, hexadecimal), size)
+        self._begin(entry_path(directory, key), size)
         try:
             make_directory(directory)
-            make_directory(os.path.join(directory, algorithm))
+            make_directory(os.path.dirname(self.path))
             while (lock := self._lock()) is None:
                 pass  # it was evicted between the two steps
             try:
@@ -270,7 +280,7 @@ class Entry:
     def _make_sums(self) -> None:
         self._drop("sums", "live", "map")  # without sums no map is worth anything
         self.sums_fd = os.open(self._file("sums"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _write_all(self.sums_fd, self._sums_header())
+        write_all(self.sums_fd, self._sums_header())
         os.truncate(self.sums_fd, MAP_OFFSET + 4 * self._granules)
 
     def _open_live(self) -> bool:
@@ -328,7 +338,7 @@ class Entry:
         temporary = self._file(f"map.{os.getpid()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(fd, self._header(NO_BOOT, sha256(bits).digest()) + bits)
+            write_all(fd, self._header(NO_BOOT, sha256(bits).digest()) + bits)
             os.fsync(fd)
             os.rename(temporary, self._file("map"))
         except BaseException:
@@ -373,7 +383,7 @@ class Entry:
         if self._is_listed():
             fd = os.open(self._file("verified"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                _write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
+                write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
             finally:
                 os.close(fd)
 

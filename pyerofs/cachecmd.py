@@ -15,6 +15,7 @@ from .errors import ImageError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .cache import Entry
     from .cachedir import Contents, Place
     from .options import OCIOptions
 
@@ -203,7 +204,6 @@ def _chosen(directory: str, digests: list[str]) -> list[Place]:
 
 def _verify(directory: str, digests: list[str], write: Write) -> None:
     from .cachedir import drop, hold, scan
-    from .verify import digest_of
 
     places = _chosen(directory, digests) if digests else scan(directory)
     wrong = complete = 0
@@ -220,15 +220,14 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
                 )
                 continue
             complete += 1
-            found = digest_of(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
-            if found == place.digest:
+            good, text = _judge(entry, place)
+            if good:
                 os.fdatasync(entry.data_fd)  # a mark must not outlive, in a crash of the machine, what it was made for
                 entry.mark_verified()
-                write(f"{place.digest}  verified")
-                continue
-            wrong += 1
-            drop(place, force=True)
-            write(f"{place.digest}  removed: its bytes are {found}")
+            elif good is False:
+                wrong += 1
+                drop(place, force=True)
+            write(f"{place.digest}  {text}")
         finally:
             entry.close()
     if wrong:
@@ -236,6 +235,24 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
             f"{wrong} of {_count(complete, 'complete blob')} had other bytes than their digest says: removed; "
             "what is mounted from them should be mounted again"
         )
+
+
+def _judge(entry: Entry, place: Place) -> tuple[bool | None, str]:
+    """Whether the bytes of a complete entry are right, None where that cannot be told any more; and what to say."""
+    from .cachedir import CHUNKS
+    from .indexfile import has_its_hashes
+    from .verify import digest_of
+
+    if not place.kind:
+        found = digest_of(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
+        good = found == place.digest
+        return good, "verified" if good else f"removed: its bytes are {found}"
+    if place.kind == CHUNKS:
+        sound = has_its_hashes(entry, place.digest)
+        if sound is not None:
+            return sound, "verified" if sound else "removed: it has a chunk that has not the hash of its index"
+    when = "verified as it came" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
+    return None, f"{when}; it was decompressed, and there is no hash of that to go by"
 
 
 def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import Entry, check_directory, lock_entry
+from .cache import Entry, check_directory, entry_path, lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
     from .quantity import Limit
 
-_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "sha512": re.compile(r"[0-9a-f]{128}")}
+CHUNKS, ZSTD = "+chunks", "+zstd"
+_KINDS = {
+    algorithm + kind: re.compile(rf"[0-9a-f]{{{digits}}}")
+    for algorithm, digits in (("sha256", 64), ("sha512", 128))
+    for kind in ("", CHUNKS, ZSTD)
+}
 PREFIX_MIN = 6  # hex digits of a digest that may stand for all of them
 
 
 class Place(NamedTuple):
-    """One entry's directory. `disk`: bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
+    """One entry's directory. `digest`: KIND:HEX, as cache.py has it; of a blob as it came that is its digest. `disk`:
+    bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
 
     path: str
     digest: str
@@ -35,6 +41,12 @@ class Place(NamedTuple):
     @property
     def hexadecimal(self) -> str:
         return self.digest.partition(":")[2]
+
+    @property
+    def kind(self) -> str:
+        """ "" for a blob as it came, CHUNKS for what was verified chunk by chunk before it was put there, ZSTD."""
+        algorithm = self.digest.partition(":")[0]
+        return algorithm[algorithm.find("+") :] if "+" in algorithm else ""
 
 
 class Contents(NamedTuple):
@@ -74,7 +86,7 @@ def scan(directory: str) -> list[Place]:
     with _naming(directory):
         if os.path.lexists(directory):
             check_directory(directory)
-        for algorithm, pattern in _HEX.items():
+        for algorithm, pattern in _KINDS.items():
             for name in _names(os.path.join(directory, algorithm)):
                 path = os.path.join(directory, algorithm, name)
                 if pattern.fullmatch(name) and (place := _measure(path, f"{algorithm}:{name}")):
@@ -117,7 +129,7 @@ def look(place: Place) -> Contents | None:
                 return Contents(in_use=_in_use(place.path), broken=True)
             try:
                 present = entry.present()
-                verified = present == entry.size and entry.is_marked_verified()
+                verified = present == entry.size and (place.kind == CHUNKS or entry.is_marked_verified())
                 return Contents(entry.size, present, _in_use(place.path), verified)
             finally:
                 entry.close()
@@ -139,6 +151,29 @@ def hold(place: Place) -> Entry | None:
             return entry
         finally:
             os.close(lock)
+
+
+def verified_size(directory: str, key: str) -> int | None:
+    """The size of an entry that is complete and has been verified; None where there is none. Whoever opens it then
+    may find that it has gone."""
+    path = entry_path(directory, key)
+    try:
+        lock = lock_entry(path)
+        if lock is None:
+            return None
+        try:
+            entry = Entry.look(path)
+            if entry is None:
+                return None
+            try:
+                good = entry.present() == entry.size and entry.is_marked_verified()
+                return entry.size if good else None
+            finally:
+                entry.close()
+        finally:
+            os.close(lock)
+    except OSError:
+        return None
 
 
 def _in_use(path: str) -> bool:
@@ -203,7 +238,7 @@ def limit_in(directory: str, limit: Limit) -> int:
 
 def find(places: list[Place], text: str) -> Place:
     """The entry with this digest, or with these first hex digits of one. Raises UsageError."""
-    if not re.fullmatch(rf"(?:(?:sha256|sha512):)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
+    if not re.fullmatch(rf"(?:sha(?:256|512)(?:\+chunks|\+zstd)?:)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
         raise UsageError(f"{text!r} is no digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
     found = [place for place in places if place.digest.startswith(text) or place.hexadecimal.startswith(text)]
     if not found:

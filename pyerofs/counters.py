@@ -13,6 +13,7 @@ from .errors import PyerofsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .layer import Layer, Storage
     from .source import Source
 
 
@@ -120,6 +121,20 @@ class CountedSource:
         self.layer = source.layer
         self._source = source
         self._counters = counters
+
+    @property
+    def origin(self) -> Layer:
+        return self._source.origin
+
+    @property
+    def storage(self) -> Storage:
+        return self._source.storage
+
+    def content(self) -> str | None:
+        return self._source.content()
+
+    def complete(self) -> None:
+        self._source.complete()
 
     def read_range(
         self,

@@ -8,6 +8,8 @@
      +- RegistryError       the registry or the way to it failed; .temporary says whether another try may help
          +- AuthError       401 or 403 after everything that could be tried
          +- NotFoundError   404: no such repository, tag or blob
+         +- CorruptError    what came is not what its digest says; another mirror may have better
+     +- SpoiledError        all that a source has given so far is worth nothing
 
 The status is mount(8)'s: 1 invocation or permissions, 2 system error, 4 internal bug, 8 interrupt, 32 mount failure.
 A message is one line, names the thing and the way out, and never holds a secret: whoever raises it redacts.
@@ -53,3 +55,11 @@ class AuthError(RegistryError):
 
 class NotFoundError(RegistryError):
     pass
+
+
+class CorruptError(RegistryError):
+    """Not temporary: the place that it came from is avoided for a while."""
+
+
+class SpoiledError(ImageError):
+    """Also what a source has given before this is wrong, and is to be forgotten wherever it is."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .cache import MAP_OFFSET, Entry, chosen_directory
 from .cachehealth import CacheHealth
-from .core import Store
+from .core import GRANULE, Store
 from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
 from .errors import ImageError, MountFailure, PyerofsError, RegistryError, SystemFailure
@@ -76,8 +76,9 @@ class Export:
 
     def _open_cached(self, source: Source, options: OCIOptions) -> None:
         directory = chosen_directory(options)
-        self._cache = cache = Entry(directory, source.digest, source.size)
+        self._cache = cache = Entry(directory, source.storage.key, source.size)
         try:
+            self._keep_index(source)
             self.store = Store(
                 cache.data_fd,
                 source.size,
@@ -85,6 +86,7 @@ class Export:
                 sums_fd=cache.sums_fd if cache.sums_fd >= 0 else None,
                 map_offset=MAP_OFFSET,
                 timeout=options.timeout,
+                align=max(GRANULE, source.storage.align),
             )
         except BaseException:
             cache.close()
@@ -104,6 +106,15 @@ class Export:
         self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire", daemon=True)
         self._expirer.start()
 
+    def _keep_index(self, source: Source) -> None:
+        if source.storage.section and self._cache is not None and not self._cache.problem:
+            from .indexfile import keep
+
+            try:
+                keep(self._cache.path, source.storage.section)
+            except OSError as e:
+                self._log(f"cannot keep the chunk index in the cache: {e.strerror}")
+
     def _failed(self, text: str, error: PyerofsError | None) -> None:
         if error is not None:
             self.last_error = error
@@ -120,7 +131,8 @@ class Export:
 
     @property
     def verification(self) -> State:
-        """Whether the whole blob is known to be what its digest says; "unverified" for a local file. Until close()."""
+        """Whether all that is in the cache is known to be what its digest says; "unverified" for a local file. Until
+        close()."""
         return self._upkeep.verification if self._upkeep is not None else "unverified"
 
     # The last thing that went wrong for good, to tell a reader more than "I/O error".

@@ -15,7 +15,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING
 
-from .errors import PyerofsError, RegistryError, SystemFailure
+from .errors import PyerofsError, RegistryError, SpoiledError, SystemFailure
 from .retry import MAX, delay, pause
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ THREADS = 32  # range requests at the same time; threads are made as they are ne
 
 
 def attempt_run(store: Store, source: Source, run: Run, cancel: Callable[[], bool]) -> int:
-    """One attempt at what the run still lacks; bytes that were landed. Raises OSError, PyerofsError."""
+    """One attempt at what the run still lacks; bytes that were landed. Raises OSError, PyerofsError.
+
+    After a SpoiledError nothing is present any more.
+    """
     offset, length = store.resume(run.id)
     landed = 0
 
@@ -44,7 +47,11 @@ def attempt_run(store: Store, source: Source, run: Run, cancel: Callable[[], boo
         return store.land(run.id, at, piece)
 
     if length:
-        source.read_range(offset, length, sink, whole=whole, cancel=cancel)
+        try:
+            source.read_range(offset, length, sink, whole=whole, cancel=cancel)
+        except SpoiledError:
+            store.forget_all()
+            raise
     return landed
 
 

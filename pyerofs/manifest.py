@@ -191,8 +191,6 @@ def _mountable(manifest: Manifest, i: int) -> tuple[int, Descriptor]:
     layer = manifest.layers[i]
     if not native_media_type(layer.media_type):
         raise ImageError(f"layer {i} is not EROFS but {explain_foreign(layer)}; {_describe_native(manifest)}")
-    if is_compressed(layer.media_type):
-        raise ImageError(f"layer {i} is compressed ({layer.media_type}): only raw EROFS layers can be mounted yet")
     return i, layer
 
 

@@ -22,6 +22,7 @@ from .url import parse as parse_url
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
 Fill = Literal["none", "idle", "full"]
+Verify = Literal["auto", "require", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 LOG_PLACES = ("auto", "journal", "syslog", "stderr")
@@ -35,7 +36,8 @@ _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local
 class OCIOptions:
     """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
     in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
-    nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit."""
+    nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: what
+    is made of a layer's chunk index."""
 
     layer: int | None = None
     blob: str | None = None
@@ -53,6 +55,7 @@ class OCIOptions:
     fill: Fill = "none"
     fill_rate: int | None = None
     cache_max: Limit | None = None
+    verify: Verify = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,13 @@ ROWS = (
     Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
     Row("oci.ca", "ca", "=FILE", _path, "certificates (PEM) of authorities to trust as well", kind="path"),
     Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's", kind="url"),
+    Row(
+        "oci.verify",
+        "verify",
+        "=auto|require|none",
+        _one_of("auto", "require", "none"),
+        "check each chunk by the layer's index where it has one (default), or refuse, or do without",
+    ),
     Row("oci.cache", "cache", "=DIR", _path, "directory of the cache", kind="path"),
     Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
     Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"),

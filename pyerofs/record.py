@@ -32,7 +32,7 @@ class Record:
     none; with each its start in clock ticks since boot, which tells it from another process with the same number.
     `size` in bytes. `device` is what was mounted, `how` it was attached: netlink, ioctl or fuse. `request`: what a new
     daemon is asked, without secrets (`secrets`: there were some). `restarts`: how often a daemon has been replaced.
-    `identity`: of a local file."""
+    `identity`: of a local file. `origin`: the layer as its manifest describes it, for a new daemon."""
 
     id: str
     pid: int
@@ -49,6 +49,7 @@ class Record:
     supervisor_started: int = 0
     restarts: int = 0
     identity: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     secrets: bool = False
     boot: str = field(default_factory=boot_id)

@@ -141,6 +141,7 @@ class Registry:
         media_type = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
         return ManifestAnswer(response.body, media_type)
 
-    def blob(self, digest: str, size: int) -> Blob:
-        """The blob with this digest and (from its descriptor) size in bytes. No request is made."""
-        return Blob(self.capable("pull"), digest, size)
+    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Blob:
+        """The blob with this digest and (from its descriptor) size in bytes. No request is made. `log` gets a line for
+        each mirror whose bytes turn out to be wrong, from any thread."""
+        return Blob(self.capable("pull"), digest, size, log=log)

@@ -1,14 +1,20 @@
-"""How long to leave a server alone after a failure: exponential backoff with jitter."""
+"""How long to leave a server alone after a failure: exponential backoff with jitter; and how often it is tried again
+while something is being opened."""
 
 from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
+ATTEMPTS = 5  # while somebody waits at a terminal, or a container's start does
 FIRST = 0.1  # seconds; doubled at each attempt
 MAX = 10.0
 ASKED_MAX = 60.0  # seconds of a Retry-After that are honoured
@@ -26,3 +32,25 @@ def pause(seconds: float, cancel: Callable[[], bool]) -> None:
     end = time.monotonic() + seconds
     while not cancel() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE))
+
+
+def patiently(
+    ask: Callable[[float], T],
+    cancel: Callable[[], bool],
+    timeout: float,
+    enough: Callable[[RegistryError], bool] = lambda _: False,
+) -> T:
+    """What `ask` gives, after a few tries if need be, within `timeout` seconds; it gets the seconds that are left.
+
+    `enough` tells the failures after which there is no other try. Raises what `ask` raises.
+    """
+    deadline = time.monotonic() + timeout
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return ask(max(0.1, deadline - time.monotonic()))
+        except RegistryError as e:
+            seconds = delay(attempt, e.retry_after)
+            if not e.temporary or enough(e) or time.monotonic() + seconds > deadline:
+                raise
+            pause(seconds, cancel)
+    return ask(max(0.1, deadline - time.monotonic()))

@@ -6,27 +6,25 @@ import fcntl
 import os
 import stat
 import struct
-import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
+from .imagesource import open_source
+from .layer import Layer, Storage, describe
 from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, digest_as, parse, select
 from .options import OCIOptions
 from .platforms import Platform
 from .reference import Reference
-from .retry import delay, pause
+from .retry import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .blob import Blob
     from .hosts import HostConfig, Roots
     from .manifests import Manifests
     from .registry import ManifestAnswer, Registry
     from .transport import Transport
 
-RESOLVE_ATTEMPTS = 5
-SIZE_MAX = 1 << 44  # bytes: 2^32 blocks of 4 KiB. A larger number would only make the cache reserve space for its map
 DEFAULT_TIMEOUT = OCIOptions().timeout
 INDEX_DEPTH = 4  # an index may name indexes; nobody nests them deeper for a good reason
 _FROM_MIRRORS = frozenset(("pull", "resolve"))  # who names a mirror on the command line trusts it with tags too
@@ -34,12 +32,19 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 
 
 class Source(Protocol):
-    """`size` in bytes; `digest` of the whole, which names its place in the cache; `name` and `layer` for people."""
+    """`size` in bytes; `digest`: the layer's; `name` and `layer` for people. `origin`: the layer as it can be opened
+    again without its manifest; `storage`: how its bytes are kept."""
 
     size: int
     digest: str
     name: str
     layer: int
+
+    @property
+    def origin(self) -> Layer: ...
+
+    @property
+    def storage(self) -> Storage: ...
 
     def read_range(
         self,
@@ -53,8 +58,15 @@ class Source(Protocol):
         """One attempt at bytes [offset, offset + length), each piece given to sink(offset, piece) in order.
 
         `whole` is called before the first piece if it is the whole blob that comes, from 0 on. A sink that returns
-        False wants no more. Raises RegistryError; everything that sink has been given before is good. Any thread.
+        False wants no more. Raises RegistryError; everything that sink has been given before is good, unless it is a
+        SpoiledError, with which all of it is not. Any thread.
         """
+
+    def content(self) -> str | None:
+        """The digest that the whole must have, as far as that is known. Any thread."""
+
+    def complete(self) -> None:
+        """All of it is in the cache, so that what is kept for reading may go. It may be read again. Any thread."""
 
     def close(self) -> None: ...
 
@@ -116,38 +128,16 @@ class LocalSource:
             self.fd = -1
 
 
-class ImageSource:
-    """A layer of an image in a registry. Thread-safe."""
-
-    def __init__(self, name: str, layer: int, blob: Blob, transport: Transport):
-        self.name = name
-        self.digest = blob.digest
-        self.size = blob.size
-        self.layer = layer
-        self._blob = blob
-        self._transport = transport
-
-    def read_range(
-        self,
-        offset: int,
-        length: int,
-        sink: Callable[[int, bytes], bool],
-        *,
-        whole: Callable[[], None],
-        cancel: Callable[[], bool],
-    ) -> None:
-        self._blob.read_range(offset, length, sink, whole=whole, cancel=cancel)
-
-    def close(self) -> None:
-        self._transport.close()
-
-
 def _never() -> bool:
     return False
 
 
 def _no(_: RegistryError) -> bool:
     return False
+
+
+def _ignore(_: str) -> None:
+    pass
 
 
 def connect(
@@ -212,34 +202,44 @@ def open_image(
     trace: Callable[[str], None] | None = None,
     cancel: Callable[[], bool] = _never,
     kept: Manifests | None = None,
-) -> ImageSource:
+    log: Callable[[str], None] = _ignore,
+) -> Source:
     """Resolves a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
 
-    `trace` gets a line for each exchange with the registry, then and later. `kept`: manifests of earlier times, for
-    when the registry cannot be reached.
+    `trace` gets a line for each exchange with the registry, then and later, `log` one for what a person may want to
+    know. `kept`: manifests of earlier times, for when the registry cannot be reached.
     """
     reference, registry, transport = connect(text, options, trace=trace)
     try:
         image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
         try:
-            layer, descriptor = choose_layer(image.manifest, options.layer, options.blob)
-            if descriptor.size > SIZE_MAX:
-                raise ImageError(f"layer {layer} says that it has {descriptor.size} bytes, more than EROFS can have")
+            number, _ = choose_layer(image.manifest, options.layer, options.blob)
+            layer = describe(image.manifest, number, use_index=options.verify != "none")
         except ImageError as e:
             raise ImageError(f"{reference}: {e}") from None
-        return ImageSource(str(reference), layer, registry.blob(descriptor.digest, descriptor.size), transport)
+        return open_source(str(reference), layer, registry, transport, options, cancel=cancel, log=log)
     except BaseException:
         transport.close()
         raise
 
 
 def open_layer(
-    text: str, digest: str, size: int, layer: int, options: OCIOptions, *, trace: Callable[[str], None] | None = None
-) -> ImageSource:
-    """A layer that has been resolved before: no request is made. Raises UsageError."""
+    text: str,
+    layer: Layer,
+    size: int,
+    options: OCIOptions,
+    *,
+    trace: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = _ignore,
+) -> Source:
+    """A layer that has been opened before, when the source had `size` bytes: what is in the cache is not asked for.
+    Raises UsageError, RegistryError, ImageError."""
     reference, registry, transport = connect(text, options, trace=trace)
     try:
-        return ImageSource(str(reference), layer, registry.blob(digest, size), transport)
+        source = open_source(str(reference), layer, registry, transport, options, size=size, log=log)
+        if source.size != size:
+            raise ImageError(f"{reference}: it has {source.size} bytes now instead of {size}: mount it again")
+        return source
     except BaseException:
         transport.close()
         raise
@@ -276,27 +276,7 @@ def get_answer(
 ) -> ManifestAnswer:
     """The manifest or index as it was sent, and the digest verified where `what` is one; after a failure that is
     `enough` there is no other try. Raises RegistryError, ImageError."""
-    return _patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
-
-
-def _patiently(
-    ask: Callable[[float], ManifestAnswer],
-    cancel: Callable[[], bool],
-    timeout: float,
-    enough: Callable[[RegistryError], bool],
-) -> ManifestAnswer:
-    """A few tries: somebody waits at a terminal, or a container's start does. `ask` gets the seconds that are left;
-    `enough` tells the failures after which there is no other try."""
-    deadline = time.monotonic() + timeout
-    for attempt in range(RESOLVE_ATTEMPTS - 1):
-        try:
-            return ask(max(0.1, deadline - time.monotonic()))
-        except RegistryError as e:
-            seconds = delay(attempt, e.retry_after)
-            if not e.temporary or enough(e) or time.monotonic() + seconds > deadline:
-                raise
-            pause(seconds, cancel)
-    return ask(max(0.1, deadline - time.monotonic()))
+    return patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
 
 
 def resolve(

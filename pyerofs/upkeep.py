@@ -45,26 +45,33 @@ class Upkeep:
         self._log = log
         self._too_large = False
         self._eviction = Delayed(EVICT_DELAY, self._evict)
-        self._verifier = Verifier(entry, store, source.digest, sync, log)
+        self._store = store
+        self._source = source
+        # What has been checked piece by piece needs no other check.
+        self._verifier = None if source.storage.verified else Verifier(entry, store, source.content, sync, log)
         self._filler: Filler | None = None
-        if options.fill != "none":
+        if options.fill != "none" or source.storage.fill:
             from .fill import Filler
 
-            idle = options.fill == "idle"
+            idle = options.fill == "idle" and not source.storage.fill
             self._filler = Filler(store, source, idle=idle, rate=options.fill_rate, landed=landed, log=log)
 
     @property
     def verification(self) -> State:
-        return self._verifier.state
+        return self._verifier.state if self._verifier is not None else "verified"
 
     def start(self) -> None:
         self._evict()
-        self._verifier.start()
+        if self._verifier is not None:
+            self._verifier.start()
         if self._filler is not None:
             self._filler.start()
 
     def landed(self) -> None:
-        self._verifier.landed()
+        if self._verifier is not None:
+            self._verifier.landed()
+        if self._store.has(0, self._store.size):
+            self._source.complete()
         if self._limit is not None:
             self._eviction.soon()
 
@@ -72,7 +79,8 @@ class Upkeep:
         """After the store has been stopped. Nothing begins after this, although landed() may still be called."""
         if self._filler is not None:
             self._filler.stop()
-        self._verifier.stop()
+        if self._verifier is not None:
+            self._verifier.stop()
         self._eviction.close()
 
     def _evict(self) -> None:

@@ -44,10 +44,18 @@ def digest_of(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) ->
 
 
 class Verifier:
-    """Thread-safe. Owns a thread while it hashes. `sync` makes the cache durable, `log` gets a line for a person; both
+    """Thread-safe. Owns a thread while it hashes. `digest` tells what the blob must have, None while nobody knows;
+    `sync` makes the cache durable, `log` gets a line for a person; both
     are called from that thread."""
 
-    def __init__(self, entry: Entry, store: Store, digest: str, sync: Callable[[], None], log: Callable[[str], None]):
+    def __init__(
+        self,
+        entry: Entry,
+        store: Store,
+        digest: Callable[[], str | None],
+        sync: Callable[[], None],
+        log: Callable[[str], None],
+    ):
         self._entry = entry
         self._store = store
         self._digest = digest
@@ -106,23 +114,24 @@ class Verifier:
         except OSError as e:
             self._log(f"cannot remove a mark from the cache: {e.strerror}")
         self._healed = self._store.health()[1]
-        if self._is_complete() and not self._stopping.is_set():
+        digest = self._digest()
+        if digest and self._is_complete() and not self._stopping.is_set():
             self._state = "verifying"
             self._changed = False
-            self._thread = threading.Thread(target=self._verify, name="pyerofs-verify", daemon=True)
+            self._thread = threading.Thread(target=self._verify, args=(digest,), name="pyerofs-verify", daemon=True)
             self._thread.start()
 
-    def _verify(self) -> None:
+    def _verify(self, digest: str) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux: of this thread alone
-        algorithm = self._digest.partition(":")[0]
+        algorithm = digest.partition(":")[0]
         try:
             found = digest_of(
                 self._entry.data_fd, self._store.size, algorithm, lambda: self._stopping.is_set() or self._changed
             )
         except OSError as e:
-            self._log(f"cannot verify {self._digest}: {e.strerror}")
+            self._log(f"cannot verify {digest}: {e.strerror}")
             found = None
-        damaged = found not in (None, self._digest) and not self._is_sound()
+        damaged = found not in (None, digest) and not self._is_sound(digest)
         # Before a mark is made: in a crash of the machine it must not outlive the bytes that it was made for.
         self._sync()
         with self._lock:
@@ -131,33 +140,33 @@ class Verifier:
                 return
             if self._changed or damaged:
                 self._look()
-            elif found == self._digest:
-                self._matched()
+            elif found == digest:
+                self._matched(digest)
             elif found is not None:
-                self._mismatched(found)
+                self._mismatched(digest, found)
         self._sync()  # what was forgotten
 
-    def _is_sound(self) -> bool:
+    def _is_sound(self, digest: str) -> bool:
         """Whether the bytes that were hashed are those that came from the registry, as far as their sums tell. What is
         not is absent from now on: it is fetched anew when it is wanted, and all is hashed again."""
         try:
             return self._store.check(0, self._store.size) and self._store.health()[1] == self._healed
         except OSError as e:
-            self._log(f"cannot check the cache of {self._digest}: {e.strerror}")
+            self._log(f"cannot check the cache of {digest}: {e.strerror}")
             return False
 
-    def _matched(self) -> None:
+    def _matched(self, digest: str) -> None:
         self._state = "verified"
         try:
             self._entry.mark_verified()
         except OSError as e:
-            self._log(f"cannot mark {self._digest} as verified: {e.strerror}; the next one to open it hashes it again")
+            self._log(f"cannot mark {digest} as verified: {e.strerror}; the next one to open it hashes it again")
 
-    def _mismatched(self, found: str) -> None:
+    def _mismatched(self, digest: str, found: str) -> None:
         self._mismatches += 1
         if self._mismatches == MISMATCHES_MAX:
-            self._log(f"error: the registry's bytes for {self._digest} are {found} again: they stay unverified")
+            self._log(f"error: the registry's bytes for {digest} are {found} again: they stay unverified")
         else:
-            self._log(f"the bytes in the cache for {self._digest} are {found}: all of them are fetched anew")
+            self._log(f"the bytes in the cache for {digest} are {found}: all of them are fetched anew")
             self._store.forget_all()
         self._state = "mismatch"

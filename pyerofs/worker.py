@@ -29,6 +29,7 @@ from .channel import Channel
 from .errors import MountFailure, PyerofsError
 from .export import Export
 from .keeper import Keeper
+from .layer import Layer
 from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
@@ -138,10 +139,11 @@ class Worker:
             return Export(source, oci, self.log)
         if self._resume:
             was = Record(**self._resume["record"])
-            return Export(open_layer(was.source, was.digest, was.size, was.layer, oci), oci, self.log)
+            layer = Layer.from_dict(was.origin) if was.origin else Layer(was.layer, was.digest, was.size)
+            return Export(open_layer(was.source, layer, was.size, oci, log=self.log), oci, self.log)
         trace = self._trace if self._request["verbosity"] >= 2 else None
         kept = Manifests(chosen_directory(oci), self.log)
-        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept)
+        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept, log=self.log)
         return Export(image, oci, self.log, cancel=self._caller.gone)
 
     # A new mount
@@ -200,6 +202,7 @@ class Worker:
             size=export.size,
             digest=export.source.digest,
             layer=export.source.layer,
+            origin={} if isinstance(export.source, LocalSource) else export.source.origin.as_dict(),
             how=attachment.how,
             identity=export.source.identity if isinstance(export.source, LocalSource) else "",
             request=request,

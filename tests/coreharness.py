@@ -114,9 +114,17 @@ class Rig:
     """
 
     def __init__(
-        self, size: int, *, timeout: float = 0, data: bytes | None = None, full: bool = False, sums: bool = True
+        self,
+        size: int,
+        *,
+        timeout: float = 0,
+        data: bytes | None = None,
+        full: bool = False,
+        sums: bool = True,
+        align: int = GRANULE,
     ):
         self.size = size
+        self.align = align
         self.data = pattern(size) if data is None else data
         self.granules = -(-size // GRANULE)
         self._stack = ExitStack()
@@ -148,6 +156,7 @@ class Rig:
             sums_fd=self.sums_fd if sums_fd is None else sums_fd,
             map_offset=HEADER,
             timeout=timeout,
+            align=self.align,
         )
         self._stores.append(store)
         self._services.append(Task(store.expire))

@@ -40,9 +40,9 @@ from pyerofs.blobfile import BlobFile
 from pyerofs.errors import PyerofsError
 from pyerofs.export import Export
 from pyerofs.hosts import Host, HostConfig, parse_api_url
+from pyerofs.imagesource import ImageSource
 from pyerofs.options import OCIOptions
 from pyerofs.registry import Registry
-from pyerofs.source import ImageSource
 from pyerofs.transport import Transport
 
 SEQUENCES = int(os.environ.get("PYEROFS_SEQUENCES", "50"))

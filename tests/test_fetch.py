@@ -13,9 +13,9 @@ from fakeregistry import FakeRegistry, reset, short, stall, status, whole
 
 from pyerofs.errors import NotFoundError, PyerofsError, RegistryError
 from pyerofs.export import Export
+from pyerofs.imagesource import ImageSource
 from pyerofs.options import OCIOptions
 from pyerofs.registry import Registry
-from pyerofs.source import ImageSource
 from pyerofs.transport import Transport
 
 SIZE = (3 << 20) + 777

@@ -368,8 +368,6 @@ def test_choose_layer() -> None:
         ([(EROFS, 0), (TAR, 1), (EROFS, 2)], None, None, f"; layer 2: {EROFS}, 4096 bytes, {digest(2)}"),
         ([(TAR, 0), (TAR, 1)], None, None, f"no EROFS layer: an ordinary tar layer ({TAR})"),
         ([], None, None, "no EROFS layer: it has no layers at all"),
-        ([(f"{EROFS}+zstd", 0)], None, None, "layer 0 is compressed (application/vnd.erofs+zstd)"),
-        ([(f"{EROFS}+zstd", 0), (EROFS, 1)], 0, None, "only raw EROFS layers"),
         ([(EROFS, n) for n in range(40)], None, None, "; and 24 more"),
     ],
 )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from blobreader import SIZE, fails, in_parallel, read
+from blobreader import SIZE, Sink, fails, in_parallel, read
 from fakeregistry import (
     LIMIT,
     Behaviour,
@@ -22,7 +22,8 @@ from fakeregistry import (
 )
 from mirrorstage import DIGEST, Stage, staged
 
-from pyerofs.errors import AuthError, NotFoundError, RegistryError
+from pyerofs.blob import Blob
+from pyerofs.errors import AuthError, CorruptError, NotFoundError, RegistryError
 from pyerofs.mirror import HOLD_MAX, Health
 from pyerofs.registry import Registry
 
@@ -258,3 +259,66 @@ def test_no_host_is_left_alone_for_ever(stage: Stage) -> None:
     health = Health(stage.clock)
     health.failed(RegistryError("x: 503", temporary=True, retry_after=86400), health.claim())
     assert health.held() == HOLD_MAX
+
+
+# Bytes that the reader finds wrong
+
+
+class Judge(Sink):
+    """Keeps pieces back until all are there; `wrong` tells how many answers it does not like."""
+
+    def __init__(self, wrong: int) -> None:
+        super().__init__(1000, 51_000)
+        self.wrong = wrong
+        self.used = False
+
+    def __call__(self, offset: int, piece: bytes) -> bool:
+        if offset == self.first:
+            self.at = self.first
+        super().__call__(offset, piece)
+        if self.at == self.end:
+            if self.wrong:
+                self.wrong -= 1
+                raise CorruptError("these are no good")
+            self.used = True
+        return True
+
+
+def judged(blob: Blob, wrong: int) -> Judge:
+    judge = Judge(wrong)
+    blob.read_range(1000, 50_000, judge, whole=judge.whole, begun=lambda: judge.used)
+    return judge
+
+
+def test_a_mirror_whose_bytes_are_wrong_is_followed_by_the_next_and_avoided(stage: Stage) -> None:
+    lines: list[str] = []
+    blob = Blob(stage.registry().mirrors, DIGEST, SIZE, clock=stage.clock, log=lines.append)
+    assert judged(blob, 1).used
+    assert stage.counts == (1, 1, 0)
+    assert lines == [f"{stage.first.host}: these are no good"]
+    assert judged(blob, 0).used
+    assert stage.counts == (1, 2, 0)
+    stage.clock.now += 61
+    assert judged(blob, 0).used
+    assert stage.counts == (2, 2, 0)
+
+
+def test_all_of_them_are_wrong(stage: Stage) -> None:
+    blob = stage.blob()
+    with pytest.raises(CorruptError, match=f"{stage.server.host}: these are no good") as caught:
+        judged(blob, 3)
+    assert not caught.value.temporary
+    assert stage.counts == (1, 1, 1)
+
+
+def test_one_that_is_wrong_and_others_that_cannot_be_had(stage: Stage) -> None:
+    stage.second.default = stage.server.default = status(503)
+    with pytest.raises(RegistryError, match="503") as caught:
+        judged(stage.blob(), 1)
+    assert caught.value.temporary
+
+
+def test_a_transfer_that_breaks_before_anything_was_used(stage: Stage) -> None:
+    stage.first.script(short(10_000))
+    assert judged(stage.blob(), 0).used
+    assert stage.counts == (1, 1, 0)

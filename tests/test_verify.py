@@ -183,7 +183,7 @@ class Bench:
         self.synced = 0
         self.go = threading.Event()
         self.begun = threading.Event()
-        self.verifier = Verifier(self.entry, self.store, digest, self.sync, self.log.append)
+        self.verifier = Verifier(self.entry, self.store, lambda: digest, self.sync, self.log.append)
         monkeypatch.setattr(verify, "digest_of", self.digest_of)
 
     def sync(self) -> None:

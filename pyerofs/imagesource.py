@@ -1,0 +1,108 @@
+"""The source of a layer of an image: read as it is, by its chunk index, or as one stream of zstd data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .cache import chosen_directory, entry_path
+from .errors import ImageError
+from .layer import SIZE_MAX, Layer, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .blob import Blob
+    from .options import OCIOptions
+    from .registry import Registry
+    from .source import Source
+    from .transport import Transport
+
+_WITHOUT = "oci.verify=none mounts it without that"
+
+
+class ImageSource:
+    """A raw layer whose bytes nothing vouches for until all of them are there. Thread-safe. Owns the transport."""
+
+    def __init__(self, name: str, layer: int, blob: Blob, transport: Transport, origin: Layer | None = None):
+        self.name = name
+        self.digest = blob.digest
+        self.size = blob.size
+        self.layer = layer
+        self.origin = origin or Layer(layer, blob.digest, blob.size)
+        self.storage = Storage(blob.digest)
+        self._blob = blob
+        self._transport = transport
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Callable[[int, bytes], bool],
+        *,
+        whole: Callable[[], None],
+        cancel: Callable[[], bool],
+    ) -> None:
+        self._blob.read_range(offset, length, sink, whole=whole, cancel=cancel)
+
+    def content(self) -> str | None:
+        return self.digest
+
+    def complete(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def open_source(
+    name: str,
+    layer: Layer,
+    registry: Registry,
+    transport: Transport,
+    options: OCIOptions,
+    *,
+    size: int | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None],
+) -> Source:
+    """What reads the layer best, as oci.verify allows. `size`: of the source, where it is known from an earlier time.
+
+    What the index or the beginning of a compressed layer has to tell comes from the cache or, with a few tries, from
+    the registry. Raises RegistryError, ImageError, SystemFailure; the caller then still owns the transport.
+    """
+    if layer.size > SIZE_MAX:
+        raise ImageError(f"{name}: layer {layer.number} says that it has {layer.size} bytes, more than EROFS can have")
+    directory = chosen_directory(options)
+    blob = registry.blob(layer.digest, layer.size, log)
+    must = options.verify == "require"
+    if layer.compressed:
+        from .inflate import check
+
+        check()
+    if layer.index and (layer.compressed or options.verify != "none"):
+        from .indexed import IndexedSource
+        from .indexfile import obtain
+
+        found = obtain(layer, registry, directory, cancel, options.timeout, log)
+        if found and (found.chunks.hash_size or (layer.compressed and not must)):
+            if not 0 < found.chunks.size <= SIZE_MAX:
+                raise ImageError(f"{name}: the chunk index says that the image has {found.chunks.size} bytes")
+            return IndexedSource(name, layer, blob, transport, found)
+    if must:
+        raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
+    if not layer.compressed:
+        return ImageSource(name, layer.number, blob, transport, layer)
+    from .cachedir import Place, drop, verified_size
+    from .zstdstream import StreamSource
+
+    if size is None:
+        size = verified_size(directory, layer.plain_key)
+        if size is None:  # a stream that did not reach its end has left what nobody can vouch for
+            drop(Place(entry_path(directory, layer.plain_key), layer.plain_key, 0, 0.0))
+    source = StreamSource(name, layer, blob, transport, directory, size)
+    try:
+        source.open(cancel, options.timeout)
+    except BaseException:
+        source.close()
+        raise
+    return source

@@ -1,0 +1,145 @@
+"""A layer's chunk index: from the cache, where it lies beside the bytes that it vouches for, or from the registry."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import chunkindex
+from .cache import entry_path, write_all
+from .errors import CorruptError, ImageError
+from .layer import section_of
+from .retry import patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .blob import Blob
+    from .cache import Entry
+    from .layer import Layer
+    from .registry import Registry
+
+NAME = "index"
+SIZE_MAX = 64 << 20  # bytes: more than a million chunks
+
+
+class Found(NamedTuple):
+    """`section`: the bytes that `chunks` was read from."""
+
+    section: bytes
+    chunks: chunkindex.Index
+
+
+def obtain(
+    layer: Layer,
+    registry: Registry,
+    directory: str,
+    cancel: Callable[[], bool],
+    timeout: float,
+    log: Callable[[str], None],
+) -> Found | None:
+    """The index of a layer that names one, checked against its digest; None: one that this version does not know.
+
+    `directory`: the cache's. Within `timeout` seconds. Raises RegistryError, ImageError.
+    """
+    place = layer.index
+    assert place is not None  # noqa: S101 - the caller has looked
+    length = place.end - place.offset
+    if length > SIZE_MAX:
+        raise ImageError(
+            f"the chunk index has {length} bytes, more than {SIZE_MAX >> 20} MiB (oci.verify=none ignores it)"
+        )
+    for key in (layer.verified_key, layer.plain_key):
+        section = _kept(os.path.join(entry_path(directory, key), NAME))
+        if len(section) == length:
+            try:
+                return _parsed(section, place)
+            except ImageError:
+                continue  # somebody has been at it, or it is another version's
+    if layer.alone:
+        blob, first = registry.blob(place.digest, layer.alone_size, log), 0
+    else:
+        blob, first = registry.blob(layer.digest, layer.size, log), place.offset
+    return patiently(lambda left: _fetch(layer, blob, first, cancel), cancel, timeout)
+
+
+def _parsed(section: bytes, place: chunkindex.Place) -> Found | None:
+    index = chunkindex.parse(section, place)
+    return None if index is None else Found(section, index)
+
+
+def _kept(path: str) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return f.read(SIZE_MAX + 1)
+    except OSError:
+        return b""
+
+
+def _fetch(layer: Layer, blob: Blob, first: int, cancel: Callable[[], bool]) -> Found | None:
+    """One attempt at each mirror. A place whose bytes have not the digest has other bytes, whoever has changed them."""
+    place = layer.index
+    assert place is not None  # noqa: S101 - the caller has looked
+    length = layer.alone_size if layer.alone else place.end - place.offset
+    pieces = bytearray()
+    found: Found | None = None
+
+    def sink(at: int, piece: bytes) -> bool:
+        nonlocal found
+        # A place that ignores the range sends the blob from its beginning, and one that begins anew begins at `first`.
+        if at <= first:
+            pieces.clear()
+        pieces.extend(piece[max(0, first - at) :])
+        if len(pieces) < length:
+            return True
+        section = bytes(pieces[:length])
+        try:
+            found = _parsed(section_of(section, place) if layer.alone else section, place)
+        except ImageError as e:
+            raise CorruptError(str(e)) from None
+        return False
+
+    blob.read_range(first, length, sink, cancel=cancel, begun=lambda: False)
+    return found
+
+
+def keep(path: str, section: bytes) -> None:
+    """Puts the index into the entry at `path`, for when the registry cannot be reached. Raises OSError. It is believed
+    only with its digest, so it need not survive a crash as a whole."""
+    name = os.path.join(path, NAME)
+    if _kept(name) == section:
+        return
+    temporary = f"{name}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, section)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def has_its_hashes(entry: Entry, key: str) -> bool | None:
+    """Whether the bytes of a complete entry still have the hashes of the index beside them; None where that cannot be
+    told: the hashes are those of compressed chunks, or the index is not there. Raises OSError."""
+    algorithm, _, digits = key.partition(":")
+    section = _kept(os.path.join(entry.path, NAME))
+    place = chunkindex.Place(entry.size, entry.size + len(section), f"{algorithm.partition('+')[0]}:{digits}", False)
+    try:
+        found = _parsed(section, place)
+    except ImageError:
+        return None
+    if found is None or found.chunks.size != entry.size:
+        return None
+    for number in range(len(found.chunks)):
+        chunk = found.chunks.chunk(number)
+        try:
+            chunk.verify(os.pread(entry.data_fd, chunk.length, chunk.start))
+        except ImageError:
+            return False
+    return True

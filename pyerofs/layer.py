@@ -1,0 +1,115 @@
+"""A native layer as its manifest describes it, and how a source wants its bytes to be kept. Pure values."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import chunkindex
+from .chunkindex import Place
+from .errors import ImageError
+from .manifest import is_compressed
+from .reference import is_digest
+
+if TYPE_CHECKING:
+    from .manifest import Descriptor, Manifest
+
+SIZE_MAX = 1 << 44  # bytes: 2^32 blocks of 4 KiB. A larger number would only make the cache reserve space for its map
+CONTENT = "org.erofs.uncompressed-digest"
+TARGET = "org.erofs.chunk-index.target"
+_FRAME = struct.Struct("<II")  # of zstd, to be skipped: magic, length
+_FRAME_MAGIC = 0x184D2A50
+
+
+class Storage(NamedTuple):
+    """How a source's bytes are kept in the cache.
+
+    `key`: names their place there, as algorithm:hex. `verified`: each piece has been checked against a hash before the
+    sink got it. `section`: the chunk index that is to lie beside them, so that the layer can be opened without its
+    registry. `align`: bytes, a multiple of a granule: what is fetched at a time. `fill`: all of it is to be fetched,
+    whether it is read or not.
+    """
+
+    key: str
+    verified: bool = False
+    section: bytes = b""
+    align: int = 0
+    fill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """`number` in the manifest, base 0; `digest` and `size` (bytes) of its blob, `compressed` as zstd frames. `index`:
+    where its chunk index is, if it has one: in the blob or, `alone`, a blob of its own, which is then thought to follow
+    the layer's. `content`: digest of the decompressed image, "" where nobody says."""
+
+    number: int
+    digest: str
+    size: int
+    compressed: bool = False
+    index: Place | None = None
+    alone: bool = False
+    content: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Layer:
+        index = values.get("index")
+        return cls(**{**values, "index": Place(*index) if index else None})
+
+    @property
+    def alone_size(self) -> int:
+        """Bytes of the stand-alone index's blob."""
+        assert self.index is not None  # noqa: S101 - the caller has one
+        return self.index.end - self.index.offset - (_FRAME.size if self.index.frame else 0)
+
+    @property
+    def plain_key(self) -> str:
+        """The place in the cache of bytes that no hash vouches for."""
+        algorithm, _, digits = self.digest.partition(":")
+        return f"{algorithm}+zstd:{digits}" if self.compressed else self.digest
+
+    @property
+    def verified_key(self) -> str:
+        """The place in the cache of bytes that the index vouches for. It goes by the index, not by the layer: an index
+        fixes every byte, while anybody's manifest can give somebody else's layer an index of its own. And it is a place
+        where nothing has ever been put without a check."""
+        assert self.index is not None  # noqa: S101 - the caller has one
+        algorithm, _, digits = self.index.digest.partition(":")
+        return f"{algorithm}+chunks:{digits}"
+
+
+def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Layer:
+    """Layer `number`, which is native; without `use_index` as if a raw one had no index. Raises ImageError for
+    annotations that are malformed."""
+    found = manifest.layers[number]
+    compressed = is_compressed(found.media_type)
+    content = found.annotations.get(CONTENT, "") if compressed else found.digest
+    if content and not is_digest(content):
+        raise ImageError(f"the annotation {CONTENT} is no sha256 or sha512 digest")
+    place, alone = None, False
+    if use_index or compressed:
+        place = chunkindex.place(found.annotations, found.size, compressed)
+        if place is None and number + 1 < len(manifest.layers):
+            place = _alone(found, manifest.layers[number + 1], compressed)
+            alone = place is not None
+    return Layer(number, found.digest, found.size, compressed, place, alone, content)
+
+
+def _alone(layer: Descriptor, index: Descriptor, compressed: bool) -> Place | None:
+    """The stand-alone index behind the layer, if it is one. Its own digest is the index's."""
+    if index.media_type != chunkindex.MEDIA_TYPE:
+        return None
+    target = index.annotations.get(TARGET)
+    if target != layer.digest:
+        raise ImageError(f"the chunk index behind the layer is for another one: its {TARGET} is {target!a:.80}")
+    return Place(layer.size, layer.size + index.size + (_FRAME.size if compressed else 0), index.digest, compressed)
+
+
+def section_of(payload: bytes, place: Place) -> bytes:
+    """A stand-alone index as if it lay at `place`, behind the layer: in a zstd frame where that is compressed."""
+    return _FRAME.pack(_FRAME_MAGIC, len(payload)) + payload if place.frame else payload
