@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakeregistry import FakeRegistry
+from guestrun import GuestRun
 from images import EROFS, TAR, Images, Layer, Published, push_image, push_index
 from needs import need, need_root
 from realregistry import LoggingRegistry
@@ -19,6 +20,31 @@ from trees import MIB, Tree, make_image, make_tree
 
 os.environ["PYEROFS_CONFIG"] = ""  # whatever the machine's owner has configured is no matter of the tests'
 GUEST = bool(os.environ.get("PYEROFS_GUEST"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_is_of_the_guest)
+
+
+def _is_of_the_guest(item: pytest.Item) -> bool:
+    return "guest_test" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRun | None]:
+    """The guest, started before the first test where any of its tests is selected."""
+    chosen = [
+        item.callspec.params["guest_test"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and _is_of_the_guest(item)
+    ]
+    if not chosen:
+        yield None
+        return
+    run = GuestRun(chosen)
+    run.start()
+    yield run
+    run.end()
 
 
 @pytest.fixture(scope="session")

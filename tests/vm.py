@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,15 +46,17 @@ def run_in_vm(
     memory: str = "3G",
     timeout: float = 300.0,
     env: Mapping[str, str] | None = None,
+    cancel: threading.Event | None = None,
 ) -> Result:
-    """Boot, run `command` (a bash script's text, a program's path, or argv), switch off; VMError after `timeout` s."""
+    """Boot, run `command` (a bash script's text, a program's path, or argv), switch off; VMError after `timeout` s, or
+    soon after `cancel` is set."""
     qemu, virtiofsd, kernel = _find()
     with tempfile.TemporaryDirectory(prefix="pyerofs-vm-") as directory:
         job = Path(directory)
         _write_job(job / "run", command, env or {})
         started = time.monotonic()
         with (job / "console").open("w+b") as console:
-            _boot(qemu, virtiofsd, kernel, job, console, cpus, memory, timeout)
+            _boot(qemu, virtiofsd, kernel, job, console, cpus, memory, timeout, cancel or threading.Event())
         seconds = time.monotonic() - started
         if not (job / "status").exists():
             raise VMError(f"the guest gave no exit status within {seconds:.0f} s\n{_tail(job)}")
@@ -97,7 +100,15 @@ def _write_job(run: Path, command: str | Path | Sequence[str | Path], env: Mappi
 
 
 def _boot(
-    qemu: str, virtiofsd: str, kernel: Path, job: Path, console: IO[bytes], cpus: int, memory: str, timeout: float
+    qemu: str,
+    virtiofsd: str,
+    kernel: Path,
+    job: Path,
+    console: IO[bytes],
+    cpus: int,
+    memory: str,
+    timeout: float,
+    cancel: threading.Event,
 ) -> None:
     init = Path(__file__).with_name("vm_init.sh")
     share = [virtiofsd, f"--socket-path={job}/fs", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]
@@ -114,15 +125,25 @@ def _boot(
     try:
         _wait_for_socket(job, server)
         guest = subprocess.Popen(machine, **quiet)  # type: ignore[call-overload]
-        guest.wait(timeout)
-    except subprocess.TimeoutExpired:
-        raise VMError(f"the guest was still running after {timeout:.0f} s\n{_tail(job)}") from None
+        _wait(guest, timeout, cancel, job)
     finally:
         for child in (guest, server):
             if child and child.poll() is None:
                 child.kill()
             if child:
                 child.wait()
+
+
+def _wait(guest: subprocess.Popen[bytes], timeout: float, cancel: threading.Event, job: Path) -> None:
+    end = time.monotonic() + timeout
+    while not cancel.is_set() and time.monotonic() < end:
+        try:
+            guest.wait(1)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    why = "nobody waits for it any more" if cancel.is_set() else f"it was still running after {timeout:.0f} s"
+    raise VMError(f"the guest was ended: {why}\n{_tail(job)}")
 
 
 def _wait_for_socket(job: Path, server: subprocess.Popen[bytes]) -> None:

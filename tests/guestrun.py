@@ -1,0 +1,65 @@
+"""The run of tests/guest in a real kernel, beside all other tests: it is emulated, and would else be waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import vm
+
+PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
+TIMEOUT = 1000.0  # seconds, for all of them together
+
+
+class Outcome(NamedTuple):
+    outcome: str
+    text: str
+
+
+def collect() -> list[str]:
+    """The node ids below tests/guest, collected by a pytest of its own. Raises RuntimeError."""
+    command = [sys.executable, *PYTEST, "--collect-only", "-q", "tests/guest"]
+    environment = {**os.environ, "PYEROFS_GUEST": ""}
+    done = subprocess.run(command, cwd=vm.REPOSITORY, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"tests/guest cannot be collected:\n{done.stdout}{done.stderr}")
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+class GuestRun(threading.Thread):
+    """Runs the tests that `chosen` names, in one boot. `found`, after join(): what became of each."""
+
+    def __init__(self, chosen: list[str]):
+        super().__init__(name="guest", daemon=True)
+        self.chosen = chosen
+        self.found: dict[str, Outcome] = {}
+        self._cancel = threading.Event()
+
+    def run(self) -> None:
+        # Its own place for temporary files: /tmp is this machine's, with the directories of other runs.
+        command = ["python", *PYTEST, "-q", "--basetemp=/run/pytest", *self.chosen]
+        trouble = "the guest's pytest did not run it"
+        with tempfile.TemporaryDirectory(prefix="pyerofs-guest-") as directory:
+            results = Path(directory, "results")
+            try:
+                done = vm.run_in_vm(command, timeout=TIMEOUT, env={"PYEROFS_GUEST": str(results)}, cancel=self._cancel)
+                trouble += f"\n{done.output}"
+            except vm.VMError as error:
+                trouble = str(error)
+            lines = results.read_text().splitlines() if results.exists() else []
+        found = {name: Outcome("failed", trouble) for name in self.chosen}
+        for result in map(json.loads, lines):
+            # A test that passed may still fail in its teardown, which comes later and counts.
+            found[result["id"]] = Outcome(result["outcome"], result["text"])
+        self.found = found
+
+    def end(self) -> None:
+        """At once, whether it has finished or not."""
+        self._cancel.set()
+        self.join()
