@@ -74,6 +74,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         connections = 4
         timeout = "2m"
         fill = "idle"
+        verify = "require"
         fill_rate = "10M"
         [cache]
         max = "20%"
@@ -97,6 +98,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         connections=4,
         timeout=120,
         fill="idle",
+        verify="require",
         fill_rate=10 << 20,
         cache_max=Limit(20, percent=True),
     )
@@ -367,6 +369,7 @@ def test_secrets_are_not_shown_and_the_rest_is_toml(write: Write, tmp_path: Path
         "connections": 1,
         "timeout": 120,
         "fill": "none",
+        "verify": "auto",
     }
 
 

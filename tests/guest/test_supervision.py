@@ -9,17 +9,23 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from images import Images, Published
+from images import Images, Layer, Published, push_image
+from indexedlayers import compressed, raw, stream
 from kernellog import KernelLog
 from load import RECOVERY, Load, alive_again, drop_caches, record_of
+from realregistry import LoggingRegistry
 from scene import Done, Scene, by_pyerofs, until
 from trees import Tree
 
 KILLS = int(os.environ.get("PYEROFS_KILLS", "2"))
+
+
+def verified(data: bytes) -> Layer:
+    return raw(data, 128 << 10)
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +105,23 @@ def test_upgrade_while_reads_go_on(scene: Scene, tree: Tree, published: Publishe
             assert not before.alive() and not before.supervised()
             load.go_on()
     print(f"{load.reads} reads, the longest {load.longest:.2f} s")
+    by_pyerofs(scene)
+
+
+@pytest.mark.parametrize("make", [verified, compressed, stream])
+def test_layers_that_are_checked_or_decompressed_go_on(
+    scene: Scene, tree: Tree, images: Images, registry: LoggingRegistry, make: Callable[[bytes], Layer]
+) -> None:
+    push_image(registry, "kinds", make.__name__, [make(images.plain.read_bytes())])
+    scene.mount_image(f"{registry.host}/kinds:{make.__name__}", fstype="erofs.nbd")
+    with Load(scene.mnt, tree) as load:
+        load.go_on()
+        before = record_of(scene)
+        os.kill(before.pid, signal.SIGKILL)
+        alive_again(scene, before)
+        load.go_on()
+        assert scene.run("reattach", scene.mnt) == Done(0, "", "")
+        load.go_on()
     by_pyerofs(scene)
 
 
