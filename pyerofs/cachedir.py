@@ -137,6 +137,11 @@ def look(place: Place) -> Contents | None:
             os.close(lock)
 
 
+def look_for(directory: str, key: str) -> Contents | None:
+    """What is kept under this key (KIND:HEX); None: nothing. Raises as look()."""
+    return look(Place(entry_path(directory, key), key, 0, 0.0))
+
+
 def hold(place: Place) -> Entry | None:
     """The entry as it is, in use by the caller until its close(); None: it has gone, or is broken. Raises UsageError,
     SystemFailure."""

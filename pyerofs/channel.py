@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MESSAGE_MAX = 4 << 20  # bytes: a process's environment goes in one
-_FDS_MAX = 128
+_FDS_MAX = 128  # in one piece of a message; the kernel takes up to 253
 
 
 class Channel:
@@ -29,8 +29,9 @@ class Channel:
     def send(self, values: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """The descriptors stay the caller's. Raises OSError."""
         line = json.dumps(values).encode() + b"\n"
-        if fds:
-            line = line[socket.send_fds(self.socket, [line], list(fds)) :]
+        for first in range(0, len(fds), _FDS_MAX):
+            # A byte carries as many as go with one, so that any message is long enough for all that it may bring.
+            line = line[socket.send_fds(self.socket, [line[:1]], list(fds[first : first + _FDS_MAX])) :]
         self.socket.sendall(line)
 
     def receive(self) -> dict[str, Any]:

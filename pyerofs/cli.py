@@ -58,9 +58,10 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p = _command(
         commands,
         "mount",
-        "mount an EROFS layer of an image, an image file or a block device",
+        "mount the EROFS layers of an image, an image file or a block device",
+        "  pyerofs mount quay.io/org/app:1.0 /mnt     all EROFS layers as one, by what this kernel offers\n"
         "  pyerofs mount -t erofs.nbd -o oci=0,oci.platform=linux/amd64 quay.io/org/app:1.0 /mnt\n"
-        "  pyerofs mount quay.io/org/app:1.0 /mnt     the only EROFS layer, by what this kernel offers\n"
+        "  pyerofs mount -o oci.upperdir=/var/up,oci.workdir=/var/work quay.io/org/app:1.0 /mnt     writable\n"
         "  pyerofs mount app.erofs /mnt               a local image\n"
         "  pyerofs mount -u /mnt                      unmount",
     )
@@ -70,7 +71,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     )  # fmt: skip
     p.add_argument("-u", "--unmount", action="store_true", help="unmount the target")
     p.add_argument("--reattach", action="store_true", help="give the mount at the target a new daemon")
-    p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro, which is always so")
+    p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
     p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
     p.add_argument("source", metavar="SOURCE", help="an image's reference, an image file or a block device")
     p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
@@ -222,7 +223,7 @@ def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
     mount(
         arguments.source,
         arguments.target,
-        arguments.options,
+        [*arguments.options, "ro"] if arguments.read_only else arguments.options,
         fstype=arguments.types,
         verbosity=verbosity,
         report=report,
@@ -303,6 +304,7 @@ def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
         print(_json(found))
         return
     for row in found:
+        row["device"] = ",".join(part["device"] for part in row["parts"]) or row["device"]
         print("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
 
 

@@ -11,7 +11,7 @@ from .core import LATENCY_BOUNDS, Latency
 from .errors import PyerofsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .layer import Layer, Storage
     from .source import Source
@@ -67,6 +67,12 @@ class FetchFigures(NamedTuple):
     first_byte: Latency
     whole: Latency
     last_failure: Failure | None
+
+
+def together(latencies: Sequence[Latency]) -> Latency:
+    """As if all had been counted by one."""
+    buckets = tuple(map(sum, zip(*(latency.buckets for latency in latencies), strict=True)))
+    return Latency(buckets, sum(latency.sum for latency in latencies), max(latency.max for latency in latencies))
 
 
 class FetchCounters:

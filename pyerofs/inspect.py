@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from .compose import compose, is_index, role_of
 from .config import oci_options
+from .errors import ImageError
+from .layer import describe
 from .manifest import Index, Manifest, native_media_type
 from .mountpoint import mountinfo
 from .platforms import Platform
@@ -14,6 +18,12 @@ from .view import health, look_at_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .cachedir import Contents
+    from .options import OCIOptions
+
+_CHUNK_INDEX = "org.erofs.chunk-index.range"
+_VERITY = "org.erofs.dmverity.root_digest"
 
 
 def inspect(
@@ -38,12 +48,23 @@ def inspect(
             for m in root.manifests
         ]
     found["manifest"] = {"digest": chosen.digest, "media_type": chosen.manifest.media_type}
-    found["layers"] = [_layer(i, chosen.manifest) for i in range(len(chosen.manifest.layers))]
+    from .cache import chosen_directory  # deferred: mounts() needs nothing of it
+
+    directory = chosen_directory(oci)
+    found["layers"] = [_layer(i, chosen.manifest, directory) for i in range(len(chosen.manifest.layers))]
+    found["mount"] = _mount(chosen.manifest, oci, found["layers"])
     return found
 
 
-def _layer(index: int, manifest: Manifest) -> dict[str, Any]:
+def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:
+    """`present` in bytes, `verified`: both as the cache has it. `role` is None for what has no place in a mount."""
     layer = manifest.layers[index]
+    try:
+        role = role_of(layer)
+    except ImageError:
+        role = None
+    following = manifest.layers[index + 1 : index + 2]
+    held = _held(directory, manifest, index) if native_media_type(layer.media_type) else None
     return {
         "index": index,
         "media_type": layer.media_type,
@@ -51,6 +72,40 @@ def _layer(index: int, manifest: Manifest) -> dict[str, Any]:
         "digest": layer.digest,
         "native": native_media_type(layer.media_type),
         "annotations": {k: v for k, v in layer.annotations.items() if k.startswith("org.erofs.")},
+        "role": role,
+        "chunk_index": _CHUNK_INDEX in layer.annotations or any(is_index(after) for after in following),
+        "verity": _VERITY in layer.annotations,
+        "present": held.present if held else 0,
+        "verified": held.verified if held else False,
+    }
+
+
+def _held(directory: str, manifest: Manifest, index: int) -> Contents | None:
+    """What the cache has of the layer: what the index vouches for, or else the bytes as they came."""
+    from .cachedir import look_for
+
+    try:
+        layer = describe(manifest, index)
+    except ImageError:
+        return None
+    keys = [layer.verified_key, layer.plain_key] if layer.index else [layer.plain_key]
+    return next((found for key in keys if (found := look_for(directory, key))), None)
+
+
+def _mount(manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `mount` with these options would mount: the numbers of its `layers`, and whether they are `stacked`; or the
+    `error`. The rest is true where it is true for all of them."""
+    try:
+        parts = compose(manifest, oci.layer, oci.blob)
+        error = None
+    except ImageError as e:
+        parts, error = (), str(e)
+    chosen = [layers[part.layer] for part in parts]
+    return {
+        "layers": [part.layer for part in parts],
+        "stacked": len([part for part in parts if part.role != "device"]) > 1,
+        "error": error,
+        **{key: bool(chosen) and all(layer[key] for layer in chosen) for key in ("chunk_index", "verity", "verified")},
     }
 
 
@@ -65,20 +120,35 @@ def render(found: dict[str, Any]) -> str:
         native = "EROFS" if layer["native"] else "-"
         lines.append(
             f"layer {layer['index']}  {native:<5}  {layer['size']:>12}  {layer['media_type']}  {layer['digest']}"
+            f"{_marks(layer, layer['role'])}"
         )
         lines += [f"    {key}: {value}" for key, value in layer["annotations"].items()]
+    mount = found["mount"]
+    if mount["error"]:
+        lines.append(f"mount: no: {mount['error']}")
+    else:
+        how = "stacked" if mount["stacked"] else "by itself" if len(mount["layers"]) == 1 else "with its devices"
+        numbers = ", ".join(map(str, mount["layers"]))
+        lines.append(f"mount: layer{'s' * (len(mount['layers']) > 1)} {numbers}, {how}{_marks(mount)}")
     return "\n".join(lines)
 
 
+def _marks(of: dict[str, Any], role: str | None = None) -> str:
+    names = {"chunk_index": "index", "verity": "verity", "verified": "verified"}
+    marks = [role or "", *(text for key, text in names.items() if of[key])]
+    return "".join(f"  {mark}" for mark in marks if mark)
+
+
 def mounts() -> list[dict[str, Any]]:
-    """Every EROFS mount of this mount namespace; those without a daemon of ours have no `pid`, `digest`, `health`. For
-    one whose daemon does not answer there is no `present` and no `present_percent`."""
+    """Every EROFS mount of this mount namespace, and every stack of such; those without a daemon of ours have no `pid`,
+    `digest`, `health`, and no `parts`. For one whose daemon does not answer there is no `present` and no
+    `present_percent`."""
     records = {record.device: record for record in read_all()}
     statuses = {status["device"]: status for status in look_at_all(records.values())}
     found = []
     for mount in mountinfo():
-        if mount.fstype == "erofs":
-            record = records.get(mount.source)
+        record = records.get(mount.source)
+        if mount.fstype == "erofs" or record:
             status = statuses.get(mount.source, {})
             percent = status.get("cache", {}).get("present_percent")
             found.append(
@@ -91,6 +161,7 @@ def mounts() -> list[dict[str, Any]]:
                     "size": record.size if record else None,
                     "digest": record.digest if record else None,
                     "layer": record.layer if record else None,
+                    "parts": [asdict(part) for part in record.parts] if record else [],
                     "present": None if percent is None else f"{percent:.1f}%",
                     "present_percent": percent,
                     "health": health(status) if status else None,

@@ -7,31 +7,31 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .control import Answer, ControlServer
 from .errors import MountFailure, PyerofsError, SystemFailure
 from .events import Events
-from .mountpoint import MountWatch, umount
+from .mountpoint import MountWatch, mountinfo, umount
 from .record import make_directory, start_of
 from .server import WAKE
 from .supervision import Supervision, reap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from .attachment import Attachment
     from .channel import Channel
     from .options import MountOptions
+    from .part import Part
     from .record import Record
-    from .server import Server
 
 RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others still use
 
 
 class Keeper:
     """`request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread.
-    Owns the attachment and the record.
+    Owns the parts' attachments and the record.
 
     begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
     mount. end() takes back what begin() has done.
@@ -39,23 +39,22 @@ class Keeper:
 
     def __init__(
         self,
-        server: Server,
-        attachment: Attachment,
+        parts: Sequence[Part],
         record: Record,
         request: dict[str, Any],
         options: MountOptions,
         stat: Callable[[Record], dict[str, Any]],
         log: Callable[[str], None],
     ):
-        self._server = server
-        self._attachment = attachment
+        self._parts = parts
+        self._held = list(parts)  # whose attachments have not been let go
         self._record = record
         self._request = request
         self._options = options
         self._stat = stat
         self._log = log
         self._events = Events()
-        self._supervision = Supervision(server, log)
+        self._supervision = Supervision(parts[-1].server, log)
         self._control: ControlServer | None = None
         self._leave = threading.Lock()  # held from the moment on when the mount goes to another daemon
         self._left = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -64,7 +63,7 @@ class Keeper:
     @property
     def _can_go_on(self) -> bool:
         """Only a device that was attached by netlink takes a new server."""
-        return self._attachment.how == "netlink"
+        return self._record.how == "netlink"
 
     def begin(self) -> None:
         """Raises SystemFailure."""
@@ -136,7 +135,11 @@ class Keeper:
         self.end()
 
     def end(self) -> None:
-        self._attachment.abort()
+        for part in self._parts:
+            try:
+                part.attachment.abort()
+            except PyerofsError as e:
+                self._log(f"cannot let go of {part.attachment.path}: {e}")
         self._record.remove()
         self._supervision.end("bye")
         if self._control is not None:
@@ -145,7 +148,8 @@ class Keeper:
     def _loop(self, watch: MountWatch) -> None:
         events = self._events
         assert self._control is not None  # noqa: S101 - begin() or go_on() has made it
-        events.watch(self._server.fileno(), self._connection_ended)
+        for part in self._parts:
+            events.watch(part.server.fileno(), partial(self._connection_ended, part))
         events.watch(watch.fileno(), self._mounts_changed, watch.EVENTS)
         events.watch(self._control.fileno(), self._control.accept)
         events.watch(self._left, events.stop)
@@ -160,32 +164,40 @@ class Keeper:
 
     # What may end it
 
-    def _connection_ended(self) -> None:
-        left = self._server.acknowledge()
+    def _connection_ended(self, part: Part) -> None:
+        left = part.server.acknowledge()
         if self._leave.locked() or left == self._options.oci.connections:
             return
-        if not self._server.ended_softly:
+        if not part.server.ended_softly:
             # Not the kernel's wish: a reply that broke off, or a socket that it took for dead.
             try:
-                if self._attachment.reconnect():
+                if part.attachment.reconnect():
                     self._log("a connection to the kernel has ended, and is replaced")
                     return
             except PyerofsError as e:
                 self._log(f"a connection to the kernel has ended: {e}")
                 if left:
                     return
-        if left == 0:
+        if not any(part.server.clients() for part in self._parts):
             self._events.stop()
 
     def _mounts_changed(self) -> None:
-        if self._attachment.is_mounted():
+        if self._is_mounted():
             self._events.never(self._try_release)
         else:
             self._events.every(RELEASE_INTERVAL, self._try_release)
             self._try_release()
 
+    def _is_mounted(self) -> bool:
+        if self._record.stacked and any(mount.source == self._record.device for mount in mountinfo()):
+            return True
+        return any(part.attachment.is_mounted() for part in self._parts)
+
     def _try_release(self) -> None:
-        if not self._leave.locked() and self._attachment.release():
+        if self._leave.locked():
+            return
+        self._held = [part for part in self._held if not part.attachment.release()]
+        if not self._held:
             self._events.stop()
 
     def _asked_to_end(self) -> None:
@@ -214,7 +226,10 @@ class Keeper:
         if not self._leave.acquire(blocking=False):
             raise MountFailure(f"{self._record.target} is being handed over already")
         self._supervision.end("handover")
-        sockets = self._server.pause()
+        for part in self._parts:
+            part.server.begin_pause()
+        paused = [part.server.pause() for part in self._parts]
+        sockets = [sock for socks in paused for sock in socks]
 
         def sent() -> None:
             for sock in sockets:
@@ -222,4 +237,5 @@ class Keeper:
             self._handed_over = True
             os.eventfd_write(self._left, 1)
 
-        return Answer({"request": self._request}, [sock.fileno() for sock in sockets], sent)
+        counts = {part.id: len(socks) for part, socks in zip(self._parts, paused, strict=True)}
+        return Answer({"request": self._request, "sockets": counts}, [sock.fileno() for sock in sockets], sent)

@@ -172,29 +172,31 @@ def choose_layer(manifest: Manifest, layer: int | None = None, blob: str | None 
         if not 0 <= layer < count:
             there_are = f"0 to {count - 1}" if count > 1 else "only layer 0" if count else "no layers at all"
             raise ImageError(f"the image has no layer {layer}: it has {there_are}")
-        return _mountable(manifest, layer)
+        return mountable(manifest, layer)
     if blob is not None:
         for i, descriptor in enumerate(manifest.layers):
             if descriptor.digest == blob:
-                return _mountable(manifest, i)
-        raise ImageError(f"the image has no layer with the digest {blob}; {_describe_native(manifest)}")
+                return mountable(manifest, i)
+        raise ImageError(f"the image has no layer with the digest {blob}; {describe_native(manifest)}")
     native = native_layers(manifest)
     if len(native) > 1:
-        raise ImageError(f"choose a layer with -o oci.layer=N: {_describe_native(manifest)}")
+        raise ImageError(f"choose a layer with -o oci.layer=N: {describe_native(manifest)}")
     if not native:
         foreign = dict.fromkeys(explain_foreign(entry) for entry in manifest.layers)
         raise ImageError(f"the image has no EROFS layer: {_listed(list(foreign), ', ') or 'it has no layers at all'}")
-    return _mountable(manifest, native[0][0])
+    return mountable(manifest, native[0][0])
 
 
-def _mountable(manifest: Manifest, i: int) -> tuple[int, Descriptor]:
+def mountable(manifest: Manifest, i: int) -> tuple[int, Descriptor]:
+    """Layer i, if it is one that can be mounted. Raises ImageError."""
     layer = manifest.layers[i]
     if not native_media_type(layer.media_type):
-        raise ImageError(f"layer {i} is not EROFS but {explain_foreign(layer)}; {_describe_native(manifest)}")
+        raise ImageError(f"layer {i} is not EROFS but {explain_foreign(layer)}; {describe_native(manifest)}")
     return i, layer
 
 
-def _describe_native(manifest: Manifest) -> str:
+def describe_native(manifest: Manifest) -> str:
+    """For the end of a message: which layers are EROFS."""
     native = [
         f"layer {i}: {layer.media_type}, {layer.size} bytes, {layer.digest}" for i, layer in native_layers(manifest)
     ]

@@ -77,11 +77,11 @@ _EROFS_VALUES: dict[str, tuple[str | None, ...]] = {
 _EROFS_TEXTS = ("device", "domain_id", "fsid", "fsoffset")
 
 
-def kernel_options(items: list[str]) -> tuple[int, str, tuple[str, ...]]:
-    """Flags and data for mount(2), and warnings."""
-    flags = MS_RDONLY
+def kernel_options(items: list[str], *, writable: bool = False) -> tuple[int, str, tuple[str, ...]]:
+    """Flags and data for mount(2), and warnings. `writable`: what is mounted can be, and is unless "ro" says no."""
+    flags = 0 if writable else MS_RDONLY
     data: list[str] = []
-    writable = False
+    refused = False
     for item in items:
         name, equals, value = item.partition("=")
         if name == "remount":
@@ -95,7 +95,10 @@ def kernel_options(items: list[str]) -> tuple[int, str, tuple[str, ...]]:
                 raise UsageError(f"the option {name} takes no value")
             on, off = _FLAGS[name]
             flags = flags & ~off | on
-            writable = name == "rw" if name in ("ro", "rw") else writable
+            if name in ("ro", "rw") and writable:
+                flags = flags & ~MS_RDONLY | (MS_RDONLY if name == "ro" else 0)
+            elif name in ("ro", "rw"):
+                refused = name == "rw"
             continue
         _check_erofs(name, value if equals else None)
         if "," in item and not is_quoted(value):
@@ -104,7 +107,7 @@ def kernel_options(items: list[str]) -> tuple[int, str, tuple[str, ...]]:
     joined = ",".join(data)
     if len(joined.encode(errors="surrogatepass")) > _DATA_MAX:
         raise UsageError(f"the options for the kernel are longer than {_DATA_MAX} bytes")
-    return flags, joined, ("EROFS is read-only: rw is ignored, mounting ro",) if writable else ()
+    return flags, joined, ("EROFS is read-only: rw is ignored, mounting ro",) if refused else ()
 
 
 def _check_erofs(name: str, value: str | None) -> None:

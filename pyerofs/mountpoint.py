@@ -99,14 +99,14 @@ def check_target(path: str) -> str:
     return str(target)
 
 
-def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
-    """mount(2). Raises UsageError, SystemFailure or MountFailure, each of one line."""
+def mount(source: str, target: str, fstype: str, flags: int, data: str = "", *, shown: str = "") -> None:
+    """mount(2). Raises UsageError, SystemFailure or MountFailure, each of one line; `shown`: the source in there."""
     if len(os.fsencode(data)) >= 4096:
         raise UsageError("the options for the kernel are longer than 4095 bytes")
     try:
         _mount(source, target, fstype, flags, data)
     except OSError as error:
-        raise _explain_mount(error, source, target, fstype) from error
+        raise _explain_mount(error, shown or source, target, fstype) from error
 
 
 def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bool = False) -> str:
@@ -146,7 +146,7 @@ def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bo
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     """umount2(2); `flags` of MNT_DETACH and UMOUNT_NOFOLLOW. Raises UsageError or MountFailure, each of one line."""
     try:
-        _check(_libc().umount2(os.fsencode(target), flags))
+        check(libc().umount2(os.fsencode(target), flags))
     except OSError as error:
         if error.errno == errno.EPERM:
             raise _no_privilege(f"cannot unmount {target}") from error
@@ -196,25 +196,28 @@ def _unescape(field: bytes) -> str:
     return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda octal: bytes([int(octal[1], 8)]), field))
 
 
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """For calls that Python has no function for; to be put into check()."""
     import ctypes  # not at the top: 10 ms that only a mount needs
 
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int) -> None:
+def check(result: int) -> int:
+    """What a function of libc() has returned. Raises OSError."""
     import ctypes
 
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+    return result
 
 
 def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     import ctypes
 
     texts = [os.fsencode(text) for text in (source, target, fstype)]
-    _check(_libc().mount(*texts, ctypes.c_ulong(flags), os.fsencode(data)))
+    check(libc().mount(*texts, ctypes.c_ulong(flags), os.fsencode(data)))
 
 
 def _explain_mount(error: OSError, source: str, target: str, fstype: str) -> PyerofsError:

@@ -74,6 +74,13 @@ class MountOptions:
     device: str | None = None
     log_to: str = "auto"
     log_level: LogLevel = "info"
+    upperdir: str | None = None
+    workdir: str | None = None
+
+    @property
+    def upper(self) -> tuple[str, str] | None:
+        """Where the changes of a writable mount go."""
+        return (self.upperdir, self.workdir) if self.upperdir and self.workdir else None
 
     @property
     def quiet(self) -> bool:
@@ -176,7 +183,7 @@ class Row(NamedTuple):
 _layer = _whole(0, 9999)
 ROWS = (
     Row("oci", "layer", "[=N]", _layer, "SOURCE is an image; N: as oci.layer", bare=None, kind="number"),
-    Row("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: the only EROFS layer)", kind="number"),
+    Row("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: all EROFS layers, stacked)", kind="number"),
     Row("oci.blob", "blob", "=DIGEST", _parsed(check_digest), "the layer with this digest, instead of oci.layer"),
     Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's platform"),
     Row("oci.username", "username", "=NAME", _text, "user at the registry"),
@@ -198,6 +205,8 @@ ROWS = (
     Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"),
     Row("oci.fill", "fill", "=none|idle|full", _one_of("none", "idle", "full"), "fetch what nobody reads too"),
     Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"),
+    Row("oci.upperdir", "upperdir", "=DIR", _path, "takes the changes: the mount is writable", kind="path"),
+    Row("oci.workdir", "workdir", "=DIR", _path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
     Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"),
     Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
     Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
@@ -207,10 +216,14 @@ ROWS = (
 _BY_NAME = {row.name: row for row in ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
 # What only makes sense together: a value for one of them leaves no other of the group as somebody else has written it.
-GROUPS = (frozenset(("layer", "blob")), frozenset(("username", "password", "password_file")))
+GROUPS = (
+    frozenset(("layer", "blob")),
+    frozenset(("username", "password", "password_file")),
+    frozenset(("upperdir", "workdir")),
+)
 
 # What goes into OCIOptions: all others are for mount only.
-_OCI_ROWS = tuple(row for row in ROWS if not row.name.startswith(("nbd", "log")))
+_OCI_ROWS = tuple(row for row in ROWS if row.field in OCIOptions.__slots__)
 _MOUNT_ROWS = tuple(row for row in ROWS if row not in _OCI_ROWS)
 
 OCI_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.text) for row in _OCI_ROWS)
@@ -262,8 +275,10 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
             raise UsageError(f"{name} does not fit -t erofs.local, which mounts a local file; use -t erofs.nbd")
         if name.startswith("nbd") and driver in ("local", "fuse"):
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
-    flags, data, warnings = kernel_options(rest)
     values = _with_defaults(values, defaults)
+    if ("upperdir" in values) != ("workdir" in values):
+        raise UsageError("oci.upperdir and oci.workdir are needed together, or none of them")
+    flags, data, warnings = kernel_options(rest, writable="upperdir" in values)
     return MountOptions(
         driver=driver,
         flags=flags,

@@ -39,9 +39,9 @@ def find_record(what: str) -> Record:
     """The record of a mount point, a device or a record's id, its daemon being alive or not. Raises UsageError."""
     records = [r for r in read_all(dead=True) if r.boot == boot_id()]
     mounted = mountpoint.find(os.path.realpath(what))
-    names = {os.path.realpath(what), what, mounted.source if mounted else what}
+    names = {os.path.realpath(what), what, os.path.join("/dev", what), mounted.source if mounted else what}
     for record in records:
-        if names & {record.device, record.id}:
+        if names & {record.device, record.id, *(part.device for part in record.parts)}:
             return record
     raise UsageError(f"{what} is no mount of pyerofs with a daemon (see `pyerofs list`)")
 
@@ -75,9 +75,10 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
             for fd in answer.fds:
                 stack.callback(os.close, fd)
         now = read(record.id) or record
-        if backend_of(now.device) != now.id:
+        if not _attached(now):
             now.remove()
-            raise MountFailure(f"{record.target}: the device {now.device} has been disconnected; its record is removed")
+            devices = ", ".join(part.device for part in now.parts)
+            raise MountFailure(f"{record.target}: {devices} has been disconnected; the record is removed")
         request = {**request, "options": [*request["options"], *texts]}
         parse_mount_options(request["options"], request["fstype"], request.get("defaults", ()))
         _start(now, request, answer, report)
@@ -100,7 +101,12 @@ def _start(record: Record, request: dict[str, object], answer: Answer | None, re
         daemon.send(
             list(answer.fds) if answer else [],
             **request,
-            resume={"record": record.as_dict(), "restarts": record.restarts + (answer is None), "supervisor": 0},
+            resume={
+                "record": record.as_dict(),
+                "restarts": record.restarts + (answer is None),
+                "sockets": answer.values["sockets"] if answer else {},
+                "supervisor": 0,
+            },
         )
         daemon.channel.socket.settimeout(COME_UP)
         daemon.wait_for("done", report)
@@ -155,24 +161,32 @@ def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
 def sweep() -> None:
     """Removes records of earlier boots and of mounts that have ended while nobody was there to see it."""
     for record in read_all(dead=True):
-        attached = record.how == "netlink" and backend_of(record.device) == record.id
-        if record.boot != boot_id() or not (record.alive() or record.supervised() or attached):
+        if record.boot != boot_id() or not (record.alive() or record.supervised() or _attached(record)):
             record.remove()
 
 
-def disconnect(what: str) -> None:
-    """Ends the device by force: reads that wait get an I/O error, its mounts are detached, and its daemon ends.
+def _attached(record: Record) -> bool:
+    """Whether some device of it is still its own."""
+    return any(part.how == "netlink" and backend_of(part.device) == part.id for part in record.parts)
 
-    `what`: the device, or a mount point of it. Raises UsageError, MountFailure, SystemFailure.
+
+def disconnect(what: str) -> None:
+    """Ends a mount's devices by force: reads that wait get an I/O error, what is mounted of them is detached, and the
+    daemon ends.
+
+    `what`: a device, or a mount point of it. Raises UsageError, MountFailure, SystemFailure.
     """
     record = find_record(what)
     if record.driver == "fuse":
         raise UsageError(f"{what} is no NBD device: `pyerofs umount --lazy {record.target}`")
     with ExitStack() as stack:
         processes = open_processes(record, stack)
-        device.disconnect(record.device)
+        for part in record.parts:
+            if part.how != "netlink" or backend_of(part.device) == part.id:  # else it may be somebody else's
+                device.disconnect(part.device)
+        sources = {record.device, *(part.device for part in record.parts)}
         for mount in reversed(mountpoint.mountinfo()):
-            if mount.source == record.device:
+            if mount.source in sources:
                 with contextlib.suppress(MountFailure):  # it has gone by itself
                     mountpoint.umount(mount.target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
         if not wait_gone(processes, GONE):

@@ -28,13 +28,14 @@ def reconnect(index: int, identifier: str) -> socket.socket | None:
             netlink.reconfigure(index, identifier=identifier, sockets=[kernels.fileno()])
         except OSError as error:
             ours.close()
-            if error.errno != errno.EINVAL:  # that is a device which has just been disconnected
-                raise explain(error, f"/dev/nbd{index}") from error
+            if error.errno == errno.EINVAL:
+                return None  # disconnected for good, although whoever has it open may still show it as it was
+            raise explain(error, f"/dev/nbd{index}") from error
         finally:
             kernels.close()
         # A kernel that had no dead socket to replace says nothing. But then this was the last reference to the other
         # end, and it has hung up.
-        if ours.fileno() >= 0 and not _hung_up(ours):
+        if not _hung_up(ours):
             return ours
         ours.close()
         if time.monotonic() > deadline:

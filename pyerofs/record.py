@@ -7,12 +7,15 @@ import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import SystemFailure
 
+if TYPE_CHECKING:
+    from .compose import Role
+
 DIRECTORY = "/run/pyerofs"
-VERSION = 2
+VERSION = 3
 
 
 def make_directory() -> str:
@@ -27,12 +30,27 @@ def boot_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordPart:
+    """One blob of the mount. `id` is its device's backend identifier. `size` in bytes, `device` what the blob is
+    attached as, `how` it is attached: netlink, ioctl or fuse; `role` as in compose.py; `origin`: the layer as its
+    manifest describes it, for a new daemon."""
+
+    id: str
+    device: str
+    size: int
+    digest: str = ""
+    layer: int = -1
+    role: Role = "lower"
+    how: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """`id` is also the device's backend identifier. `pid`: the daemon, `supervisor`: the process that watches it, 0 for
-    none; with each its start in clock ticks since boot, which tells it from another process with the same number.
-    `size` in bytes. `device` is what was mounted, `how` it was attached: netlink, ioctl or fuse. `request`: what a new
-    daemon is asked, without secrets (`secrets`: there were some). `restarts`: how often a daemon has been replaced.
-    `identity`: of a local file. `origin`: the layer as its manifest describes it, for a new daemon."""
+    """`pid`: the daemon, `supervisor`: the process that watches it, 0 for none; with each its start in clock ticks
+    since boot, which tells it from another process with the same number. `device` is what was mounted, as mountinfo
+    shows it: a part's device, or the record's `id` for a stack. `request`: what a new daemon is asked, without secrets
+    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file."""
 
     id: str
     pid: int
@@ -41,10 +59,7 @@ class Record:
     source: str
     driver: str
     device: str
-    size: int
-    digest: str = ""
-    layer: int = -1
-    how: str = ""
+    parts: tuple[RecordPart, ...]
     supervisor: int = 0
     supervisor_started: int = 0
     restarts: int = 0
@@ -54,6 +69,41 @@ class Record:
     secrets: bool = False
     boot: str = field(default_factory=boot_id)
     version: int = VERSION
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        """What as_dict() has given, by way of JSON. Raises TypeError, KeyError for what is none."""
+        return cls(**{**values, "parts": tuple(RecordPart(**part) for part in values["parts"])})
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is an overlay of its parts that is mounted."""
+        return self.device == self.id
+
+    @property
+    def digest(self) -> str:
+        """Of what is mounted by itself; "" for a stack."""
+        return "" if self.stacked else self.parts[-1].digest
+
+    @property
+    def layer(self) -> int:
+        """As digest; -1 for a stack."""
+        return -1 if self.stacked else self.parts[-1].layer
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def how(self) -> str:
+        """How the parts are attached; netlink when all of them are."""
+        return next((part.how for part in self.parts if part.how != "netlink"), "netlink")
+
+    @property
+    def directory(self) -> str:
+        """An empty directory, for a stack to be made in."""
+        return os.path.join(DIRECTORY, f"{self.id}.d")
 
     @property
     def path(self) -> str:
@@ -71,6 +121,8 @@ class Record:
         """Atomic, mode 0600. Raises SystemFailure."""
         try:
             make_directory()
+            if self.stacked:
+                os.makedirs(self.directory, mode=0o700, exist_ok=True)
             temporary = f"{self.path}.new"
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(fd, "w", encoding="utf-8") as f:
@@ -84,6 +136,8 @@ class Record:
         for path in (self.path, self.control):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.directory)
 
     def alive(self) -> bool:
         """Whether the daemon is there."""
@@ -108,7 +162,7 @@ def read(identifier: str) -> Record | None:
     try:
         with open(os.path.join(DIRECTORY, f"{identifier}.json"), encoding="utf-8") as f:
             values = json.load(f)
-        return Record(**values) if values["version"] == VERSION else None
+        return Record.from_dict(values) if values["version"] == VERSION else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

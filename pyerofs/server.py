@@ -105,18 +105,24 @@ class Server:
             for connection in self._clients.values():
                 connection.drain()
 
-    def pause(self) -> list[socket.socket]:
-        """Ends every client's connection between two requests, and gives back the sockets on which another server can
-        go on; those that could not be brought there within about a second are closed. The caller owns them."""
+    def begin_pause(self) -> list[threading.Thread]:
+        """Has the clients' connections begin what pause() waits for, so that several servers take no longer than one;
+        the threads that do."""
         with self._lock:
             threads = [thread for thread in self._clients if thread not in self._monitors]
             for thread in threads:
                 self._clients[thread].pause()
         for thread in threads:
+            _wake(thread)
+        return threads
+
+    def pause(self) -> list[socket.socket]:
+        """Ends every client's connection between two requests, and gives back the sockets on which another server can
+        go on; those that could not be brought there within about a second are closed. The caller owns them."""
+        for thread in self.begin_pause():
             while thread.is_alive():
-                assert thread.ident is not None  # noqa: S101 - it has been started
-                signal.pthread_kill(thread.ident, WAKE)
                 thread.join(WAKE_INTERVAL)
+                _wake(thread)  # the first signal may have come too early
         with self._lock:
             paused, self._paused = self._paused, []
         return paused
@@ -134,3 +140,9 @@ class Server:
         for thread in threads:
             thread.join()
         os.close(self._ended)
+
+
+def _wake(thread: threading.Thread) -> None:
+    if thread.is_alive():
+        assert thread.ident is not None  # noqa: S101 - it has been started
+        signal.pthread_kill(thread.ident, WAKE)

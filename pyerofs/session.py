@@ -6,7 +6,7 @@ import os
 import select
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import config, mountpoint
 from .daemon import Daemon
@@ -49,7 +49,8 @@ def mount(
     verbosity: int = 0,
     report: Callable[[str], None] = _ignore,
 ) -> None:
-    """Mounts an EROFS image at the directory `target`; returns when it is usable.
+    """Mounts EROFS at the directory `target`: all layers of an image as one, or one of them, or a local image file.
+    Returns when it is usable.
 
     `source`: a reference of an image, or a path; `options`: as after -o; `report` gets a line for each warning, with
     `verbosity` 1 for what is chosen, with 2 for the conversation with the registry. Needs root. Raises PyerofsError
@@ -63,11 +64,15 @@ def mount(
     if os.geteuid() != 0:
         raise UsageError("only root can mount; `pyerofs read`, `serve` and `inspect` work for everyone")
     target = mountpoint.check_target(target)
+    if parsed.upper:
+        from .overlay import Upper, check_upper
+
+        check_upper(Upper(*parsed.upper))
     driver, why = choose_driver(source, parsed)
     if verbosity >= 1:
         report(f"driver {driver}: {why}")
     if driver == "local":
-        mountpoint.mount_local(source, target, parsed.flags, parsed.data, loop=parsed.loop)
+        mountpoint.mount_local(source, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop)
         return
     if mountpoint.is_local(source, parsed.is_oci):
         source = os.path.abspath(source)
@@ -84,8 +89,7 @@ def mount(
             directory=os.getcwd(),
             environment=dict(os.environ),
         )
-        path = daemon.wait_for("mount", report)
-        mountpoint.mount(str(path), target, "erofs", parsed.flags, parsed.data)
+        _mount(daemon.wait_for("mount", report), target, parsed)
         try:
             daemon.send(mounted=True)
             daemon.wait_for("done", report)
@@ -98,6 +102,23 @@ def mount(
     daemon.let_go()
 
 
+def _mount(what: dict[str, Any], target: str, options: MountOptions) -> None:
+    """What the daemon has attached; see worker.py."""
+    layers = what["layers"]
+    if not what["directory"]:
+        data = ",".join(filter(None, [options.data, *(f"device={path}" for path in layers[0]["devices"])]))
+        mountpoint.mount(layers[0]["path"], target, "erofs", options.flags, data)
+        return
+    from .overlay import Layer, Upper, mount_stack
+
+    stack = [
+        Layer(layer["path"], f"layer {layer['layer']}", options.data, layer["devices"], layer["names"])
+        for layer in layers
+    ]
+    upper = Upper(*options.upper) if options.upper else None
+    mount_stack(stack, what["source"], target, what["directory"], options.flags, upper)
+
+
 def unmount(target: str, *, lazy: bool = False) -> None:
     """Unmounts what is mounted at `target`, and returns when its daemon and device have gone.
 
@@ -107,9 +128,9 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     found = mountpoint.find(target)
     if found is None:
         raise UsageError(f"{target} is not a mount point")
-    if found.fstype != "erofs":
-        raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
     record = next((r for r in read_all() if r.device == found.source), None)
+    if found.fstype != "erofs" and not any(r.device == found.source for r in read_all(dead=True)):
+        raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
     with ExitStack() as stack:
         processes = open_processes(record, stack) if record else []
         mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))

@@ -8,6 +8,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from .compose import Part, compose
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
 from .imagesource import open_source
 from .layer import Layer, Storage, describe
@@ -18,12 +19,15 @@ from .reference import Reference
 from .retry import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .hosts import HostConfig, Roots
     from .manifests import Manifests
     from .registry import ManifestAnswer, Registry
     from .transport import Transport
+
+    # Opens a source; it is given where a line goes for what a person may want to know.
+    Opener = Callable[[Callable[[str], None]], "Source"]
 
 DEFAULT_TIMEOUT = OCIOptions().timeout
 INDEX_DEPTH = 4  # an index may name indexes; nobody nests them deeper for a good reason
@@ -209,40 +213,70 @@ def open_image(
     `trace` gets a line for each exchange with the registry, then and later, `log` one for what a person may want to
     know. `kept`: manifests of earlier times, for when the registry cannot be reached.
     """
+
+    def choose(manifest: Manifest) -> tuple[Part, ...]:
+        return (Part(*choose_layer(manifest, options.layer, options.blob)),)
+
+    [(_, open_)] = find_parts(text, options, choose, trace=trace, cancel=cancel, kept=kept)
+    return open_(log)
+
+
+def find_parts(
+    text: str,
+    options: OCIOptions,
+    choose: Callable[[Manifest], tuple[Part, ...]] | None = None,
+    *,
+    trace: Callable[[str], None] | None = None,
+    cancel: Callable[[], bool] = _never,
+    kept: Manifests | None = None,
+) -> list[tuple[Part, Opener]]:
+    """As open_image(), for every part of what the options name, a layer or the whole image, but none is opened yet: a
+    function does that, from any thread, and raises RegistryError, ImageError, SystemFailure. They share their
+    connections; the first that is closed closes those that are idle, and the others make new ones."""
     reference, registry, transport = connect(text, options, trace=trace)
     try:
         image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
         try:
-            number, _ = choose_layer(image.manifest, options.layer, options.blob)
-            layer = describe(image.manifest, number, use_index=options.verify != "none")
+            parts = choose(image.manifest) if choose else compose(image.manifest, options.layer, options.blob)
+            layers = [describe(image.manifest, part.layer, use_index=options.verify != "none") for part in parts]
         except ImageError as e:
             raise ImageError(f"{reference}: {e}") from None
-        return open_source(str(reference), layer, registry, transport, options, cancel=cancel, log=log)
     except BaseException:
         transport.close()
         raise
 
+    def opener(layer: Layer) -> Opener:
+        def open_(log: Callable[[str], None]) -> Source:
+            try:
+                return open_source(str(reference), layer, registry, transport, options, cancel=cancel, log=log)
+            except BaseException:
+                transport.close()
+                raise
 
-def open_layer(
-    text: str,
-    layer: Layer,
-    size: int,
-    options: OCIOptions,
-    *,
-    trace: Callable[[str], None] | None = None,
-    log: Callable[[str], None] = _ignore,
-) -> Source:
-    """A layer that has been opened before, when the source had `size` bytes: what is in the cache is not asked for.
-    Raises UsageError, RegistryError, ImageError."""
-    reference, registry, transport = connect(text, options, trace=trace)
-    try:
-        source = open_source(str(reference), layer, registry, transport, options, size=size, log=log)
-        if source.size != size:
-            raise ImageError(f"{reference}: it has {source.size} bytes now instead of {size}: mount it again")
-        return source
-    except BaseException:
-        transport.close()
-        raise
+        return open_
+
+    return [(part, opener(layer)) for part, layer in zip(parts, layers, strict=True)]
+
+
+def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:
+    """Layers that have been opened before, each with the number of bytes that its source had: as find_parts(), but what
+    is in the cache is not asked for. Raises UsageError."""
+    reference, registry, transport = connect(text, options)
+
+    def opener(layer: Layer, size: int) -> Opener:
+        def open_(log: Callable[[str], None]) -> Source:
+            try:
+                source = open_source(str(reference), layer, registry, transport, options, size=size, log=log)
+                if source.size != size:
+                    raise ImageError(f"{reference}: it has {source.size} bytes now instead of {size}: mount it again")
+                return source
+            except BaseException:
+                transport.close()
+                raise
+
+        return open_
+
+    return [opener(layer, size) for layer, size in layers]
 
 
 def get_document(

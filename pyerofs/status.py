@@ -7,63 +7,84 @@ one that nobody holds while he waits for anything.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .core import LATENCY_BOUNDS, PARKED_READS, READS, Latency
-from .counters import percentile
+from .core import LATENCY_BOUNDS, PARKED_READS, READS, Latency, Stats
+from .counters import percentile, together
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .export import Export
     from .record import Record
+    from .verify import State
 
 VERSION = 1
+_STATES: tuple[State, ...] = ("mismatch", "verifying", "unverified", "verified")  # the worst first
 _SHARES = (("p50_seconds", 0.5), ("p90_seconds", 0.9), ("p99_seconds", 0.99))
 
 
-def snapshot(export: Export, record: Record, started: float) -> dict[str, Any]:
+def snapshot(exports: Sequence[Export], record: Record, started: float) -> dict[str, Any]:
     """What is known of a mount now; JSON-able. `started`: of the daemon, by time.monotonic(). Any thread. Raises
-    MountFailure once the export is being closed."""
-    with export.using():
-        return _snapshot(export, record, started)
+    MountFailure once an export is being closed."""
+    with ExitStack() as stack:
+        for export in exports:
+            stack.enter_context(export.using())
+        return _snapshot(exports, record, started)
 
 
-def _snapshot(export: Export, record: Record, started: float) -> dict[str, Any]:
-    stats = export.store.stats()
-    fetches = export.fetches.read()
+def _snapshot(exports: Sequence[Export], record: Record, started: float) -> dict[str, Any]:
+    """Of all of them together, and `parts`: of each."""
+    every = [export.store.stats() for export in exports]
+    stats = Stats(*map(sum, zip(*every, strict=True)))
+    fetches = [export.fetches.read() for export in exports]
     now = time.monotonic()
-    failure = fetches.last_failure
+    failures = [figures.last_failure for figures in fetches if figures.last_failure]
+    failure = max(failures, key=lambda failure: failure.when, default=None)
+    told = identity(record)
+    caches = {export.source.layer: _cache([export], each) for export, each in zip(exports, every, strict=True)}
     return {
         "version": VERSION,
-        **identity(record),
+        **told,
+        "parts": [{**part, "cache": caches.get(part["layer"])} for part in told["parts"]],
         "uptime_seconds": now - started,
-        "cache": {
-            "directory": export.cache_path,
-            "size_bytes": export.size,
-            "present_bytes": stats.present,
-            "present_percent": 100 * stats.present / export.size,
-            "complete": stats.present == export.size,
-            "verification": export.verification,
-            "fill": export.fill,
-        },
+        "cache": _cache(exports, stats),
         "reads": {
             "hits": stats.hits,
             "misses": stats.misses,
             "failed": stats.failed,
             "served_bytes": stats.served,
             "waiting": stats.parked,
-            "latency": _latency(export.store.latency(READS)),
-            "waited_latency": _latency(export.store.latency(PARKED_READS)),
+            "latency": _latency(together([export.store.latency(READS) for export in exports])),
+            "waited_latency": _latency(together([export.store.latency(PARKED_READS) for export in exports])),
         },
         "fetches": {
-            "requests": fetches.requests,
-            "retries": fetches.retries,
-            "failures": fetches.failures,
-            "received_bytes": fetches.received,
+            "requests": sum(figures.requests for figures in fetches),
+            "retries": sum(figures.retries for figures in fetches),
+            "failures": sum(figures.failures for figures in fetches),
+            "received_bytes": sum(figures.received for figures in fetches),
             "in_flight": stats.flights,
-            "latency": _latency(fetches.whole),
-            "first_byte_latency": _latency(fetches.first_byte),
+            "latency": _latency(together([figures.whole for figures in fetches])),
+            "first_byte_latency": _latency(together([figures.first_byte for figures in fetches])),
         },
         "last_error": failure and {"text": failure.text, "age_seconds": now - failure.when},
+    }
+
+
+def _cache(exports: Sequence[Export], stats: Stats) -> dict[str, Any]:
+    """`directory`: of one blob, "" for several. `verification`: of several, the least that is true of all."""
+    size = sum(export.size for export in exports)
+    states = [export.verification for export in exports]
+    return {
+        "directory": exports[0].cache_path if len(exports) == 1 else "",
+        "size_bytes": size,
+        "present_bytes": stats.present,
+        "present_percent": 100 * stats.present / size,
+        "complete": stats.present == size,
+        "verification": next(state for state in _STATES if state in states),
+        "fill": exports[0].fill,
     }
 
 
@@ -77,6 +98,7 @@ def identity(record: Record) -> dict[str, Any]:
         "layer": record.layer,
         "driver": record.driver,
         "device": record.device,
+        "parts": [asdict(part) for part in record.parts],
         "pid": record.pid,
         "supervisor_pid": record.supervisor or None,
         "restarts": record.restarts,

@@ -112,11 +112,10 @@ class Supervisor:
         self._pause = 0.0
         self._patience = HEARTBEAT_PATIENCE
         self._asked = 0.0  # when the heartbeat that is not answered was sent; 0: none
-        self._progress: tuple[str, float] = ("", 0.0)  # the device's count of finished reads, and since when
+        self._progress: dict[str, tuple[str, float]] = {}  # by device: its count of finished reads, and since when
         what = channel.receive()["watch"]
         self._request: dict[str, Any] = what["request"]
-        self._record = Record(**what["record"])
-        self._index = index_of(self._record.device)
+        self._record = Record.from_dict(what["record"])
         self._connections: int = what["connections"]
         self._timeout: float = what["timeout"]
         self._oom_score: str = what["oom_score"]
@@ -172,25 +171,32 @@ class Supervisor:
     def _look(self) -> None:
         if self._pidfd < 0:
             return
-        try:
-            reading = int((node(self._index) / "inflight").read_text().split()[0])
-            finished = (node(self._index) / "stat").read_text().split()[0]
-        except (OSError, ValueError, IndexError):
-            return  # the device is about to go
         now = time.monotonic()
-        if not reading or finished != self._progress[0]:
-            self._progress = (finished, now)
+        reading = [part.device for part in self._record.parts if self._is_reading(part.device, now)]
         if not reading and not self._asked:
             return
+        since = min((self._progress[device][1] for device in reading), default=now)
         if self._asked and now - self._asked > self._patience:
             self._kill(f"it has not answered for {now - self._asked:.0f} s")
             self._patience *= 2  # a machine may be as slow as that
-        elif now - self._progress[1] > self._timeout + PROGRESS_MARGIN:
-            self._kill(f"no read has got an answer for {now - self._progress[1]:.0f} s")
-            self._progress = (finished, now)
+        elif now - since > self._timeout + PROGRESS_MARGIN:
+            self._kill(f"no read has got an answer for {now - since:.0f} s")
+            self._progress.clear()
         elif not self._asked and self._heart is not None:
             self._heart.ask()
             self._asked = now
+
+    def _is_reading(self, device: str, now: float) -> bool:
+        """Whether reads of the device are in flight, and when it was last seen to finish one."""
+        place = node(index_of(device))
+        try:
+            reading = int((place / "inflight").read_text().split()[0])
+            finished = (place / "stat").read_text().split()[0]
+        except (OSError, ValueError, IndexError):
+            return False  # the device is about to go
+        if not reading or finished != self._progress.get(device, ("",))[0]:
+            self._progress[device] = (finished, now)
+        return reading > 0
 
     def _kill(self, why: str) -> None:
         self._log.warning(f"the daemon {self._record.pid} hangs, {why}: another one takes its place")
@@ -209,7 +215,7 @@ class Supervisor:
         elif self._released == "handover":
             self._handed_over = time.monotonic()
             self._see_successor()
-        elif self._device_gone():
+        elif not self._devices_left():
             self._clean_up()
         else:
             lived = time.monotonic() - self._began
@@ -227,8 +233,8 @@ class Supervisor:
             os.close(self._pidfd)
         self._heart, self._channel, self._pidfd = None, None, -1
 
-    def _device_gone(self) -> bool:
-        return backend_of(self._index) != self._record.id
+    def _devices_left(self) -> bool:
+        return any(backend_of(part.device) == part.id for part in self._record.parts)
 
     def _clean_up(self) -> None:
         """The mount has ended while no worker was there to see it."""
@@ -260,15 +266,18 @@ class Supervisor:
         """False when there is no device any more to serve."""
         daemon = Daemon(self._record.target)  # it comes up meanwhile
         sockets: list[socket.socket] = []
+        counts: dict[str, int] = {}
         heart, theirs = socket.socketpair()
         try:
-            for _ in range(self._connections):
-                new = reconnect(self._index, self._record.id)
-                if new is None:
-                    daemon.kill()
-                    heart.close()
-                    return False
-                sockets.append(new)
+            for part in self._record.parts:
+                for _ in range(self._connections):
+                    if new := reconnect(index_of(part.device), part.id):
+                        sockets.append(new)
+                        counts[part.id] = counts.get(part.id, 0) + 1
+            if not sockets:
+                daemon.kill()
+                heart.close()
+                return False
             restarts = self._record.restarts + 1
             daemon.send(
                 [*(sock.fileno() for sock in sockets), theirs.fileno()],
@@ -276,6 +285,7 @@ class Supervisor:
                 resume={
                     "record": self._record.as_dict(),
                     "restarts": restarts,
+                    "sockets": counts,
                     "supervisor": os.getpid(),
                     "oom_score": self._oom_score,
                 },

@@ -70,11 +70,14 @@ def render(status: dict[str, Any]) -> str:
     """A few aligned lines."""
     layer = f"layer {status['layer']}, " if status["layer"] >= 0 else ""
     supervisor = f", supervisor {status['supervisor_pid']}" if status["supervisor_pid"] else ""
-    lines = [
-        f"{status['target']}: {status['source']}",
-        f"  blob      {layer}{status['digest']}" if status["digest"] else "  blob      a local file",
-        f"  device    {status['device']}, by {status['driver']}",
-    ]
+    lines = [f"{status['target']}: {status['source']}"]
+    if len(status["parts"]) > 1 or status["device"] == status["id"]:
+        lines += [_part(part, status["driver"]) for part in status["parts"]]
+    else:
+        lines += [
+            f"  blob      {layer}{status['digest']}" if status["digest"] else "  blob      a local file",
+            f"  device    {status['device']}, by {status['driver']}",
+        ]
     if "error" in status:
         return "\n".join([*lines, f"  daemon    {status['pid']}{supervisor}: no answer"])
     cache, reads, fetches, error = status["cache"], status["reads"], status["fetches"], status["last_error"]
@@ -102,6 +105,12 @@ def render(status: dict[str, Any]) -> str:
         times = "".join(f"{show_time(latency[key]):>10}" for key in _TIMES) if latency["count"] else f"{'-':>10}" * 4
         lines.append(f"  {name:<12}{latency['count']:>10}{times}")
     return "\n".join(lines)
+
+
+def _part(part: dict[str, Any], driver: str) -> str:
+    role = {"lower": "", "data": ", data", "device": ", a device"}[part["role"]]
+    present = f", {part['cache']['present_percent']:.1f} % present" if part.get("cache") else ""
+    return f"  layer {part['layer']:<3} {part['digest']}{role}, {part['device']}, by {driver}{present}"
 
 
 _TIMES = ("p50_seconds", "p90_seconds", "p99_seconds", "max_seconds")

@@ -4,7 +4,7 @@ It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the
 
     caller -> {"source", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
                "directory", "environment"}
-    worker -> {"mount": PATH}                       attached: mount this
+    worker -> {"mount": {...}}                      attached: mount this (see _to_mount())
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
     worker -> {"log": TEXT} | {"error": TEXT, "status": N}      at any time before that
@@ -21,12 +21,13 @@ import socket
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import config
 from .cache import chosen_directory
 from .channel import Channel
-from .errors import MountFailure, PyerofsError
+from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
 from .layer import Layer
@@ -34,14 +35,18 @@ from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
+from .part import Part, for_each
 from .record import Record, start_of
-from .server import Server
-from .source import LocalSource, open_image, open_layer
+from .source import LocalSource, find_parts, known_layers
 from .status import snapshot
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
+    from collections.abc import Callable, Iterable, Sequence
 
+    from .compose import Role
+    from .source import Source
+
+FILES = 1 << 16  # open files
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
 _ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
@@ -84,6 +89,15 @@ class Caller:
             self.channel = None
 
 
+class Piece(NamedTuple):
+    """What is to become a part."""
+
+    open: Callable[[Callable[[str], None]], Source | LocalSource]
+    layer: int = -1
+    role: Role = "lower"
+    devices: Sequence[int] = ()
+
+
 class Worker:
     """Everything that one mount needs; run() is its whole life."""
 
@@ -116,52 +130,85 @@ class Worker:
 
     def run(self) -> None:
         """Raises PyerofsError as long as the caller is there to hear of it."""
-        export = self._open()
+        parts: list[Part] = []
         try:
-            server = Server(export, self.log)
-            try:
-                if self._resume:
-                    self._go_on(export, server)
-                else:
-                    self._begin(export, server)
-            finally:
-                server.close()
+            self._open(parts)
+            if self._resume:
+                self._go_on(parts)
+            else:
+                self._begin(parts)
         finally:
-            export.close()
+            for part in parts:
+                part.close()
 
-    def _open(self) -> Export:
+    def _open(self, parts: list[Part]) -> None:
+        """Adds to `parts` what is served, in its order; also before an error what has been opened."""
+        pieces = list(self._pieces())
+        if len(pieces) > 1:
+            _allow_files()
+        opened: dict[int, Part] = {}
+
+        def open_(number: int) -> None:
+            piece = pieces[number]
+            log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
+            export = Export(piece.open(log), self._options.oci, log, cancel=self._caller.gone)
+            opened[number] = Part(export, log, piece.role, piece.devices)
+
+        try:
+            for_each(range(len(pieces)), open_)
+        finally:
+            parts += (opened[number] for number in sorted(opened))
+
+    def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
         if is_local(self._source_text, self._options.is_oci):
-            source = LocalSource(self._source_text)
-            if self._resume and source.identity != self._resume["record"]["identity"]:
-                source.close()
+            local = LocalSource(self._source_text)
+            if self._resume and local.identity != self._resume["record"]["identity"]:
+                local.close()
                 raise MountFailure(f"{self._source_text} is not the file any more that was mounted")
-            return Export(source, oci, self.log)
-        if self._resume:
-            was = Record(**self._resume["record"])
-            layer = Layer.from_dict(was.origin) if was.origin else Layer(was.layer, was.digest, was.size)
-            return Export(open_layer(was.source, layer, was.size, oci, log=self.log), oci, self.log)
-        trace = self._trace if self._request["verbosity"] >= 2 else None
-        kept = Manifests(chosen_directory(oci), self.log)
-        image = open_image(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept, log=self.log)
-        return Export(image, oci, self.log, cancel=self._caller.gone)
+            yield Piece(lambda _: local)
+        elif self._resume:
+            was = Record.from_dict(self._resume["record"])
+            layers = [(Layer.from_dict(part.origin), part.size) for part in was.parts]
+            for part, open_ in zip(was.parts, known_layers(was.source, layers, oci), strict=True):
+                yield Piece(open_, part.layer, part.role)
+        else:
+            trace = self._trace if self._request["verbosity"] >= 2 else None
+            kept = Manifests(chosen_directory(oci), self.log)
+            for chosen, open_ in find_parts(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept):
+                yield Piece(open_, chosen.layer, chosen.role, chosen.devices)
+
+    def _log_of(self, layer: int, text: str) -> None:
+        self.log(f"layer {layer}: {text}")
 
     # A new mount
 
-    def _begin(self, export: Export, server: Server) -> None:
-        superblock = export.superblock()
-        if superblock.extra_devices and "device=" not in self._options.data:
-            self.log(f"the image wants {superblock.extra_devices} more devices: give each with -o device=")
-        attachment = self._attach(export, server)
-        keeper = self._keeper(export, server, attachment, self._record(export, attachment))
+    def _begin(self, parts: Sequence[Part]) -> None:
+        if self._options.device and len(parts) > 1:
+            raise UsageError(
+                f"nbd.device={self._options.device} is one device, and the image needs {len(parts)}: "
+                "leave it out, or choose a layer with oci.layer=N"
+            )
+        for_each(parts, lambda part: part.check(self._options))
+        identifiers = {part: self._id + (f".{number}" if number else "") for number, part in enumerate(parts)}
+        try:
+            for_each(parts, lambda part: part.attach(self._driver, identifiers[part], self._options))
+            record = self._record(parts)
+            keeper = self._keeper(parts, record)
+        except BaseException:
+            for part in parts:
+                if part.id:
+                    part.attachment.abort()
+            raise
         try:
             keeper.begin()
-            self._caller.send(mount=attachment.path)
+            self._caller.send(mount=_to_mount(parts, record))
             if not self._caller.receive().get("mounted"):
-                self._unmount_again(attachment)
+                self._unmount_again(record.device)
                 keeper.end()
                 return
-            attachment.mounted()
+            for part in parts:
+                part.attachment.mounted()
             keeper.mounted()
         except BaseException:
             keeper.end()
@@ -171,62 +218,63 @@ class Worker:
         self._go_alone()
         keeper.run()
 
-    def _keeper(self, export: Export, server: Server, attachment: Attachment, record: Record) -> Keeper:
+    def _keeper(self, parts: Sequence[Part], record: Record) -> Keeper:
         def stat(now: Record) -> dict[str, Any]:
-            return snapshot(export, now, self._started)
+            return snapshot([part.export for part in parts], now, self._started)
 
-        return Keeper(server, attachment, record, self._request, self._options, stat, self.log)
+        return Keeper(parts, record, self._request, self._options, stat, self.log)
 
-    def _unmount_again(self, attachment: Attachment) -> None:
+    def _is_stack(self, parts: Sequence[Part]) -> bool:
+        return self._options.upper is not None or len([part for part in parts if part.role != "device"]) > 1
+
+    def _unmount_again(self, source: str) -> None:
         """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
-        while (found := find(self._target)) and found.source == attachment.path:
+        while (found := find(self._target)) and found.source == source:
             umount(self._target, MNT_DETACH | UMOUNT_NOFOLLOW)
 
-    def _attach(self, export: Export, server: Server) -> Attachment:
-        from .attachment import FuseAttachment, NBDAttachment
-
-        if self._driver == "fuse":
-            return FuseAttachment(server, self._id)
-        return NBDAttachment.attach(server, export.size, self._id, self._options)
-
-    def _record(self, export: Export, attachment: Attachment) -> Record:
+    def _record(self, parts: Sequence[Part]) -> Record:
         request, secrets = recorded(self._request)
+        source = parts[-1].export.source
         return Record(
             id=self._id,
             pid=os.getpid(),
             started=start_of(os.getpid()),
             target=self._target,
-            source=export.source.name,
+            source=source.name,
             driver=self._driver,
-            device=attachment.path,
-            size=export.size,
-            digest=export.source.digest,
-            layer=export.source.layer,
-            origin={} if isinstance(export.source, LocalSource) else export.source.origin.as_dict(),
-            how=attachment.how,
-            identity=export.source.identity if isinstance(export.source, LocalSource) else "",
+            device=self._id if self._is_stack(parts) else parts[-1].attachment.path,
+            parts=tuple(part.record() for part in parts),
+            identity=source.identity if isinstance(source, LocalSource) else "",
             request=request,
             secrets=secrets,
         )
 
     # In the place of another worker
 
-    def _go_on(self, export: Export, server: Server) -> None:
-        from .attachment import NBDAttachment
-
-        was = Record(**self._resume["record"])
+    def _go_on(self, parts: list[Part]) -> None:
+        was = Record.from_dict(self._resume["record"])
         supervisor: int = self._resume["supervisor"]
         assert self._caller.channel is not None  # noqa: S101 - it has just asked
         fds = self._caller.channel.take_fds()
         heart = fds.pop() if supervisor else -1
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        attachment = NBDAttachment.adopt(server, was.device, was.size, was.id, sockets, self._options.oci.connections)
+        for part, its in list(zip(parts, was.parts, strict=True)):
+            count = self._resume["sockets"].get(its.id, 0)
+            ours, sockets = sockets[:count], sockets[count:]
+            try:
+                part.adopt(its, ours, self._options.oci.connections)
+            except MountFailure as e:
+                if len(parts) == 1:
+                    raise
+                self.log(str(e))  # the others can do without it
+                part.close()
+                parts.remove(part)
         record = replace(was, restarts=self._resume["restarts"])
-        keeper = self._keeper(export, server, attachment, record)
+        keeper = self._keeper(parts, record)
         if supervisor:
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
                 f.write(self._resume["oom_score"])  # not the supervisor's
-            server.add(socket.socket(fileno=heart), handshake=False, monitor=True)
+            parts[-1].server.add(socket.socket(fileno=heart), handshake=False, monitor=True)
         keeper.go_on(self._caller.channel if supervisor else None, supervisor)
         self._caller.send(done=True)
         if not supervisor:
@@ -243,6 +291,26 @@ class Worker:
         os.close(null)
 
 
+def _to_mount(parts: Sequence[Part], record: Record) -> dict[str, Any]:
+    """For the caller. `source`: what mountinfo is to show; `layers`: what is mounted, base first, `devices` being
+    those that its mount needs; `directory`: where they are put together, "" for one that is mounted by itself."""
+    paths = {part.layer: part.attachment.path for part in parts}
+    return {
+        "source": record.device,
+        "directory": record.directory if record.stacked else "",
+        "layers": [
+            {
+                "path": part.attachment.path,
+                "layer": part.layer,
+                "devices": [paths[number] for number in part.devices],
+                "names": part.role == "lower",
+            }
+            for part in parts
+            if part.role != "device"
+        ],
+    }
+
+
 def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """What of the request may be written to a file; whether it lacks something for that."""
     options, secrets = without_secrets(request["options"])
@@ -255,6 +323,14 @@ def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     defaults = config.without_secrets(request.get("defaults", ()))
     kept = {**request, "options": options, "defaults": defaults, "environment": environment, "verbosity": 0}
     return kept, secrets
+
+
+def _allow_files() -> None:
+    """Each part takes a dozen, and the limit is often low for the sake of select(2), which is not used here."""
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, FILES)), most))
 
 
 def main() -> int:

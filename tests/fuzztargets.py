@@ -25,6 +25,7 @@ from pyerofs.answer import (
     retry_after,
 )
 from pyerofs.auth import Authorizer, parse_challenges
+from pyerofs.compose import compose
 from pyerofs.document import digest_of
 from pyerofs.endpoint import next_hop
 from pyerofs.errors import AuthError, ImageError, RegistryError, UsageError
@@ -78,8 +79,9 @@ def image_manifest(data: bytes) -> None:
         try:
             found = manifest.parse(data, media_type or "")
             if isinstance(found, manifest.Manifest):
-                index, layer = manifest.choose_layer(found, None, None)
-                assert layer.size > 0 and is_digest(layer.digest) and found.layers[index] == layer
+                for part in compose(found):
+                    layer = part.descriptor
+                    assert layer.size > 0 and is_digest(layer.digest) and found.layers[part.layer] == layer
         except ImageError as error:
             _one_line(error)
 

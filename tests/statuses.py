@@ -12,25 +12,15 @@ from contextlib import contextmanager
 
 from pyerofs.control import Answer, ControlServer
 from pyerofs.export import Export
-from pyerofs.record import Record, start_of
+from pyerofs.record import Record, RecordPart, start_of
 from pyerofs.status import snapshot
 
 
 def record_of(export: Export, identifier: str = "pyerofs-1-1", *, target: str = "/mnt") -> Record:
     pid = os.getpid()
     source = export.source
-    return Record(
-        identifier,
-        pid,
-        start_of(pid),
-        target,
-        source.name,
-        "nbd",
-        "/dev/nbd0",
-        export.size,
-        source.digest,
-        source.layer,
-    )
+    part = RecordPart(identifier, "/dev/nbd0", export.size, source.digest, source.layer)
+    return Record(identifier, pid, start_of(pid), target, source.name, "nbd", "/dev/nbd0", (part,))
 
 
 @contextmanager
@@ -38,7 +28,7 @@ def daemon(export: Export, record: Record) -> Iterator[None]:
     """The record is written and its control socket answers, as long as this goes on."""
     record.write()
     started = time.monotonic()
-    server = ControlServer(record.control, {"stat": lambda _: Answer(snapshot(export, record, started))})
+    server = ControlServer(record.control, {"stat": lambda _: Answer(snapshot([export], record, started))})
     stop, stopped = socket.socketpair()
 
     def serve() -> None:

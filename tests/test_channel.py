@@ -49,6 +49,22 @@ def test_descriptors(pair: tuple[Channel, Channel]) -> None:
         os.close(fd)
 
 
+def test_more_descriptors_than_go_in_one_piece(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    pipes = [os.pipe() for _ in range(200)]
+    one.send({"many": True}, [fd for pipe in pipes for fd in pipe])
+    one.send({"next": True})
+    assert other.receive() == {"many": True}
+    fds = other.take_fds()
+    assert len(fds) == 400
+    for number, (ours, theirs) in enumerate(zip(pipes, zip(fds[::2], fds[1::2], strict=True), strict=True)):
+        os.write(theirs[1], b"%d" % number)
+        assert os.read(ours[0], 10) == b"%d" % number  # in their order
+    assert other.receive() == {"next": True}
+    for fd in (*fds, *(fd for pipe in pipes for fd in pipe)):
+        os.close(fd)
+
+
 def test_descriptors_that_nobody_takes_are_closed() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = os.pipe()

@@ -12,9 +12,10 @@ import pytest
 from fakeregistry import FakeRegistry, stall, status
 from images import EROFS, FakePusher, Images, Layer, Published, push_image
 from realregistry import LoggingRegistry
-from scene import Done, Scene
+from scene import Done, Scene, until
 
 from pyerofs import __version__, cli
+from pyerofs.blobfile import open_blob
 
 COMMANDS = [
     "mount",
@@ -97,6 +98,41 @@ def test_inspect_as_json(scene: Scene, published: Published, images: Images) -> 
     assert [layer["index"] for layer in two["layers"]] == [0, 1]
     tar = json.loads(scene.run("inspect", "--json", published.tar).out)
     assert [layer["native"] for layer in tar["layers"]] == [False]
+
+
+def test_inspect_of_a_whole_image(scene: Scene, registry: LoggingRegistry, images: Images) -> None:
+    base, top = Layer(images.other), Layer(images.plain)
+    base.descriptor["annotations"] = {"org.erofs.chunk-index.range": "4096", "org.erofs.role": "overlay-lower"}
+    top.descriptor["annotations"] = {"org.erofs.dmverity.root_digest": "00", "org.erofs.dmverity.hash_offset": "4096"}
+    reference = f"{registry.host}/app:inspected"
+    push_image(registry, "app", "inspected", [base, top])
+    cache = f"oci.cache={scene.cache}"
+    found = json.loads(scene.run("inspect", "--json", "-o", cache, reference).out)
+    assert [layer["role"] for layer in found["layers"]] == ["lower", "lower"]
+    assert [layer["chunk_index"] for layer in found["layers"]] == [True, False]
+    assert [layer["verity"] for layer in found["layers"]] == [False, True]
+    assert [(layer["present"], layer["verified"]) for layer in found["layers"]] == [(0, False)] * 2
+    assert found["mount"] == {
+        "layers": [0, 1], "stacked": True, "error": None, "chunk_index": False, "verity": False, "verified": False,
+    }  # fmt: skip
+    with open_blob(reference, f"oci=0,{cache}") as blob:
+        blob.readall()
+        until(lambda: blob._export.verification == "verified", "that it is verified")
+    said = scene.run("inspect", "-o", cache, reference).out.splitlines()
+    lines = [line for line in said if line.startswith("layer")]
+    assert lines[0].endswith(f"{base.digest}  lower  index  verified")
+    assert lines[1].endswith(f"{top.digest}  lower  verity")
+    assert said[-1] == "mount: layers 0, 1, stacked"
+    assert scene.run("inspect", "-o", f"{cache},oci=0", reference).out.splitlines()[-1] == (
+        "mount: layer 0, by itself  index  verified"
+    )
+
+
+def test_inspect_of_what_cannot_be_mounted(scene: Scene, published: Published, registry: LoggingRegistry) -> None:
+    tar = json.loads(scene.run("inspect", "--json", published.tar).out)
+    assert tar["layers"][0]["role"] is None
+    assert tar["mount"]["layers"] == [] and "no EROFS layer" in tar["mount"]["error"]
+    assert scene.run("inspect", published.tar).out.splitlines()[-1].startswith("mount: no: the image has no EROFS")
 
 
 def test_inspect_says_the_conversation(scene: Scene, published: Published) -> None:

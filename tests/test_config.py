@@ -76,6 +76,8 @@ def test_every_option_can_be_written(write: Write) -> None:
         fill = "idle"
         verify = "require"
         fill_rate = "10M"
+        upperdir = "/var/up"
+        workdir = "/var/work"
         [cache]
         max = "20%"
         [nbd]
@@ -104,6 +106,7 @@ def test_every_option_can_be_written(write: Write) -> None:
     )
     found = mount_options(environ)
     assert found.oci == expected
+    assert found.upper == ("/var/up", "/var/work")
     assert oci(environ) == expected
     assert (found.attach, found.device, found.log_to, found.log_level) == (
         "ioctl", "/dev/nbd3", "/var/log/pyerofs.log", "debug",

@@ -26,12 +26,16 @@ from statuses import daemon, record_of
 from pyerofs import metrics, record
 from pyerofs.core import LATENCY_BOUNDS, Latency
 from pyerofs.errors import SystemFailure
-from pyerofs.record import Record
+from pyerofs.record import Record, RecordPart
 from pyerofs.status import _latency, identity, snapshot
 from pyerofs.view import look_at_all
 
 LABELS = {"target": "/mnt", "source": "app", "digest": "sha256:00", "device": "/dev/nbd0"}
 FILE = "pyerofs.prom"
+
+
+def made(target: str, device: str) -> Record:
+    return Record("1", 1, 1, target, "app", "nbd", device, (RecordPart("1", device, 300_000, "sha256:00"),))
 
 
 @pytest.fixture
@@ -44,8 +48,8 @@ def statuses(fake: FakeRegistry, tmp_path: Path) -> Iterator[list[dict[str, Any]
         blob.pread(1000, 0)
         export = blob._export
         until(lambda: not export.store.stats().flights, "the run's end")
-        answered = snapshot(export, Record("1", 1, 1, "/mnt", "app", "nbd", "/dev/nbd0", 300_000, "sha256:00"), 0)
-    silent = identity(Record("2", 2, 2, "/silent", "app", "nbd", "/dev/nbd1", 300_000, "sha256:00"))
+        answered = snapshot([export], made("/mnt", "/dev/nbd0"), 0)
+    silent = identity(made("/silent", "/dev/nbd1"))
     yield [answered, {**silent, "error": "it does not answer"}]
 
 

@@ -27,7 +27,6 @@ def fails(scene: Scene, status: int, text: str, source: str | Path, *options: st
     ("norepo", [], "norepo"),
     ("notag", [], "notag"),
     ("index", ["oci.platform=linux/s390x"], "linux/s390x"),
-    ("two", [], "2"),
     ("two", ["oci=7"], "7"),
     ("two", ["oci.blob=" + "0" * 64], "0" * 64),
     ("tar", [], "tar"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -134,6 +135,22 @@ def test_quiet_and_loop() -> None:
     assert not parse("quiet,loud").quiet
     assert parse("loop").loop
     assert not parse().loop
+
+
+def test_an_upper_directory_makes_it_writable() -> None:
+    upper = "oci.upperdir=/up,oci.workdir=/work"
+    assert parse(upper).upper == ("/up", "/work")
+    assert parse(upper).is_oci
+    for text, read_only in (("", 0), ("rw", 0), ("ro", o.MS_RDONLY), ("rw,ro", o.MS_RDONLY), ("ro,rw", 0)):
+        found = parse(upper, text, "nosuid")
+        assert (found.flags, found.warnings) == (read_only | o.MS_NOSUID, ())
+    assert parse("oci.upperdir=up", "oci.workdir=work").upper == (os.path.abspath("up"), os.path.abspath("work"))
+    assert parse("oci").upper is None
+    for half in ("oci.upperdir=/up", "oci.workdir=/work"):
+        with pytest.raises(UsageError, match=r"oci.upperdir and oci.workdir are needed together"):
+            parse(half)
+    with pytest.raises(UsageError, match=r"'oci.upperdir' is for mount only"):
+        options.parse_oci_options([upper])
 
 
 def test_rw_becomes_ro_with_a_warning() -> None:

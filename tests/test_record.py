@@ -12,7 +12,7 @@ import pytest
 
 from pyerofs import record as module
 from pyerofs.errors import SystemFailure
-from pyerofs.record import Record, read_all, start_of
+from pyerofs.record import Record, RecordPart, read_all, start_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def record() -> Record:
     pid = os.getpid()
-    return Record("pyerofs-1-2", pid, start_of(pid), "/mnt/ü", "host/app:1", "nbd", "/dev/nbd3", 4096, "sha256:00", 2)
+    part = RecordPart("pyerofs-1-2", "/dev/nbd3", 4096, "sha256:00", 2, how="netlink")
+    return Record("pyerofs-1-2", pid, start_of(pid), "/mnt/ü", "host/app:1", "nbd", "/dev/nbd3", (part,))
 
 
 def test_round_trip(record: Record, directory: Path) -> None:
@@ -41,6 +42,19 @@ def test_round_trip(record: Record, directory: Path) -> None:
     record.remove()
     assert read_all() == [second]
     assert [path.name for path in directory.iterdir()] == ["pyerofs-1-3.json"]
+
+
+def test_a_stack(record: Record, directory: Path) -> None:
+    assert not record.stacked and record.how == "netlink" and record.size == 4096
+    second = replace(record.parts[0], id="pyerofs-1-2.1", device="/dev/nbd4", layer=3)
+    stack = replace(record, device=record.id, parts=(*record.parts, second))
+    assert stack.stacked and stack.how == "netlink" and stack.size == 8192
+    assert replace(stack, parts=(*record.parts, replace(second, how="ioctl"))).how == "ioctl"
+    stack.write()
+    assert read_all() == [stack]
+    assert os.listdir(stack.directory) == [] and Path(stack.directory).stat().st_mode & 0o777 == 0o700
+    stack.remove()
+    assert os.listdir(directory) == []
 
 
 def test_it_is_for_root_only(record: Record, directory: Path) -> None:

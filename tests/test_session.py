@@ -90,8 +90,13 @@ def calling(scene: Scene) -> Iterator[Caller]:
 def attached(caller: Caller, published: Published) -> str:
     """The path that is to be mounted."""
     caller.ask(published.plain, f"oci.cache={caller.scene.cache}")
-    path = caller.receive()["mount"]
-    assert isinstance(path, str)
+    what = caller.receive()["mount"]
+    path: str = what["source"]
+    assert what == {
+        "source": path,
+        "directory": "",
+        "layers": [{"path": path, "layer": 0, "devices": [], "names": True}],
+    }
     return path
 
 

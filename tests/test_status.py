@@ -29,7 +29,7 @@ from pyerofs.blobfile import BlobFile, open_blob
 from pyerofs.core import GRANULE
 from pyerofs.errors import MountFailure, UsageError
 from pyerofs.reattach import find_record
-from pyerofs.record import Record, start_of
+from pyerofs.record import Record, RecordPart, start_of
 from pyerofs.status import identity, snapshot
 from pyerofs.view import health, look, look_at_all, rates, render, show_time
 
@@ -61,7 +61,7 @@ def snap(blob: BlobFile) -> dict[str, Any]:
 
 def snap_at_once(blob: BlobFile) -> dict[str, Any]:
     export = blob._export
-    return snapshot(export, record_of(export), time.monotonic() - 10)
+    return snapshot([export], record_of(export), time.monotonic() - 10)
 
 
 # What a snapshot says
@@ -172,9 +172,8 @@ class Silent:
         directory.mkdir(exist_ok=True)
         self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         pid = self.process.pid
-        self.record = Record(
-            f"pyerofs-{pid}-1", pid, start_of(pid), "/mnt", "app", "nbd", "/dev/nbd1", SIZE, "sha256:00", 0
-        )
+        part = RecordPart(f"pyerofs-{pid}-1", "/dev/nbd1", SIZE, "sha256:00", 0)
+        self.record = Record(part.id, pid, start_of(pid), "/mnt", "app", "nbd", part.device, (part,))
         self.record.write()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.record.control)

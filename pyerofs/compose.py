@@ -1,0 +1,131 @@
+"""Composition: which layers of an image are mounted, as what, and in which order (EROFS Image Layer Format).
+
+Layers come base first. Those with the role "device" belong to the next layer that has another role, those with the role
+"overlay-data" to the next one that has names. The last one must have names. Pure values; whatever a manifest gets wrong
+is an ImageError of one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import ImageError
+from .layer import TARGET
+from .manifest import (
+    Descriptor,
+    Manifest,
+    choose_layer,
+    describe_native,
+    explain_foreign,
+    is_compressed,
+    mountable,
+    native_media_type,
+)
+
+Role = Literal["lower", "data", "device"]
+
+ROLE = "org.erofs.role"
+LOWERS_MAX = 500  # the kernel's fs/overlayfs, OVL_MAX_STACK
+_INDEX_TYPE = "application/vnd.erofs.chunk-index."
+_ROLES: dict[str, Role] = {"overlay-lower": "lower", "overlay-data": "data", "device": "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One blob of what is mounted. `layer`: its number among all layers, base 0. `role`: a filesystem with names
+    ("lower"), one that only lends its files to those above it ("data"), or a blob that another one's mount needs
+    ("device"). `devices`: the layers that its own mount needs, in the order of the device= options."""
+
+    layer: int
+    descriptor: Descriptor
+    role: Role = "lower"
+    devices: tuple[int, ...] = ()
+
+
+def is_index(descriptor: Descriptor) -> bool:
+    """Whether a layer is a stand-alone chunk index: it is for the layer before it, and never mounted."""
+    return descriptor.media_type.startswith(_INDEX_TYPE)
+
+
+def role_of(descriptor: Descriptor) -> Role | None:
+    """None for a layer that has no place in a mount: an ordinary one, or a chunk index. Raises ImageError."""
+    if is_index(descriptor):
+        return None
+    text = descriptor.annotations.get(ROLE)
+    if text is None:
+        return "lower" if native_media_type(descriptor.media_type) else None
+    if text not in _ROLES:
+        raise ImageError(f"{ROLE} is {ascii(text)[:80]}, which is none of {', '.join(_ROLES)}")
+    return _ROLES[text]
+
+
+def compose(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[Part, ...]:
+    """The parts of a mount in the order of their layers: of the layer with this number or digest, with the devices
+    that it needs, or else of the whole image. Raises ImageError.
+
+    Of an image with a single EROFS layer beside ordinary ones (a copy of them in another format, say) it is that.
+    """
+    if layer is None and blob is None and _needs_composition(manifest):
+        return _whole(manifest)
+    number, descriptor = choose_layer(manifest, layer, blob)
+    devices: list[Part] = []
+    for before in range(number - 1, -1, -1):
+        if is_index(manifest.layers[before]):
+            continue
+        if manifest.layers[before].annotations.get(ROLE) != "device":
+            break
+        devices.insert(0, _device(manifest, before))
+    return (*devices, Part(number, descriptor, "lower", tuple(part.layer for part in devices)))
+
+
+def _needs_composition(manifest: Manifest) -> bool:
+    layers = [layer for layer in manifest.layers if not is_index(layer)]
+    native = sum(native_media_type(layer.media_type) for layer in layers)
+    roles = any(layer.annotations.get(ROLE) not in (None, "overlay-lower") for layer in layers)
+    return native > 1 or (native == 1 and roles)
+
+
+def _whole(manifest: Manifest) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    devices: list[int] = []  # for the next layer that is not one
+    for i, layer in enumerate(manifest.layers):
+        if is_index(layer):
+            _check_target(manifest, i)
+            continue
+        try:
+            role = role_of(layer)
+        except ImageError as e:
+            raise ImageError(f"layer {i}: {e}") from None
+        if role is None:
+            raise ImageError(
+                f"the image cannot be mounted whole: layer {i} is not EROFS but {explain_foreign(layer)}; "
+                f"choose a layer with -o oci.layer=N: {describe_native(manifest)}"
+            )
+        if role == "device":
+            parts.append(_device(manifest, i))
+            devices.append(i)
+        else:
+            mountable(manifest, i)
+            parts.append(Part(i, layer, role, tuple(devices)))
+            devices.clear()
+    if parts[-1].role != "lower":
+        role_text = manifest.layers[parts[-1].layer].annotations[ROLE]
+        raise ImageError(f"layer {parts[-1].layer} has the role {role_text}, but no layer follows that could use it")
+    if len([part for part in parts if part.role != "device"]) > LOWERS_MAX:
+        raise ImageError(f"the image has more than {LOWERS_MAX} EROFS layers, which is what overlayfs can stack")
+    return tuple(parts)
+
+
+def _device(manifest: Manifest, i: int) -> Part:
+    """Of any type, as long as we can read it."""
+    kind = manifest.layers[i].media_type
+    if not is_compressed(kind) and ("+" in kind or kind.endswith(".gzip")):
+        raise ImageError(f"layer {i} is a device, and compressed in a way that cannot be read lazily ({kind})")
+    return Part(i, manifest.layers[i], "device")
+
+
+def _check_target(manifest: Manifest, i: int) -> None:
+    target = manifest.layers[i].annotations.get(TARGET)
+    if i == 0 or target not in (None, manifest.layers[i - 1].digest):
+        raise ImageError(f"layer {i} is a chunk index, but not of the layer just before it")

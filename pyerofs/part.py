@@ -1,0 +1,121 @@
+"""A part of a mount while it is served: one blob with all that carries it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import ImageError
+from .record import RecordPart
+from .server import Server
+from .source import LocalSource
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from .attachment import Attachment
+    from .compose import Role
+    from .export import Export
+    from .options import MountOptions
+
+AT_ONCE = 8  # parts that are opened at the same time: the registry answers each a round trip later
+
+T = TypeVar("T")
+
+
+class Part:
+    """Owns its export, server and, from attach() or adopt() on, attachment; close() ends the first two, after the
+    attachment has been let go. `devices`: the numbers of the layers that its mount needs. For one thread at a time."""
+
+    attachment: Attachment
+    id = ""  # the device's backend identifier, once it is attached
+
+    def __init__(self, export: Export, log: Callable[[str], None], role: Role = "lower", devices: Sequence[int] = ()):
+        self.export = export
+        self.role = role
+        self.devices = devices
+        self.server = Server(export, log)
+        self._log = log
+
+    @property
+    def layer(self) -> int:
+        return self.export.source.layer
+
+    def check(self, options: MountOptions) -> None:
+        """Whether the blob is what its role needs, before anything is attached. Raises ImageError, RegistryError."""
+        if self.role == "device":
+            return
+        wanted = self.export.superblock().extra_devices
+        if self.devices and wanted != len(self.devices):
+            raise ImageError(
+                f"layer {self.layer} wants {wanted} more devices, and the image has {len(self.devices)} for it "
+                f"(layers {', '.join(map(str, self.devices))})"
+            )
+        if wanted and not self.devices and "device=" not in options.data:
+            self._log(f"the image wants {wanted} more devices: give each with -o device=")
+
+    def attach(self, driver: str, identifier: str, options: MountOptions) -> None:
+        """Errors as those of the attachments."""
+        from .attachment import FuseAttachment, NBDAttachment
+
+        if driver == "fuse":
+            self.attachment = FuseAttachment(self.server, identifier)
+        else:
+            self.attachment = NBDAttachment.attach(self.server, self.export.size, identifier, options)
+        self.id = identifier
+
+    def adopt(self, was: RecordPart, sockets: Sequence[socket.socket], connections: int) -> None:
+        """Goes on with a device that another daemon has attached; as NBDAttachment.adopt()."""
+        self.id = was.id
+        from .attachment import NBDAttachment
+
+        self.attachment = NBDAttachment.adopt(self.server, was.device, was.size, was.id, sockets, connections)
+
+    def record(self) -> RecordPart:
+        source = self.export.source
+        return RecordPart(
+            id=self.id,
+            device=self.attachment.path,
+            size=self.export.size,
+            digest=source.digest,
+            layer=source.layer,
+            role=self.role,
+            how=self.attachment.how,
+            origin={} if isinstance(source, LocalSource) else source.origin.as_dict(),
+        )
+
+    def close(self) -> None:
+        self.server.close()
+        self.export.close()
+
+
+def for_each(items: Sequence[T], act: Callable[[T], None]) -> None:
+    """act(item) for each, several at a time. After an error no other is begun, and it is raised when all have ended."""
+    if len(items) < 2:
+        for item in items:
+            act(item)
+        return
+    left = list(reversed(items))
+    lock = threading.Lock()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        while True:
+            with lock:
+                if errors or not left:
+                    return
+                item = left.pop()
+            try:
+                act(item)
+            except BaseException as e:
+                with lock:
+                    errors.append(e)
+
+    threads = [threading.Thread(target=work, name="pyerofs-part", daemon=True) for _ in range(min(AT_ONCE, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
