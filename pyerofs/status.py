@@ -55,6 +55,8 @@ def _snapshot(exports: Sequence[Export], record: Record, started: float) -> dict
             "hits": stats.hits,
             "misses": stats.misses,
             "failed": stats.failed,
+            "uncached": stats.uncached,
+            "shared": stats.others,
             "served_bytes": stats.served,
             "waiting": stats.parked,
             "latency": _latency(together([export.store.latency(READS) for export in exports])),
@@ -85,6 +87,7 @@ def _cache(exports: Sequence[Export], stats: Stats) -> dict[str, Any]:
         "complete": stats.present == size,
         "verification": next(state for state in _STATES if state in states),
         "fill": exports[0].fill,
+        "healed_granules": stats.healed,
     }
 
 

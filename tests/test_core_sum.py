@@ -6,7 +6,7 @@ import os
 
 import pytest
 from coreharness import Rig, sums_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyerofs.core import GRANULE, crc32c
@@ -29,6 +29,7 @@ def test_known_values(data: bytes, wanted: int, portably: bool) -> None:
     assert crc32c(data, portably=portably) == wanted
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 7))
 def test_both_ways_agree(data: bytes, skip: int) -> None:
     view = memoryview(data)[skip:]

@@ -82,11 +82,22 @@ def test_nothing_has_happened_yet(blob: BlobFile, rig: Rig) -> None:
         "complete": False,
         "verification": "unverified",
         "fill": "none",
+        "healed_granules": 0,
     }
     nothing = {"count": 0, "sum_seconds": 0, "max_seconds": 0, "buckets": []}
     assert found["reads"]["latency"] == nothing | {"p50_seconds": 0, "p90_seconds": 0, "p99_seconds": 0}
     assert found["last_error"] is None
     assert health(found) == "ok"
+
+
+def test_of_a_cache_that_was_damaged(blob: BlobFile, rig: Rig) -> None:
+    blob.pread(1000, 0)
+    with open(f"{snap(blob)['cache']['directory']}/data", "r+b") as data:
+        data.write(b"damage")
+    blob.pread(1000, 0)
+    found = snap(blob)
+    assert found["cache"]["healed_granules"] == 1
+    assert (found["reads"]["uncached"], found["reads"]["shared"]) == (1, 0)  # what is fetched anew is handed over
 
 
 def test_after_some_reads(blob: BlobFile, rig: Rig) -> None:
