@@ -209,7 +209,9 @@ def test_errors(
     assert text in done.error
     assert scene.leftovers() == []
     if options.endswith("no_such_option"):
-        assert all("no_such_option" in line for line in quiet_kernel.warnings())
+        lines: list[str] = []
+        until(lambda: lines.extend(quiet_kernel.warnings()) or lines, "what the kernel has to say")
+        assert all("no_such_option" in line for line in lines)
 
 
 def test_a_device_in_use_is_refused(
