@@ -5,19 +5,18 @@ A new option of ours is one row of `ROWS` and one field. No message repeats a va
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from . import optionvalues as to
 from .errors import UsageError
 from .mountflags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
+from .optionvalues import LOG_PLACES
 from .platforms import Platform
 from .quantity import Limit, parse_limit, parse_size
 from .reference import check_digest
 from .secret import Secret
-from .url import parse as parse_url
 
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
@@ -25,7 +24,6 @@ Fill = Literal["none", "idle", "full"]
 Verify = Literal["auto", "require", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
-LOG_PLACES = ("auto", "journal", "syslog", "stderr")
 Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
 # Values that somebody has written elsewhere than after -o, by (name, value): layers, the strongest first.
 Defaults = Sequence[Sequence[tuple[str, str]]]
@@ -87,81 +85,6 @@ class MountOptions:
         return bool(self.flags & MS_SILENT)
 
 
-def _whole(lowest: int, highest: int) -> Callable[[str, str], int]:
-    def convert(name: str, value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", value) or not lowest <= int(value) <= highest:
-            raise UsageError(f"{name}={value!r}: a whole number from {lowest} to {highest} is needed")
-        return int(value)
-
-    return convert
-
-
-def _one_of(*words: str) -> Callable[[str, str], str]:
-    def convert(name: str, value: str) -> str:
-        if value not in words:
-            raise UsageError(f"{name}={value!r}: it is one of {', '.join(words)}")
-        return value
-
-    return convert
-
-
-def _path(_name: str, value: str) -> str:
-    """Absolute: whoever uses it later, a daemon above all, may stand in another directory."""
-    return os.path.abspath(value)
-
-
-def _text(_name: str, value: str) -> str:
-    return value
-
-
-def _secret(_name: str, value: str) -> Secret:
-    return Secret(value)
-
-
-def _boolean(name: str, value: str) -> bool:
-    return _one_of("1", "yes", "true", "0", "no", "false")(name, value) in ("1", "yes", "true")
-
-
-def _seconds(name: str, value: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([sm]?)", value)
-    seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else 0.0
-    if seconds <= 0:
-        raise UsageError(f"{name}={value!r}: a time above 0 is needed, in seconds, or with the unit s or m")
-    return seconds
-
-
-def _mirror(name: str, value: str) -> str:
-    try:
-        if parse_url(value).query:
-            raise ValueError
-    except ValueError:
-        # It is not repeated: somebody may have put a password into it.
-        raise UsageError(f"{name}: the URL of a mirror is http[s]://HOST[:PORT][/PATH]") from None
-    return value
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
-    def convert(name: str, value: str) -> Any:
-        try:
-            return parse(value)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-
-    return convert
-
-
-def _nbd_device(name: str, value: str) -> str:
-    if not re.fullmatch(r"/dev/nbd[0-9]{1,6}", value):
-        raise UsageError(f"{name}={value!r}: it is a device such as /dev/nbd0")
-    return value
-
-
-def _log_place(name: str, value: str) -> str:
-    if value not in LOG_PLACES and not os.path.isabs(value):
-        raise UsageError(f"{name}={value!r}: it is one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
-    return value
-
-
 _NEEDS_VALUE = object()
 
 
@@ -180,38 +103,42 @@ class Row(NamedTuple):
     kind: Kind = "text"
 
 
-_layer = _whole(0, 9999)
+_layer = to.whole(0, 9999)
 ROWS = (
     Row("oci", "layer", "[=N]", _layer, "SOURCE is an image; N: as oci.layer", bare=None, kind="number"),
     Row("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: all EROFS layers, stacked)", kind="number"),
-    Row("oci.blob", "blob", "=DIGEST", _parsed(check_digest), "the layer with this digest, instead of oci.layer"),
-    Row("oci.platform", "platform", "=OS/ARCH[/VARIANT]", _parsed(Platform.parse), "default: this machine's platform"),
-    Row("oci.username", "username", "=NAME", _text, "user at the registry"),
-    Row("oci.password", "password", "=TEXT", _secret, "of that user; oci.password_file is safer", kind="secret"),
-    Row("oci.password_file", "password_file", "=FILE", _path, "file that holds the password", kind="path"),
-    Row("oci.insecure", "insecure", "[=yes|no]", _boolean, "the registry speaks plain HTTP", bare=True, kind="flag"),
-    Row("oci.mirror", "mirrors", "=URL", _mirror, "ask this mirror first; may be given several times", many=True),
-    Row("oci.ca", "ca", "=FILE", _path, "certificates (PEM) of authorities to trust as well", kind="path"),
-    Row("oci.proxy", "proxy", "=URL", _secret, "proxy, instead of the environment's", kind="url"),
+    Row("oci.blob", "blob", "=DIGEST", to.parsed(check_digest), "the layer with this digest, instead of oci.layer"),
+    Row(
+        "oci.platform", "platform", "=OS/ARCH[/VARIANT]", to.parsed(Platform.parse), "default: this machine's platform"
+    ),
+    Row("oci.username", "username", "=NAME", to.text, "user at the registry"),
+    Row("oci.password", "password", "=TEXT", to.secret, "of that user; oci.password_file is safer", kind="secret"),
+    Row("oci.password_file", "password_file", "=FILE", to.path, "file that holds the password", kind="path"),
+    Row("oci.insecure", "insecure", "[=yes|no]", to.boolean, "the registry speaks plain HTTP", bare=True, kind="flag"),
+    Row("oci.mirror", "mirrors", "=URL", to.mirror, "ask this mirror first; may be given several times", many=True),
+    Row("oci.ca", "ca", "=FILE", to.path, "certificates (PEM) of authorities to trust as well", kind="path"),
+    Row("oci.proxy", "proxy", "=URL", to.secret, "proxy, instead of the environment's", kind="url"),
     Row(
         "oci.verify",
         "verify",
         "=auto|require|none",
-        _one_of("auto", "require", "none"),
+        to.one_of("auto", "require", "none"),
         "check each chunk by the layer's index where it has one (default), or refuse, or do without",
     ),
-    Row("oci.cache", "cache", "=DIR", _path, "directory of the cache", kind="path"),
-    Row("oci.connections", "connections", "=N", _whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
-    Row("oci.timeout", "timeout", "=TIME", _seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"),
-    Row("oci.fill", "fill", "=none|idle|full", _one_of("none", "idle", "full"), "fetch what nobody reads too"),
+    Row("oci.cache", "cache", "=DIR", to.path, "directory of the cache", kind="path"),
+    Row("oci.connections", "connections", "=N", to.whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
+    Row(
+        "oci.timeout", "timeout", "=TIME", to.seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"
+    ),
+    Row("oci.fill", "fill", "=none|idle|full", to.one_of("none", "idle", "full"), "fetch what nobody reads too"),
     Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"),
-    Row("oci.upperdir", "upperdir", "=DIR", _path, "takes the changes: the mount is writable", kind="path"),
-    Row("oci.workdir", "workdir", "=DIR", _path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
+    Row("oci.upperdir", "upperdir", "=DIR", to.path, "takes the changes: the mount is writable", kind="path"),
+    Row("oci.workdir", "workdir", "=DIR", to.path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
     Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"),
-    Row("nbd.attach", "attach", "=auto|netlink|ioctl", _one_of("auto", "netlink", "ioctl"), "way to the kernel"),
-    Row("nbd.device", "device", "=/dev/nbdN", _nbd_device, "device to use (default: the first free one)"),
-    Row("log.to", "log_to", "=WHERE", _log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
-    Row("log.level", "log_level", "=LEVEL", _one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
+    Row("nbd.attach", "attach", "=auto|netlink|ioctl", to.one_of("auto", "netlink", "ioctl"), "way to the kernel"),
+    Row("nbd.device", "device", "=/dev/nbdN", to.nbd_device, "device to use (default: the first free one)"),
+    Row("log.to", "log_to", "=WHERE", to.log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
+    Row("log.level", "log_level", "=LEVEL", to.one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
 )
 _BY_NAME = {row.name: row for row in ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))

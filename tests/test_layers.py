@@ -15,7 +15,7 @@ LINES_MAX = 400
 LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
-    | {"options", "mountflags", "quantity", "compose"}
+    | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
