@@ -9,22 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from . import optionvalues as to
 from .errors import UsageError
 from .mountflags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
-from .optionvalues import (
-    LOG_PLACES,
-    as_boolean,
-    as_log_place,
-    as_mirror,
-    as_nbd_device,
-    as_one_of,
-    as_parsed,
-    as_path,
-    as_seconds,
-    as_secret,
-    as_text,
-    as_whole,
-)
+from .optionvalues import LOG_PLACES
 from .platforms import Platform
 from .quantity import Limit, parse_limit, parse_size
 from .reference import check_digest
@@ -115,42 +103,42 @@ class Row(NamedTuple):
     kind: Kind = "text"
 
 
-_layer = as_whole(0, 9999)
+_layer = to.whole(0, 9999)
 ROWS = (
     Row("oci", "layer", "[=N]", _layer, "SOURCE is an image; N: as oci.layer", bare=None, kind="number"),
     Row("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: all EROFS layers, stacked)", kind="number"),
-    Row("oci.blob", "blob", "=DIGEST", as_parsed(check_digest), "the layer with this digest, instead of oci.layer"),
+    Row("oci.blob", "blob", "=DIGEST", to.parsed(check_digest), "the layer with this digest, instead of oci.layer"),
     Row(
-        "oci.platform", "platform", "=OS/ARCH[/VARIANT]", as_parsed(Platform.parse), "default: this machine's platform"
+        "oci.platform", "platform", "=OS/ARCH[/VARIANT]", to.parsed(Platform.parse), "default: this machine's platform"
     ),
-    Row("oci.username", "username", "=NAME", as_text, "user at the registry"),
-    Row("oci.password", "password", "=TEXT", as_secret, "of that user; oci.password_file is safer", kind="secret"),
-    Row("oci.password_file", "password_file", "=FILE", as_path, "file that holds the password", kind="path"),
-    Row("oci.insecure", "insecure", "[=yes|no]", as_boolean, "the registry speaks plain HTTP", bare=True, kind="flag"),
-    Row("oci.mirror", "mirrors", "=URL", as_mirror, "ask this mirror first; may be given several times", many=True),
-    Row("oci.ca", "ca", "=FILE", as_path, "certificates (PEM) of authorities to trust as well", kind="path"),
-    Row("oci.proxy", "proxy", "=URL", as_secret, "proxy, instead of the environment's", kind="url"),
+    Row("oci.username", "username", "=NAME", to.text, "user at the registry"),
+    Row("oci.password", "password", "=TEXT", to.secret, "of that user; oci.password_file is safer", kind="secret"),
+    Row("oci.password_file", "password_file", "=FILE", to.path, "file that holds the password", kind="path"),
+    Row("oci.insecure", "insecure", "[=yes|no]", to.boolean, "the registry speaks plain HTTP", bare=True, kind="flag"),
+    Row("oci.mirror", "mirrors", "=URL", to.mirror, "ask this mirror first; may be given several times", many=True),
+    Row("oci.ca", "ca", "=FILE", to.path, "certificates (PEM) of authorities to trust as well", kind="path"),
+    Row("oci.proxy", "proxy", "=URL", to.secret, "proxy, instead of the environment's", kind="url"),
     Row(
         "oci.verify",
         "verify",
         "=auto|require|none",
-        as_one_of("auto", "require", "none"),
+        to.one_of("auto", "require", "none"),
         "check each chunk by the layer's index where it has one (default), or refuse, or do without",
     ),
-    Row("oci.cache", "cache", "=DIR", as_path, "directory of the cache", kind="path"),
-    Row("oci.connections", "connections", "=N", as_whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
+    Row("oci.cache", "cache", "=DIR", to.path, "directory of the cache", kind="path"),
+    Row("oci.connections", "connections", "=N", to.whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),
     Row(
-        "oci.timeout", "timeout", "=TIME", as_seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"
+        "oci.timeout", "timeout", "=TIME", to.seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"
     ),
-    Row("oci.fill", "fill", "=none|idle|full", as_one_of("none", "idle", "full"), "fetch what nobody reads too"),
+    Row("oci.fill", "fill", "=none|idle|full", to.one_of("none", "idle", "full"), "fetch what nobody reads too"),
     Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"),
-    Row("oci.upperdir", "upperdir", "=DIR", as_path, "takes the changes: the mount is writable", kind="path"),
-    Row("oci.workdir", "workdir", "=DIR", as_path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
+    Row("oci.upperdir", "upperdir", "=DIR", to.path, "takes the changes: the mount is writable", kind="path"),
+    Row("oci.workdir", "workdir", "=DIR", to.path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
     Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"),
-    Row("nbd.attach", "attach", "=auto|netlink|ioctl", as_one_of("auto", "netlink", "ioctl"), "way to the kernel"),
-    Row("nbd.device", "device", "=/dev/nbdN", as_nbd_device, "device to use (default: the first free one)"),
-    Row("log.to", "log_to", "=WHERE", as_log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
-    Row("log.level", "log_level", "=LEVEL", as_one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
+    Row("nbd.attach", "attach", "=auto|netlink|ioctl", to.one_of("auto", "netlink", "ioctl"), "way to the kernel"),
+    Row("nbd.device", "device", "=/dev/nbdN", to.nbd_device, "device to use (default: the first free one)"),
+    Row("log.to", "log_to", "=WHERE", to.log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
+    Row("log.level", "log_level", "=LEVEL", to.one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
 )
 _BY_NAME = {row.name: row for row in ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))

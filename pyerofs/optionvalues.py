@@ -1,6 +1,6 @@
-"""How the values of options are written: each of these reads one, or says in a line what is wrong with it.
+"""From the text of an option to its value: each function takes the option's name, for its message, and the text.
 
-All are called with the option's name and the text, and raise UsageError. No message repeats what may be a secret.
+Raises UsageError; no message repeats a value that may be a secret. Pure values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .url import parse as parse_url
 LOG_PLACES = ("auto", "journal", "syslog", "stderr")
 
 
-def as_whole(lowest: int, highest: int) -> Callable[[str, str], int]:
+def whole(lowest: int, highest: int) -> Callable[[str, str], int]:
     def convert(name: str, value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", value) or not lowest <= int(value) <= highest:
             raise UsageError(f"{name}={value!r}: a whole number from {lowest} to {highest} is needed")
@@ -26,7 +26,7 @@ def as_whole(lowest: int, highest: int) -> Callable[[str, str], int]:
     return convert
 
 
-def as_one_of(*words: str) -> Callable[[str, str], str]:
+def one_of(*words: str) -> Callable[[str, str], str]:
     def convert(name: str, value: str) -> str:
         if value not in words:
             raise UsageError(f"{name}={value!r}: it is one of {', '.join(words)}")
@@ -35,24 +35,24 @@ def as_one_of(*words: str) -> Callable[[str, str], str]:
     return convert
 
 
-def as_path(_name: str, value: str) -> str:
+def path(_name: str, value: str) -> str:
     """Absolute: whoever uses it later, a daemon above all, may stand in another directory."""
     return os.path.abspath(value)
 
 
-def as_text(_name: str, value: str) -> str:
+def text(_name: str, value: str) -> str:
     return value
 
 
-def as_secret(_name: str, value: str) -> Secret:
+def secret(_name: str, value: str) -> Secret:
     return Secret(value)
 
 
-def as_boolean(name: str, value: str) -> bool:
-    return as_one_of("1", "yes", "true", "0", "no", "false")(name, value) in ("1", "yes", "true")
+def boolean(name: str, value: str) -> bool:
+    return one_of("1", "yes", "true", "0", "no", "false")(name, value) in ("1", "yes", "true")
 
 
-def as_seconds(name: str, value: str) -> float:
+def seconds(name: str, value: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([sm]?)", value)
     seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else 0.0
     if seconds <= 0:
@@ -60,7 +60,7 @@ def as_seconds(name: str, value: str) -> float:
     return seconds
 
 
-def as_mirror(name: str, value: str) -> str:
+def mirror(name: str, value: str) -> str:
     try:
         if parse_url(value).query:
             raise ValueError
@@ -70,7 +70,7 @@ def as_mirror(name: str, value: str) -> str:
     return value
 
 
-def as_parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
+def parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
     def convert(name: str, value: str) -> Any:
         try:
             return parse(value)
@@ -80,13 +80,13 @@ def as_parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
     return convert
 
 
-def as_nbd_device(name: str, value: str) -> str:
+def nbd_device(name: str, value: str) -> str:
     if not re.fullmatch(r"/dev/nbd[0-9]{1,6}", value):
         raise UsageError(f"{name}={value!r}: it is a device such as /dev/nbd0")
     return value
 
 
-def as_log_place(name: str, value: str) -> str:
+def log_place(name: str, value: str) -> str:
     if value not in LOG_PLACES and not os.path.isabs(value):
         raise UsageError(f"{name}={value!r}: it is one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
     return value

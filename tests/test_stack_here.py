@@ -110,7 +110,7 @@ def test_stat_adds_the_parts_up(scene: Scene, stack: Stack, stacked: str) -> Non
         assert found["cache"][key] == sum(cache[key] for cache in caches)
     assert [cache["size_bytes"] for cache in caches] == [len(layer.data) for layer in stack.layers]
     assert all(cache["present_bytes"] > 0 for cache in caches)
-    assert found["reads"]["hits"] + found["reads"]["misses"] == found["reads"]["latency"]["count"] > 3
+    assert found["reads"]["hits"] + found["reads"]["misses"] >= found["reads"]["latency"]["count"] > 3
     said = scene.run("stat", scene.mnt).out
     for number, layer in enumerate(stack.layers):
         assert f"layer {number:<3} {layer.digest}, {found['parts'][number]['device']}, by fuse, " in said

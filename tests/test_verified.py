@@ -20,7 +20,7 @@ from pyerofs import chunkindex, cli, indexed, indexfile
 from pyerofs.errors import CorruptError, ImageError, PyerofsError, RegistryError
 from pyerofs.layer import Layer as Described
 from pyerofs.options import OCIOptions, parse_oci_options
-from pyerofs.source import open_image, open_layer
+from pyerofs.source import known_layers, open_image
 
 CHUNK = 8192
 DATA = image(64)
@@ -344,7 +344,7 @@ def test_a_layer_is_opened_again_without_its_registry(rig: Rig, kind: str, verif
     source = open_image(reference, options)
     source.close()
     asked = len(rig.fake.requests())
-    again = open_layer(source.name, Described.from_dict(source.origin.as_dict()), source.size, options)
+    again = known_layers(source.name, [(Described.from_dict(source.origin.as_dict()), source.size)], options)[0](print)
     again.close()
     assert (again.size, again.storage, again.origin) == (source.size, source.storage, source.origin)
     assert len(rig.fake.requests()) == asked
@@ -356,7 +356,7 @@ def test_one_that_would_not_be_the_same_is_refused(rig: Rig) -> None:
     source = open_image(reference, options)
     source.close()
     with pytest.raises(ImageError, match="bytes"):
-        open_layer(source.name, source.origin, source.size + 4096, options)
+        known_layers(source.name, [(source.origin, source.size + 4096)], options)[0](print)
 
 
 # All of it: reads at random, mirrors that are wrong at random

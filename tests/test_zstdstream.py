@@ -19,7 +19,7 @@ from pyerofs import fill, zstdstream
 from pyerofs.errors import ImageError, RegistryError, SystemFailure
 from pyerofs.layer import Layer as Described
 from pyerofs.options import parse_oci_options
-from pyerofs.source import open_image, open_layer
+from pyerofs.source import known_layers, open_image
 
 DATA = image(200)
 
@@ -326,7 +326,7 @@ def test_a_worker_that_takes_another_one_s_place(rig: Rig) -> None:
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
     source = open_image(reference, options)
     source.close()
-    again = open_layer(source.name, Described.from_dict(source.origin.as_dict()), len(DATA), options)
+    again = known_layers(source.name, [(Described.from_dict(source.origin.as_dict()), len(DATA))], options)[0](print)
     try:
         assert (again.size, again.storage) == (source.size, source.storage)
         got = bytearray()
@@ -341,7 +341,7 @@ def test_a_size_that_is_another_one_now(rig: Rig) -> None:
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
     source = open_image(reference, options)
     source.close()
-    again = open_layer(source.name, source.origin, len(DATA) - 4096, options)
+    again = known_layers(source.name, [(source.origin, len(DATA) - 4096)], options)[0](print)
     try:
         with pytest.raises(ImageError, match="by its superblock"):
             again.read_range(0, 5000, lambda at, piece: True, whole=lambda: None, cancel=lambda: False)
