@@ -110,7 +110,10 @@ def one_round(scene: Scene, reference: str, options: str) -> tuple[float, list[s
     reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()))
     reader.start()
     try:
-        assert process.stdout and process.stdout.readline().startswith("ready: ")
+        assert process.stdout
+        if not process.stdout.readline().startswith("ready: "):
+            reader.join(TIMEOUT)
+            pytest.fail(f"it does not come up: {lines}")
         longest = verify(f"nbd+unix:///?socket={socket}", scene.directory)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
