@@ -102,7 +102,7 @@ class Heartbeat:
 class Supervisor:
     """run() is its whole life. For the main thread."""
 
-    def __init__(self, channel: Channel):
+    def __init__(self, channel: Channel, what: dict[str, Any]):
         self._events = Events()
         self._channel: Channel | None = channel
         self._pidfd = -1
@@ -113,7 +113,6 @@ class Supervisor:
         self._patience = HEARTBEAT_PATIENCE
         self._asked = 0.0  # when the heartbeat that is not answered was sent; 0: none
         self._progress: dict[str, tuple[str, float]] = {}  # by device: its count of finished reads, and since when
-        what = channel.receive()["watch"]
         self._request: dict[str, Any] = what["request"]
         self._record = Record.from_dict(what["record"])
         self._connections: int = what["connections"]
@@ -311,10 +310,14 @@ def main() -> int:
     score = "/proc/self/oom_score_adj"
     with contextlib.suppress(OSError), open(score, "w", encoding="ascii") as f:
         f.write(str(OOM_SCORE))
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     try:
-        supervisor = Supervisor(Channel(socket.socket(fileno=int(sys.argv[1]))))
+        what = channel.receive().get("watch")
     except (EOFError, OSError):
-        return 0  # the mount has failed
+        what = None
+    if what is None:
+        return 0  # the mount has failed: there is nothing to watch
+    supervisor = Supervisor(channel, what)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
