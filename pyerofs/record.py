@@ -64,7 +64,6 @@ class Record:
     supervisor_started: int = 0
     restarts: int = 0
     identity: str = ""
-    origin: dict[str, Any] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     secrets: bool = False
     boot: str = field(default_factory=boot_id)

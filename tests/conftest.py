@@ -111,7 +111,7 @@ def fake() -> Iterator[FakeRegistry]:
 def scene(tmp_path: Path, work: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
     directory = tmp_path
     if GUEST:
-        directory = work / request.node.name.replace("/", "_")
+        directory = work / f"{request.module.__name__}-{request.node.name}".replace("/", "_")
         directory.mkdir()
     scene = Scene(directory)
     try:
