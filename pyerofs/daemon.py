@@ -14,6 +14,8 @@ from .errors import PyerofsError, SystemFailure
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .record import Record
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -32,6 +34,14 @@ def spawn(module: str, *arguments: str, socket_: socket.socket) -> int:
         )
     finally:
         os.set_inheritable(socket_.fileno(), False)
+
+
+def leave_terminal() -> None:
+    """Gives up standard input, output and error, which are those of whoever has started this process."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 class Daemon:
@@ -57,6 +67,33 @@ class Daemon:
 
     def _died(self) -> SystemFailure:
         return SystemFailure("the daemon ended without a word; see what it wrote, or `journalctl -t pyerofs`")
+
+    def take_over(
+        self,
+        fds: Sequence[int],
+        request: dict[str, Any],
+        record: Record,
+        report: Callable[[str], None],
+        *,
+        patience: float,
+        sockets: dict[str, int],
+        restarts: int,
+        supervisor: int = 0,
+        oom_score: str = "",
+    ) -> None:
+        """Has it go on with a mount; returns when it serves. SystemFailure after `patience` seconds in which it says
+        nothing. `fds`, which stay the caller's: so many of each part's `sockets`, then a supervisor's heartbeat."""
+        resume = {
+            "record": record.as_dict(),
+            "restarts": restarts,
+            "sockets": sockets,
+            "supervisor": supervisor,
+            "oom_score": oom_score,
+        }
+        self.send(fds, **request, resume=resume)
+        self.channel.socket.settimeout(patience)
+        self.wait_for("done", report)
+        self.channel.socket.settimeout(None)
 
     def wait_for(self, key: str, report: Callable[[str], None]) -> Any:
         """The value of the next message with this key. Raises what the daemon says went wrong."""

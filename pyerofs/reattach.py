@@ -75,7 +75,7 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
             for fd in answer.fds:
                 stack.callback(os.close, fd)
         now = read(record.id) or record
-        if not _attached(now):
+        if not now.attached():
             now.remove()
             devices = ", ".join(part.device for part in now.parts)
             raise MountFailure(f"{record.target}: {devices} has been disconnected; the record is removed")
@@ -98,18 +98,9 @@ def _configured(record: Record, report: Callable[[str], None]) -> Defaults:
 def _start(record: Record, request: dict[str, object], answer: Answer | None, report: Callable[[str], None]) -> None:
     daemon = Daemon(record.target)
     try:
-        daemon.send(
-            list(answer.fds) if answer else [],
-            **request,
-            resume={
-                "record": record.as_dict(),
-                "restarts": record.restarts + (answer is None),
-                "sockets": answer.values["sockets"] if answer else {},
-                "supervisor": 0,
-            },
-        )
-        daemon.channel.socket.settimeout(COME_UP)
-        daemon.wait_for("done", report)
+        fds, sockets = (answer.fds, answer.values["sockets"]) if answer else ((), {})
+        restarts = record.restarts + (answer is None)
+        daemon.take_over(fds, request, record, report, patience=COME_UP, sockets=sockets, restarts=restarts)
     except BaseException:
         daemon.kill()
         raise
@@ -161,13 +152,8 @@ def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
 def sweep() -> None:
     """Removes records of earlier boots and of mounts that have ended while nobody was there to see it."""
     for record in read_all(dead=True):
-        if record.boot != boot_id() or not (record.alive() or record.supervised() or _attached(record)):
+        if record.boot != boot_id() or not (record.alive() or record.supervised() or record.attached()):
             record.remove()
-
-
-def _attached(record: Record) -> bool:
-    """Whether some device of it is still its own."""
-    return any(part.how == "netlink" and backend_of(part.device) == part.id for part in record.parts)
 
 
 def disconnect(what: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import SystemFailure
+from .nbdnode import backend_of
 
 if TYPE_CHECKING:
     from .compose import Role
@@ -141,6 +142,10 @@ class Record:
     def alive(self) -> bool:
         """Whether the daemon is there."""
         return self.started == start_of(self.pid)
+
+    def attached(self) -> bool:
+        """Whether some device of it is still its own, so that it can have a new daemon."""
+        return any(part.how == "netlink" and backend_of(part.device) == part.id for part in self.parts)
 
     def supervised(self) -> bool:
         return self.supervisor > 0 and self.supervisor_started == start_of(self.supervisor)

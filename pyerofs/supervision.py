@@ -5,7 +5,6 @@ dies. What they say, a message each:
 
     worker -> {"watch": {...}} with the socket of the heartbeat     whom, and what its successor is to be asked
     supervisor -> {"ready": PID}
-    worker -> {"watch": {...}}                                      again when something of it has changed
     worker -> {"bye": true}                                         the mount has ended: go
     worker -> {"handover": true}                                    somebody else starts the successor
 """

@@ -23,11 +23,11 @@ from dataclasses import replace
 from typing import Any
 
 from .channel import Channel
-from .daemon import Daemon
+from .daemon import Daemon, leave_terminal
 from .errors import PyerofsError
 from .events import Events
 from .log import open_logger
-from .nbdnode import backend_of, index_of, node
+from .nbdnode import index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
 
@@ -214,11 +214,13 @@ class Supervisor:
         elif self._released == "handover":
             self._handed_over = time.monotonic()
             self._see_successor()
-        elif not self._devices_left():
+        elif not self._record.attached():
             self._clean_up()
         else:
-            lived = time.monotonic() - self._began
-            self._pause = 0.0 if lived >= LIFE_MIN else min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
+            if time.monotonic() - self._began >= LIFE_MIN:
+                self._pause = 0.0
+            else:
+                self._pause_longer()
             self._log.warning(f"the daemon {pid} has died: another one takes its place")
             self._events.after(self._pause, self._restart)
 
@@ -232,8 +234,8 @@ class Supervisor:
             os.close(self._pidfd)
         self._heart, self._channel, self._pidfd = None, None, -1
 
-    def _devices_left(self) -> bool:
-        return any(backend_of(part.device) == part.id for part in self._record.parts)
+    def _pause_longer(self) -> None:
+        self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
 
     def _clean_up(self) -> None:
         """The mount has ended while no worker was there to see it."""
@@ -257,7 +259,7 @@ class Supervisor:
             if not self._start_worker():
                 self._clean_up()
         except (PyerofsError, OSError, ValueError) as e:
-            self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
+            self._pause_longer()
             self._log.error(f"no new daemon comes up: {e}; again in {self._pause:g} s")
             self._events.after(self._pause, self._restart)
 
@@ -278,20 +280,17 @@ class Supervisor:
                 heart.close()
                 return False
             restarts = self._record.restarts + 1
-            daemon.send(
+            daemon.take_over(
                 [*(sock.fileno() for sock in sockets), theirs.fileno()],
-                **self._request,
-                resume={
-                    "record": self._record.as_dict(),
-                    "restarts": restarts,
-                    "sockets": counts,
-                    "supervisor": os.getpid(),
-                    "oom_score": self._oom_score,
-                },
+                self._request,
+                self._record,
+                self._log.info,
+                patience=COME_UP,
+                sockets=counts,
+                restarts=restarts,
+                supervisor=os.getpid(),
+                oom_score=self._oom_score,
             )
-            daemon.channel.socket.settimeout(COME_UP)
-            daemon.wait_for("done", self._log.info)
-            daemon.channel.socket.settimeout(None)
         except BaseException:
             heart.close()
             daemon.kill()
@@ -318,10 +317,7 @@ def main() -> int:
     if what is None:
         return 0  # the mount has failed: there is nothing to watch
     supervisor = Supervisor(channel, what)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    leave_terminal()
     os.chdir("/")
     supervisor.run()
     return 0

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import config
 from .cache import chosen_directory
 from .channel import Channel
+from .daemon import leave_terminal
 from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
@@ -285,10 +286,7 @@ class Worker:
     def _go_alone(self) -> None:
         """Lets go of the caller's terminal and of all else that is its."""
         self._alone = True
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+        leave_terminal()
 
 
 def _to_mount(parts: Sequence[Part], record: Record) -> dict[str, Any]:

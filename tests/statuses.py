@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from controls import answering
 
 from pyerofs.control import Answer, ControlServer
 from pyerofs.export import Export
@@ -29,23 +28,8 @@ def daemon(export: Export, record: Record) -> Iterator[None]:
     record.write()
     started = time.monotonic()
     server = ControlServer(record.control, {"stat": lambda _: Answer(snapshot([export], record, started))})
-    stop, stopped = socket.socketpair()
-
-    def serve() -> None:
-        poll = select.poll()
-        poll.register(server.fileno(), select.POLLIN)
-        poll.register(stopped.fileno(), select.POLLIN)
-        while stopped.fileno() not in dict(poll.poll()):
-            server.accept()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
     try:
-        yield
+        with answering(server):
+            yield
     finally:
-        stop.send(b"x")
-        thread.join()
-        server.close()
         record.remove()
-        stop.close()
-        stopped.close()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from controls import answering
 
 from pyerofs.control import Answer, ControlServer, ask
 from pyerofs.errors import MountFailure
@@ -29,26 +28,11 @@ def path(tmp_path: Path) -> Iterator[str]:
         {"echo": lambda q: Answer(q), "fd": lambda _: Answer({}, [reader]), "fail": fail},
     )
     os.write(writer, b"x")
-    stop, stopped = socket.socketpair()
-
-    def serve() -> None:
-        poll = select.poll()
-        poll.register(server.fileno(), select.POLLIN)
-        poll.register(stopped.fileno(), select.POLLIN)
-        while stopped.fileno() not in dict(poll.poll()):
-            server.accept()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield server.path
-    stop.send(b"x")
-    thread.join()
-    server.close()
+    with answering(server):
+        yield server.path
     os.unlink(server.path)
     for fd in (reader, writer):
         os.close(fd)
-    stop.close()
-    stopped.close()
 
 
 def test_it_answers(path: str) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from images import Images, Layer, Published, push_image
 from indexedlayers import compressed, raw, stream
-from kernellog import KernelLog
 from load import RECOVERY, Load, alive_again, drop_caches, record_of
 from realregistry import LoggingRegistry
 from scene import Done, Scene, by_pyerofs, until
@@ -29,11 +28,9 @@ def verified(data: bytes) -> Layer:
 
 
 @pytest.fixture(autouse=True)
-def quiet_kernel(scene: Scene) -> Iterator[None]:
-    log = KernelLog()
+def nothing_left(scene: Scene) -> Iterator[None]:
     yield
     scene.nothing_left()
-    log.close()
 
 
 def test_a_daemon_that_is_killed_is_replaced(scene: Scene, tree: Tree, published: Published) -> None:

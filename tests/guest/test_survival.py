@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from images import Published
-from kernellog import KernelLog
 from load import RECOVERY, Load, alive_again, drop_caches, record_of
 from realregistry import LoggingRegistry
 from scene import Done, Scene, by_pyerofs, until
@@ -25,11 +24,9 @@ SPOILS = int(os.environ.get("PYEROFS_SPOILS", "1"))
 
 
 @pytest.fixture(autouse=True)
-def quiet_kernel(scene: Scene) -> Iterator[None]:
-    log = KernelLog()
+def nothing_left(scene: Scene) -> Iterator[None]:
     yield
     scene.nothing_left()
-    log.close()
 
 
 def test_a_registry_that_is_away_for_a_while(
