@@ -109,13 +109,15 @@ class RangeAnswer:
         return True
 
     def piece(self, data: bytes) -> bool:
-        start = self._position
-        if len(data) > self._end - start:
+        start, room = self._position, self._end - self._position
+        if len(data) > room:  # what belongs to the range is as good as if the rest had come later
             self._error = RegistryError(f"{self}: the answer is longer than it should be", temporary=True)
-            return False
-        self._position = start + len(data)
-        self.begun = True
-        return self._sink(start, data)
+            data = data[:room]
+        if data:
+            self._position = start + len(data)
+            self.begun = True
+            return self._sink(start, data) and not self._error
+        return False
 
     def finish(self, response: Response) -> int:
         """Bytes given to the sink. RegistryError unless that is all, or all that the sink wanted."""

@@ -26,6 +26,7 @@ STALL_SPEED = 1024  # bytes/s; slower than that ...
 STALL_SECONDS = 15  # ... for that long is a dead transfer. It is also how long a server may think before it answers.
 _HEADERS_CAP = 64 << 10  # bytes of all header lines of one answer
 _BUFFER = 512 << 10  # bytes; measured: throughput no longer grows beyond it
+_GATHER = 256 << 10  # bytes for the sink at once; libcurl gives 16 KiB, and each of the sink's calls has its price
 _IDLE_MAX = 64  # handles
 _USER_AGENT = "pyerofs"
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_..., which pycurl has no name for
@@ -72,12 +73,7 @@ class Transport:
         outcome = "failed"
         try:
             self._set_up(curl, exchange)
-            try:
-                curl.perform()
-            except pycurl.error as error:
-                failed = exchange.verdict(error)
-                if failed:
-                    raise failed from None
+            exchange.perform()
             response = exchange.response()
             outcome = str(response.status)
             return response
@@ -201,12 +197,26 @@ class _Exchange:
         self._header_bytes = 0
         self._head: Response | None = None
         self._into_sink = False
+        self._held: list[bytes] = []  # for the sink, as long as more is there already
+        self._held_bytes = 0
         self._body = bytearray()
         self._received = 0
         self._complete = False  # the whole head of the final answer has come
         self._stopped = self._truncated = self._cancelled = self._overlong = self._stalled = False
         self._refused_peer = ""
         self._raised: BaseException | None = None
+
+    def perform(self) -> None:
+        """Raises TransportError."""
+        try:
+            self._curl.perform()
+            failed = None
+        except pycurl.error as error:
+            failed = self.verdict(error)
+        if not self._cancelled:
+            self._hand_on()  # also what came before a failure is good
+        if failed:
+            raise failed
 
     def on_header(self, line: bytes) -> int | None:
         if self._head is not None:  # trailers, behind the body: nobody asked for them
@@ -231,10 +241,9 @@ class _Exchange:
                 self._begin()
             if self._into_sink and self.request.sink:
                 self._received += len(piece)
-                if self.request.sink(piece):
-                    return None
-                self._stopped = True
-                return -1
+                self._held.append(piece)
+                self._held_bytes += len(piece)
+                return None if self._held_bytes < _GATHER or self._hand_on() else -1
             room = self.request.cap - len(self._body)
             self._body += piece[:room]
             if len(piece) <= room:
@@ -243,6 +252,15 @@ class _Exchange:
         except BaseException as error:
             self._raised = error
         return -1
+
+    def _hand_on(self) -> bool:
+        """Gives what is held to the sink. False: it wants no more."""
+        if self._held and self.request.sink:
+            piece = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            self._held.clear()
+            self._held_bytes = 0
+            self._stopped = not self.request.sink(piece)
+        return not self._stopped
 
     def on_read(self, most: int) -> bytes | int:
         content = self.request.content or NOTHING
@@ -259,8 +277,10 @@ class _Exchange:
         return pycurl.SEEKFUNC_FAIL
 
     def on_progress(self, _total: float, received: float, _to_send: float, sent: float) -> int:
-        """libcurl calls this about once a second, and at each piece."""
+        """libcurl calls this about once a second, and whenever it has taken all that had arrived."""
         try:
+            if not self._hand_on():
+                return 1
             self._cancelled = bool(self.request.cancel and self.request.cancel())
             self._stalled = not self._cancelled and self._stalls(received + sent)
         except BaseException as error:

@@ -131,6 +131,58 @@ def test_the_sink_ends_the_transfer(registry: FakeRegistry, transport: Transport
     assert response.stopped and 0 < response.received < len(DATA)
 
 
+def test_the_sink_gets_what_has_arrived_before_a_pause(transport: Transport) -> None:
+    """Pieces are gathered only while more is there: a server that pauses just where libcurl's pieces end waits here for
+    the sink."""
+    seen, got = threading.Semaphore(0), bytearray()
+
+    def sink(piece: bytes) -> bool:
+        got.extend(piece)
+        for _ in range(len(piece) >> 14):
+            seen.release()
+        return True
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1048576\r\n\r\n")
+                for _ in range(4):
+                    client.sendall(bytes(16 << 10))
+                    if not seen.acquire(timeout=30):
+                        return
+                client.sendall(bytes((1 << 20) - (64 << 10)))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        response = transport.request(
+            Request(parse(f"http://127.0.0.1:{server.getsockname()[1]}/"), sink=sink, usable=lambda _: True)
+        )
+        thread.join()
+    assert response.received == len(got) == 1 << 20
+
+
+def test_the_sink_gets_what_came_before_a_failure(transport: Transport) -> None:
+    got = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1048576\r\n\r\n" + bytes(50_000))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = parse(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with pytest.raises(TransportError):
+            transport.request(Request(url, sink=lambda piece: not got.extend(piece), usable=lambda _: True))
+        thread.join()
+    assert len(got) == 50_000
+
+
 def test_exceptions_of_callbacks_come_out(registry: FakeRegistry, transport: Transport) -> None:
     def fail(*_: object) -> bool:
         raise KeyboardInterrupt
