@@ -1,5 +1,12 @@
 import sys
 
-from .cli import main
+from . import daemon
 
-sys.exit(main())
+daemon.start_early(sys.argv[1:])  # before the rest is imported
+try:
+    from .cli import main
+
+    status = main()
+finally:
+    daemon.drop_spare()
+sys.exit(status)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .record import Record
 
+_WITH_VALUE = ("-t", "--types", "-o", "--options", "-d", "--debug")  # of the command line of mount
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -44,10 +45,49 @@ def leave_terminal() -> None:
     os.close(null)
 
 
+def start_early(arguments: Sequence[str]) -> None:
+    """For the arguments of a command: starts the daemon of a mount that they seem to ask for, of an image, so that it
+    comes up while this process imports what it needs itself. Whoever calls this calls drop_spare() in the end.
+
+    A first glance only: nothing is done until the daemon is sent a request, and start() does without a spare as well.
+    """
+    global _spare
+    if arguments[:1] != ["mount"]:
+        return
+    places = []
+    words = iter(arguments[1:])
+    for word in words:
+        if word in _WITH_VALUE:
+            next(words, None)
+        elif not word.startswith("-"):
+            places.append(word)
+    # What is no directory may be an option with a password, which must not be among a process's arguments.
+    if len(places) == 2 and not os.path.exists(places[0]) and os.path.isdir(places[1]):
+        _spare = Daemon(os.path.realpath(places[1]))
+
+
+def drop_spare() -> None:
+    """Ends a daemon that was started early, and for nothing."""
+    global _spare
+    if _spare:
+        _spare.kill()
+        _spare = None
+
+
+def start(target: str) -> Daemon:
+    """A new daemon for a mount at `target`. Raises SystemFailure."""
+    global _spare
+    if _spare and _spare.target == target:
+        daemon, _spare = _spare, None
+        return daemon
+    return Daemon(target)
+
+
 class Daemon:
     """Owns its end of the conversation until give_up() or let_go(). Raises SystemFailure. For one thread."""
 
     def __init__(self, target: str):
+        self.target = target
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         try:
@@ -130,3 +170,6 @@ class Daemon:
         import threading
 
         threading.Thread(target=os.waitpid, args=(self.pid, 0), daemon=True).start()
+
+
+_spare: Daemon | None = None  # started early, and not in use yet

@@ -18,7 +18,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 from . import netlink
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
@@ -122,7 +121,7 @@ class NBDDevice:
 
 def available() -> bool:
     """Whether this kernel has NBD now."""
-    if Path("/sys/module/nbd").exists():
+    if os.path.exists("/sys/module/nbd"):
         return True
     try:
         return netlink.family() > 0
@@ -199,7 +198,7 @@ def disconnect(device: str | int) -> None:
     """
     index = index_of(device)
     path = f"/dev/nbd{index}"
-    if not node(index).exists():
+    if not os.path.exists(node(index)):
         raise UsageError(f"there is no device {path}")
     try:
         try:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import struct
-from pathlib import Path
 
 from .errors import MountFailure, SystemFailure, UsageError
 
@@ -86,7 +85,7 @@ def _refused(path: str, error: OSError) -> UsageError | SystemFailure:
 
 
 def _configure(device: int, backing: int, image: str) -> None:
-    name = os.fsencode(Path(image).resolve())[:63]
+    name = os.fsencode(os.path.realpath(image))[:63]
     flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
     try:

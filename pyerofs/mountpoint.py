@@ -11,7 +11,6 @@ import os
 import re
 import select
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from . import loop as loop_device
@@ -84,19 +83,19 @@ class MountWatch:
 
 def is_local(source: str, is_oci: bool) -> bool:
     """A path, or the reference of an image? An oci option decides; without one, what looks or exists like a path."""
-    return not is_oci and (source.startswith(("/", "./", "../")) or Path(source).exists())
+    return not is_oci and (source.startswith(("/", "./", "../")) or os.path.exists(source))
 
 
 def check_target(path: str) -> str:
     """The absolute real path of a mount point; UsageError unless it is a directory."""
     try:
-        target = Path(path).resolve(strict=True)
-        if not target.is_dir():
-            raise UsageError(f"mount point {path} is not a directory")
-    except (OSError, RuntimeError, ValueError) as error:
+        target = os.path.realpath(path, strict=True)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"mount point {path}: {reason}") from error
-    return str(target)
+    if not os.path.isdir(target):
+        raise UsageError(f"mount point {path} is not a directory")
+    return target
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str = "", *, shown: str = "") -> None:
@@ -115,9 +114,9 @@ def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bo
     A regular file is given to the kernel as it is, and through a loop device where the kernel cannot do that (before
     6.12, or a filesystem that it cannot read from inside) or with `loop`. Errors as mount().
     """
-    image = str(Path(image).absolute())
+    image = os.path.abspath(image)
     try:
-        mode = Path(image).stat().st_mode
+        mode = os.stat(image).st_mode
     except OSError as error:
         raise UsageError(f"cannot use {image}: {error.strerror}") from error
     if stat.S_ISBLK(mode):
@@ -156,7 +155,8 @@ def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
 
 def mountinfo() -> list[MountInfo]:
     """Every mount of this mount namespace, below this process's root."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    with open("/proc/self/mountinfo", "rb") as f:
+        return parse_mountinfo(f.read())
 
 
 def parse_mountinfo(data: bytes) -> list[MountInfo]:

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import stat
-from pathlib import Path
 
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
 
@@ -20,19 +19,25 @@ HELP = "load the nbd module (`modprobe nbd`), or use -t erofs.fuse"
 # reconnect only when this timer fires; it only looks, as long as the socket lives and NBD's own timeout is 0.
 IO_TIMEOUT = 1000
 
-SYS_BLOCK = Path("/sys/block")
+SYS_BLOCK = "/sys/block"
 
 
-def node(index: int) -> Path:
+def node(index: int) -> str:
     """The device's directory in sysfs."""
-    return SYS_BLOCK / f"nbd{index}"
+    return os.path.join(SYS_BLOCK, f"nbd{index}")
+
+
+def read(index: int, name: str) -> str:
+    """An attribute of a device there. Raises OSError."""
+    with open(f"{node(index)}/{name}", encoding="utf-8") as f:
+        return f.read().rstrip("\n")
 
 
 def index_of(device: str | int) -> int:
     """N of /dev/nbdN (or a link to it, or plain N); UsageError for any other name."""
     if isinstance(device, int):
         return device
-    for name in (device, str(Path(device).resolve())):
+    for name in (device, os.path.realpath(device)):
         if match := re.fullmatch(r"(?:(?:/dev/)?nbd)?(\d{1,6})", name, re.ASCII):
             return int(match[1])
     raise UsageError(f"{device} is not the name of an NBD device (/dev/nbd0, ...)")
@@ -41,14 +46,17 @@ def index_of(device: str | int) -> int:
 def backend_of(device: str | int) -> str | None:
     """The identifier that the device was attached with; None when it has none or is not attached."""
     try:
-        return (node(index_of(device)) / "backend").read_text().rstrip("\n")
+        return read(index_of(device), "backend")
     except OSError:
         return None
 
 
 def indices() -> list[int]:
     """Every device of this kernel, in order; SystemFailure when there is none."""
-    names = [entry.name for entry in SYS_BLOCK.glob("nbd*")]
+    try:
+        names = [name for name in os.listdir(SYS_BLOCK) if name.startswith("nbd")]
+    except FileNotFoundError:
+        names = []
     if not names:
         raise SystemFailure(f"this kernel has no NBD devices: {HELP}")
     return sorted(int(name[3:]) for name in names if name[3:].isdigit())
@@ -57,14 +65,14 @@ def indices() -> list[int]:
 def size_of(index: int) -> int:
     """The device's size in bytes; 0 when there is no such device."""
     try:
-        return int((node(index) / "size").read_text()) * 512
+        return int(read(index, "size")) * 512
     except OSError:
         return 0
 
 
 def is_busy(index: int) -> bool:
     """Whether it is attached: both ways to attach show `pid`, and whoever only prepares it has set its size."""
-    return size_of(index) != 0 or (node(index) / "pid").exists()
+    return size_of(index) != 0 or os.path.exists(f"{node(index)}/pid")
 
 
 def tune(index: int, io_timeout: int = IO_TIMEOUT) -> list[str]:
@@ -72,7 +80,8 @@ def tune(index: int, io_timeout: int = IO_TIMEOUT) -> list[str]:
     failed = []
     for name, value in (("queue/io_timeout", io_timeout),):
         try:
-            (node(index) / name).write_text(str(value))
+            with open(f"{node(index)}/{name}", "w", encoding="ascii") as f:
+                f.write(str(value))
         except OSError:
             failed.append(name)
     return failed
@@ -80,11 +89,11 @@ def tune(index: int, io_timeout: int = IO_TIMEOUT) -> list[str]:
 
 def make_node(index: int) -> None:
     """Make /dev/nbdN where it is missing: a container's /dev is often a copy from before the module was loaded."""
-    path = Path(f"/dev/nbd{index}")
-    if path.exists():
+    path = f"/dev/nbd{index}"
+    if os.path.exists(path):
         return
     try:
-        major, minor = (node(index) / "dev").read_text().split(":")
+        major, minor = read(index, "dev").split(":")
     except FileNotFoundError:
         raise SystemFailure(f"this kernel has no {path}: {HELP}") from None
     try:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import config, mountpoint
-from .daemon import Daemon
+from . import daemon as daemons
 from .errors import MountFailure, UsageError
 from .options import MountOptions, parse_mount_options
 from .record import Record, read_all, start_of
@@ -76,7 +76,7 @@ def mount(
         return
     if mountpoint.is_local(source, parsed.is_oci):
         source = os.path.abspath(source)
-    daemon = Daemon(target)
+    daemon = daemons.start(target)
     try:
         daemon.send(
             source=source,

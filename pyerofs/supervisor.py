@@ -27,7 +27,8 @@ from .daemon import Daemon, leave_terminal
 from .errors import PyerofsError
 from .events import Events
 from .log import open_logger
-from .nbdnode import index_of, node
+from .nbdnode import index_of
+from .nbdnode import read as attribute
 from .reconnect import reconnect
 from .record import Record, read, start_of
 
@@ -187,10 +188,10 @@ class Supervisor:
 
     def _is_reading(self, device: str, now: float) -> bool:
         """Whether reads of the device are in flight, and when it was last seen to finish one."""
-        place = node(index_of(device))
+        index = index_of(device)
         try:
-            reading = int((place / "inflight").read_text().split()[0])
-            finished = (place / "stat").read_text().split()[0]
+            reading = int(attribute(index, "inflight").split()[0])
+            finished = attribute(index, "stat").split()[0]
         except (OSError, ValueError, IndexError):
             return False  # the device is about to go
         if not reading or finished != self._progress.get(device, ("",))[0]:

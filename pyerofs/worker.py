@@ -67,6 +67,10 @@ class Caller:
         except (OSError, ValueError, EOFError):
             return {}
 
+    def has_spoken(self) -> bool:
+        """Whether receive() would not wait."""
+        return self.channel is None or bool(select.select([self.channel], [], [], 0)[0])
+
     def send(self, **message: object) -> None:
         if self.channel is not None:
             try:
@@ -331,8 +335,17 @@ def _allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, FILES)), most))
 
 
+def _import_early() -> None:
+    """Most mounts will need these, and whoever has started this process is not ready yet."""
+    import pyerofs.attachment
+    import pyerofs.registry
+    import pyerofs.transport  # noqa: F401
+
+
 def main() -> int:
     caller = Caller(Channel(socket.socket(fileno=int(sys.argv[1]))))
+    if not caller.has_spoken():
+        _import_early()
     request = caller.receive()
     if not request:
         return 1
