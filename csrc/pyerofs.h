@@ -132,6 +132,13 @@ int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t o
  */
 int pe_store_check(pe_store *store, uint64_t offset, uint64_t length);
 /*
+ * For somebody who reads the whole data file and knows what it must be. The epoch to ask for before that: while it
+ * lasts nobody has written. 0: somebody has just done so, so ask again in a moment.
+ */
+int64_t pe_store_epoch(pe_store *store);
+/* All that was read since was right: none of it need be compared any more, as long as that epoch lasts. */
+void pe_store_trust(pe_store *store, uint32_t epoch);
+/*
  * Sends the range to any file descriptor, chunk by chunk as it becomes present. Returns the bytes sent, fewer than
  * count when the next ones did not come within timeout; -EAGAIN when none did. Blocks.
  */

@@ -152,6 +152,17 @@ static void add(struct trust *t, uint32_t epoch, uint64_t first, uint64_t end)
 	}
 }
 
+int64_t pe_store_epoch(pe_store *s)
+{
+	return trust_look(s);
+}
+
+void pe_store_trust(pe_store *s, uint32_t epoch)
+{
+	if (s->trust.word)
+		add(&s->trust, epoch, 0, s->map.granules);
+}
+
 static uint64_t length_of(const struct pe_store *s, uint64_t first, uint64_t end)
 {
 	return (end * PE_GRANULE < s->size ? end * PE_GRANULE : s->size) - first * PE_GRANULE;

@@ -213,6 +213,15 @@ class Store(_Handle):
         """Whether what is present of the range agrees with its sums; what does not is absent from now on."""
         return _check(lib.pe_store_check(self._pointer, offset, length)) == 0
 
+    def epoch(self) -> int:
+        """Something that changes when anybody writes to the data file; 0 when somebody has just done so."""
+        return _check(lib.pe_store_epoch(self._pointer))
+
+    def trust(self, epoch: int) -> None:
+        """The whole data file was read and found right since the epoch was asked for, which saves comparing its bytes
+        with their sums. Nothing happens if the epoch is over."""
+        lib.pe_store_trust(self._pointer, epoch)
+
     def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
         """Bytes sent; fewer than count, or 0, when the rest did not come within timeout seconds."""
         result = lib.pe_store_sendfile(self._pointer, out_fd, offset, count, int(timeout * 1000))

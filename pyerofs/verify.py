@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 State = Literal["unverified", "verifying", "verified", "mismatch"]
 CHUNK = 1 << 20  # bytes between two looks at whether to stop
 MISMATCHES_MAX = 2
+SETTLING = 0.1  # seconds that the data file must have been left alone, for its bytes to be trusted
 NICE = 19
 
 
@@ -124,6 +125,7 @@ class Verifier:
     def _verify(self, digest: str) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux: of this thread alone
         algorithm = digest.partition(":")[0]
+        epoch = self._epoch()
         try:
             found = digest_of(
                 self._entry.data_fd, self._store.size, algorithm, lambda: self._stopping.is_set() or self._changed
@@ -141,10 +143,17 @@ class Verifier:
             if self._changed or damaged:
                 self._look()
             elif found == digest:
+                self._store.trust(epoch)
                 self._matched(digest)
             elif found is not None:
                 self._mismatched(digest, found)
         self._sync()  # what was forgotten
+
+    def _epoch(self) -> int:
+        """For Store.trust(): a reader whose bytes have been hashed need not have them compared as well."""
+        self._store.epoch()
+        self._stopping.wait(SETTLING)
+        return self._store.epoch()
 
     def _is_sound(self, digest: str) -> bool:
         """Whether the bytes that were hashed are those that came from the registry, as far as their sums tell. What is

@@ -328,3 +328,55 @@ def test_damage_at_random_under_load(seed: int, stores: int) -> None:
             read_all(rig, client, 200 * KIB)
         assert os.pread(rig.data_fd, SIZE, 0) == rig.data
         assert sum(store.stats().failed for store in opened) == 0
+
+
+def settled_epoch(rig: Rig) -> int:
+    until(lambda: rig.store.epoch() != 0)
+    return rig.store.epoch()
+
+
+def test_what_somebody_has_found_right_is_not_compared() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.store.trust(settled_epoch(rig))
+        spoil_sums(rig, 0, GRANULES)
+        read_all(rig, client, 100 * KIB)
+        assert rig.store.health()[1] == 0
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_spoiled_after_somebody_has_found_it_right(damage: Damage) -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        rig.store.trust(settled_epoch(rig))
+        damage(rig, 7, 100)
+        read_all(rig, client, 100 * KIB)
+        assert rig.store.health()[1] == 93
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_found_right_before_it_was_spoiled(damage: Damage) -> None:
+    """The bytes were read, then they change, then they are said to have been right."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        epoch = settled_epoch(rig)
+        damage(rig, 7, 100)
+        rig.store.trust(epoch)
+        read_all(rig, client, 100 * KIB)
+        assert rig.store.health()[1] == 93
+
+
+def test_an_epoch_that_is_none_is_no_reason_for_trust() -> None:
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        rig.store.trust(0)
+        spoil_sums(rig, 0, GRANULES)
+        read_all(rig, client, 100 * KIB)
+        assert rig.store.health()[1] == GRANULES

@@ -229,6 +229,17 @@ def test_only_what_is_complete_is_hashed(bench: Bench) -> None:
     assert bench.hashed == 1 and bench.synced >= 1
 
 
+def test_what_has_been_hashed_is_trusted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted: list[int] = []
+    monkeypatch.setattr(Store, "trust", lambda _, epoch: trusted.append(epoch))
+    monkeypatch.setattr(Store, "epoch", lambda _: 7)
+    bench.present(6)
+    bench.verifier.landed()
+    bench.go.set()
+    bench.reaches("verified")
+    assert trusted == [7]
+
+
 def test_the_mark_of_what_is_not_complete_is_removed(bench: Bench) -> None:
     """It may have been true; but it is not known what will be fetched, and whether anybody will be there to hash it."""
     bench.present(5)
