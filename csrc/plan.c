@@ -12,9 +12,13 @@ static uint64_t min(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+/* Below this many ns a round trip is hardly worth the bytes that would save one. */
+static const uint64_t latency_worth = 2000000;
+
 void plan_init(struct plan *plan)
 {
 	memset(plan, 0, sizeof(*plan));
+	plan->first = PLAN_WINDOW_FIRST;
 	plan->ceiling = PLAN_WINDOW_MAX;
 	plan->lead = PLAN_WINDOW_MAX; /* nothing is known yet: rather too early */
 }
@@ -37,7 +41,8 @@ static void grow(struct plan *plan, struct plan_stream *s, uint64_t offset, uint
 	s->advanced += end - s->pos;
 	s->pos = end;
 	if (s->advanced >= s->window / 2) {
-		s->window = min(s->window * factor, max(plan->ceiling, PLAN_WINDOW_FIRST));
+		s->window = min(s->window * factor, max(plan->ceiling, plan->first));
+		s->grown = true;
 		s->advanced = 0;
 	}
 }
@@ -61,16 +66,37 @@ unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length)
 	plan->stream[oldest] = (struct plan_stream){
 		.pos = offset + length,
 		.ahead = offset,
-		.window = PLAN_WINDOW_FIRST,
+		.window = plan->first,
 		.tick = plan->tick,
 	};
 	return oldest;
+}
+
+/*
+ * How much a single miss asks for. Whoever reads here and there waits for one round trip after the other; where bytes
+ * come fast beside that, more of them save some of those trips for little.
+ */
+static void weigh_first(struct plan *plan, uint64_t bytes, uint64_t latency, uint64_t elapsed)
+{
+	uint64_t transfer = elapsed > latency ? elapsed - latency : 0;
+
+	if (bytes > plan->first || bytes < plan->first / 2)
+		return;
+	if (latency < latency_worth || transfer * 8 > latency) {
+		plan->cheap = 0;
+		if (transfer * 2 > latency)
+			plan->first = max(plan->first / 2, PLAN_WINDOW_FIRST);
+	} else if (++plan->cheap == PLAN_CHEAP) {
+		plan->cheap = 0;
+		plan->first = min(plan->first * 2, PLAN_FIRST_MAX);
+	}
 }
 
 void plan_measure(struct plan *plan, uint64_t bytes, uint64_t latency, uint64_t elapsed)
 {
 	double rate;
 
+	weigh_first(plan, bytes, latency, elapsed);
 	if (bytes < PLAN_WINDOW_FLOOR || elapsed <= latency)
 		return; /* too short to tell the rate from the latency */
 	rate = (double)bytes / (double)(elapsed - latency);
@@ -92,7 +118,7 @@ bool plan_ahead(struct plan *plan, uint64_t size, unsigned busy, unsigned *strea
 		struct plan_stream *s = &plan->stream[i];
 
 		/* Only a stream that has grown has shown that it goes forward. */
-		if (!s->tick || s->window == PLAN_WINDOW_FIRST || (busy & 1U << i))
+		if (!s->tick || !s->grown || (busy & 1U << i))
 			continue;
 		if (s->ahead >= size || s->ahead >= s->pos + s->window)
 			continue;

@@ -14,6 +14,8 @@
 enum {
 	PLAN_STREAMS = 16,
 	PLAN_WINDOW_FIRST = 128 << 10, /* a range request costs as much as this many bytes on most networks */
+	PLAN_FIRST_MAX = 512 << 10, /* and as this many on networks that are fast and far */
+	PLAN_CHEAP = 4, /* so many runs in a row have to say so */
 	PLAN_WINDOW_FLOOR = 1 << 20, /* slow networks too may grow up to this */
 	PLAN_WINDOW_MAX = 16 << 20,
 	PLAN_LONG = 1 << 20, /* from this length on a run costs more in bytes than in latency */
@@ -26,12 +28,15 @@ struct plan_stream {
 	uint64_t ahead; /* what lies before this is present or asked for */
 	uint64_t window;
 	uint64_t advanced; /* bytes since the window last grew */
+	bool grown; /* it has shown that it goes forward */
 	uint64_t tick; /* of the last touch; 0: unused */
 };
 
 struct plan {
 	struct plan_stream stream[PLAN_STREAMS];
 	uint64_t tick;
+	uint64_t first; /* the window of a new stream */
+	unsigned cheap; /* runs in a row of that length whose bytes took next to no time beside their latency */
 	uint64_t ceiling; /* no window grows beyond it: about half a second of the source's rate */
 	uint64_t lead; /* so long before a run's end the next one should be asked for */
 };
