@@ -96,12 +96,13 @@ def _scatter(server: Server, count: int) -> None:
 
 
 def _work(pids: list[int]) -> tuple[float, int]:
-    """Seconds of CPU and voluntary context switches of all threads of these processes, so far."""
+    """Seconds of CPU of these processes, threads that have ended included, and voluntary context switches of all
+    threads that there are, so far."""
     ticks = switches = 0
     for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
         for task in Path(f"/proc/{pid}/task").iterdir():
-            fields = (task / "stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
             line = next(s for s in (task / "status").read_text().splitlines() if s.startswith("voluntary"))
             switches += int(line.split()[1])
     return ticks / 100, switches
@@ -144,7 +145,7 @@ def many(bench: Bench) -> Iterator[Line]:
             settle_memory()
             rate = _rate(servers, SMALL)
             if len(of) > 1:
-                time.sleep(2)
+                time.sleep(5)  # until each has been hashed
                 pids = [server.process.pid for server in servers]
                 before = _work(pids)
                 time.sleep(5)
