@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from .cache import chosen_directory
 from .config import oci_options
 from .export import SLICE, Export
+from .localimage import open_image
 from .manifests import Manifests
 from .mountpoint import is_local
-from .source import LocalSource, open_image
+from .source import LocalSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -41,6 +41,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from .core import GRANULE
+from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
@@ -110,26 +111,6 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def lock_entry(path: str) -> int | None:
-    """Holds an entry's lock by the descriptor that is returned; None: the entry is gone. Raises OSError."""
-    lock = os.path.join(path, "lock")
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        ours = os.path.samestat(os.fstat(fd), os.stat(lock))
-    except FileNotFoundError:
-        ours = False
-    except BaseException:
-        os.close(fd)
-        raise
-    if not ours:
-        os.close(fd)
-    return fd if ours else None
 
 
 class Entry:

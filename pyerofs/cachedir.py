@@ -12,7 +12,8 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import Entry, check_directory, entry_path, lock_entry
+from .cache import Entry, check_directory, entry_path
+from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p.add_argument("--reattach", action="store_true", help="give the mount at the target a new daemon")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
     p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
-    p.add_argument("source", metavar="SOURCE", help="an image's reference, an image file or a block device")
+    p.add_argument("source", metavar="SOURCE", help="an image's reference, oci:DIR[:TAG], an image file or a device")
     p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
 
     p = _command(commands, "umount", "unmount", "  pyerofs umount /mnt", options=False)
@@ -227,6 +227,7 @@ def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
         fstype=arguments.types,
         verbosity=verbosity,
         report=report,
+        watch=_show if _is_watched(arguments) else None,
     )
     from .notify import notify
 
@@ -324,10 +325,15 @@ def _cache(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
 
 
 def _image(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
-    from .imagecmd import Console, run
+    from .imagecmd import run
+    from .progress import Console
 
-    watched = not arguments.quiet and sys.stderr.isatty()
-    print(run(arguments, Console(report, _show if watched else None)))
+    print(run(arguments, Console(report, _show if _is_watched(arguments) else None)))
+
+
+def _is_watched(arguments: argparse.Namespace) -> bool:
+    """Whether somebody may want to see how far it is."""
+    return not arguments.quiet and sys.stderr.isatty()
 
 
 def _view(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:

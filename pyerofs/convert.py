@@ -26,14 +26,15 @@ from .layermaker import make_layer
 from .layerstream import LayerStream
 from .manifest import MAX_SIZE, Descriptor, Index, Manifest, explain_foreign, is_attestation, native_media_type, parse
 from .mkfs import find_mkfs, make_image
-from .place import Origin, Target
+from .ordinary import is_convertible
+from .place import Origin, Receiver
 from .platforms import Platform
 from .source import INDEX_DEPTH
 from .tarstream import Tar
 from .unpack import unpack
 
 
-def convert_image(origin: Origin, target: Target, platform: Platform | None, chunk_size: int, shown: Meter) -> str:
+def convert_image(origin: Origin, target: Receiver, platform: Platform | None, chunk_size: int, shown: Meter) -> str:
     """Converts an image with all its platforms, or what it has for one of them. Gives the digest of its root.
 
     Raises PyerofsError. Layers that have been written before that stay, without a tag.
@@ -44,8 +45,18 @@ def convert_image(origin: Origin, target: Target, platform: Platform | None, chu
         root = origin.root()
         if platform:
             root = choose(origin, root, platform)
-        work = _Conversion(origin, target, chunk_size, shown)
-        made = work.document(root, INDEX_DEPTH, "")
+    except ImageError as error:
+        raise ImageError(f"{origin.name}: {error}") from None
+    return convert_document(origin, target, root, chunk_size, shown)
+
+
+def convert_document(
+    origin: Origin, target: Receiver, root: Document, chunk_size: int, shown: Meter, directory: str | None = None
+) -> str:
+    """As convert_image(), for one document of the image. `directory`: where there is room, on a filesystem that takes
+    every kind of file; None: wherever temporary files go."""
+    try:
+        made = _Conversion(origin, target, chunk_size, shown, directory).document(root, INDEX_DEPTH, "")
         target.add_document(made, root=True)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
@@ -53,11 +64,12 @@ def convert_image(origin: Origin, target: Target, platform: Platform | None, chu
 
 
 class _Conversion:
-    def __init__(self, origin: Origin, target: Target, chunk_size: int, shown: Meter) -> None:
+    def __init__(self, origin: Origin, target: Receiver, chunk_size: int, shown: Meter, directory: str | None) -> None:
         self._origin = origin
         self._target = target
         self._chunk_size = chunk_size
         self._shown = shown
+        self._directory = directory
         self._mkfs = find_mkfs()
 
     def document(self, document: Document, depth: int, where: str) -> Document:
@@ -78,13 +90,13 @@ class _Conversion:
         for layer in manifest.layers:
             if native_media_type(layer.media_type):
                 raise ImageError(f"the layer {short(layer.digest)} is EROFS already: copy the image with push or pull")
-            if "tar" not in layer.media_type:
+            if not is_convertible(layer):
                 raise ImageError(f"the layer {short(layer.digest)} cannot be converted: it is {explain_foreign(layer)}")
         if manifest.config is None or manifest.config.media_type not in CONFIGS:
             raise ImageError("this is not the image of a container: it has no config of one")
         config, diff_ids = read_config(self._read(manifest.config), len(manifest.layers))
         descriptions = []
-        with tempfile.TemporaryDirectory(prefix="pyerofs-") as directory:
+        with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
             for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
                 what = f"{where}layer {number + 1} of {len(diff_ids)}"
@@ -95,7 +107,7 @@ class _Conversion:
                 image = f"{directory}/{number}.erofs"
                 make_image(self._mkfs, os.fsdecode(root), image)
                 made = make_layer(image, self._chunk_size)
-                how = self._target.add_file(made.digest, image, meter(self._shown, f"{what}: write", made.size))
+                how = self._target.add_layer(made, meter(self._shown, f"{what}: write", made.size))
                 os.unlink(image)
                 self._shown.done(f"{what}  {short(layer.digest)} -> {short(made.digest)}", made.size, how)
                 descriptions.append(made.description)
@@ -106,7 +118,7 @@ class _Conversion:
     def _unpack(self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], what: str) -> None:
         name = f"layer {short(layer.digest)}"
         progress = meter(self._shown, f"{what}: read", layer.size)
-        with self._origin.blob(layer, None, progress) as path, open(path, "rb") as file:
+        with self._origin.blob(layer, self._directory, progress) as path, open(path, "rb") as file:
             stream = LayerStream(file)
             try:
                 unpack(Tar(stream.read), root, lowers)
@@ -119,11 +131,11 @@ class _Conversion:
     def _read(self, config: Descriptor) -> bytes:
         if config.size > MAX_SIZE:
             raise ImageError(f"the image's config has {config.size} bytes; at most {MAX_SIZE} are read")
-        with self._origin.blob(config, None, lambda done: None) as path, open(path, "rb") as file:
+        with self._origin.blob(config, self._directory, lambda done: None) as path, open(path, "rb") as file:
             return file.read()
 
 
-def add_config(target: Target, body: bytes, directory: str) -> None:
+def add_config(target: Receiver, body: bytes, directory: str) -> None:
     """Writes a config; `directory`: where there is room for a moment."""
     path = f"{directory}/config"
     with open(path, "wb") as file:

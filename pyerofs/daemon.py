@@ -12,7 +12,7 @@ from .channel import Channel
 from .errors import PyerofsError, SystemFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .record import Record
 
@@ -135,8 +135,11 @@ class Daemon:
         self.wait_for("done", report)
         self.channel.socket.settimeout(None)
 
-    def wait_for(self, key: str, report: Callable[[str], None]) -> Any:
-        """The value of the next message with this key. Raises what the daemon says went wrong."""
+    def wait_for(
+        self, key: str, report: Callable[[str], None], wishes: Mapping[str, Callable[[Any], None]] | None = None
+    ) -> Any:
+        """The value of the next message with this key. Raises what the daemon says went wrong. `wishes`: what the
+        daemon may want done before that, by the key of the message."""
         while True:
             try:
                 message = self.channel.receive()
@@ -150,8 +153,8 @@ class Daemon:
                 raise error
             if key in message:
                 return message[key]
-            for text in message.values():
-                report(text)
+            for other, value in message.items():
+                wishes.get(other, report)(value) if wishes else report(value)
 
     def give_up(self) -> None:
         """Hangs up, which makes the daemon take everything back, and waits until it has."""

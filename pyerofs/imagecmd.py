@@ -5,56 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 import signal
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .progress import Console, Lines
 
 if TYPE_CHECKING:
     from .options import OCIOptions
     from .place import Origin, Target
     from .platforms import Platform
 
-_EVERY = 0.1  # seconds between two looks of a progress line
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _PLACES = "REFERENCE at a registry, or oci:DIR[:TAG]"
-
-
-class Console(NamedTuple):
-    """`report` says a line for good. `transient` shows one that the next replaces; None: nobody watches."""
-
-    report: Callable[[str], None]
-    transient: Callable[[str], None] | None
-
-
-class Lines:
-    """A Meter: a line for each thing that is done, and on a terminal how far the next one is."""
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
-        self._clock = clock
-        self._next = 0.0
-
-    def update(self, what: str, done: int, total: int) -> None:
-        transient = self._console.transient
-        if transient and self._clock() >= self._next:
-            self._next = self._clock() + _EVERY
-            transient(f"{what}  {_size(done)} of {_size(total)}  {100 * done // max(total, 1)} %")
-
-    def done(self, what: str, size: int, how: str) -> None:
-        if self._console.transient:
-            self._console.transient("")
-        self._console.report(f"{what}  {_size(size)}  {how}")
-        self._next = 0.0
-
-
-def _size(number: float) -> str:
-    for unit in _UNITS:
-        if number < 1024 or unit == _UNITS[-1]:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    raise AssertionError
 
 
 def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -180,7 +142,7 @@ def _between(
 def _options(arguments: argparse.Namespace) -> tuple[OCIOptions, OCIOptions]:
     """Those for the source and for the destination."""
     from .options import OCIOptions, parse_oci_options
-    from .place import same_registry
+    from .places import same_registry
 
     source, dest = parse_oci_options(arguments.options), parse_oci_options(arguments.dest_options)
     _check(source)

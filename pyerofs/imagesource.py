@@ -11,19 +11,17 @@ from .layer import SIZE_MAX, Layer, Storage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .blob import Blob
+    from .localblob import Blobs, Connections, Readable
     from .options import OCIOptions
-    from .registry import Registry
     from .source import Source
-    from .transport import Transport
 
 _WITHOUT = "oci.verify=none mounts it without that"
 
 
 class ImageSource:
-    """A raw layer whose bytes nothing vouches for until all of them are there. Thread-safe. Owns the transport."""
+    """A raw layer whose bytes nothing vouches for until all of them are there. Thread-safe. Owns the connections."""
 
-    def __init__(self, name: str, layer: int, blob: Blob, transport: Transport, origin: Layer | None = None):
+    def __init__(self, name: str, layer: int, blob: Readable, connections: Connections, origin: Layer | None = None):
         self.name = name
         self.digest = blob.digest
         self.size = blob.size
@@ -31,7 +29,7 @@ class ImageSource:
         self.origin = origin or Layer(layer, blob.digest, blob.size)
         self.storage = Storage(blob.digest)
         self._blob = blob
-        self._transport = transport
+        self._connections = connections
 
     def read_range(
         self,
@@ -51,14 +49,14 @@ class ImageSource:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._transport.close()
+        self._connections.close()
 
 
 def open_source(
     name: str,
     layer: Layer,
-    registry: Registry,
-    transport: Transport,
+    blobs: Blobs,
+    connections: Connections,
     options: OCIOptions,
     *,
     size: int | None = None,
@@ -68,12 +66,12 @@ def open_source(
     """What reads the layer best, as oci.verify allows. `size`: of the source, where it is known from an earlier time.
 
     What the index or the beginning of a compressed layer has to tell comes from the cache or, with a few tries, from
-    the registry. Raises RegistryError, ImageError, SystemFailure; the caller then still owns the transport.
+    the registry. Raises RegistryError, ImageError, SystemFailure; the caller then still owns the connections.
     """
     if layer.size > SIZE_MAX:
         raise ImageError(f"{name}: layer {layer.number} says that it has {layer.size} bytes, more than EROFS can have")
     directory = chosen_directory(options)
-    blob = registry.blob(layer.digest, layer.size, log)
+    blob = blobs.blob(layer.digest, layer.size, log)
     must = options.verify == "require"
     if layer.compressed:
         from .inflate import check
@@ -83,15 +81,15 @@ def open_source(
         from .indexed import IndexedSource
         from .indexfile import obtain
 
-        found = obtain(layer, registry, directory, cancel, options.timeout, log)
+        found = obtain(layer, blobs, directory, cancel, options.timeout, log)
         if found and (found.chunks.hash_size or (layer.compressed and not must)):
             if not 0 < found.chunks.size <= SIZE_MAX:
                 raise ImageError(f"{name}: the chunk index says that the image has {found.chunks.size} bytes")
-            return IndexedSource(name, layer, blob, transport, found)
+            return IndexedSource(name, layer, blob, connections, found)
     if must:
         raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
     if not layer.compressed:
-        return ImageSource(name, layer.number, blob, transport, layer)
+        return ImageSource(name, layer.number, blob, connections, layer)
     from .cachedir import Place, drop, verified_size
     from .zstdstream import StreamSource
 
@@ -99,7 +97,7 @@ def open_source(
         size = verified_size(directory, layer.plain_key)
         if size is None:  # a stream that did not reach its end has left what nobody can vouch for
             drop(Place(entry_path(directory, layer.plain_key), layer.plain_key, 0, 0.0))
-    source = StreamSource(name, layer, blob, transport, directory, size)
+    source = StreamSource(name, layer, blob, connections, directory, size)
     try:
         source.open(cancel, options.timeout)
     except BaseException:

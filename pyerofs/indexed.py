@@ -14,11 +14,10 @@ from .layer import Storage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .blob import Blob
     from .chunkindex import Chunk, Index
     from .indexfile import Found
     from .layer import Layer
-    from .transport import Transport
+    from .localblob import Connections, Readable
 
     Sink = Callable[[int, bytes], bool]
 
@@ -29,9 +28,9 @@ PASSES = 2  # over all mirrors; a byte can also be spoiled on its way
 
 class IndexedSource:
     """`size`: the image's, which the chunks cover, so that no byte of it is without one. Thread-safe. Owns the
-    transport."""
+    connections."""
 
-    def __init__(self, name: str, layer: Layer, blob: Blob, transport: Transport, found: Found):
+    def __init__(self, name: str, layer: Layer, blob: Readable, connections: Connections, found: Found):
         self.name = name
         self.digest = layer.digest
         self.layer = layer.number
@@ -43,7 +42,7 @@ class IndexedSource:
         )
         self._index = found.chunks
         self._blob = blob
-        self._transport = transport
+        self._connections = connections
         self._recent = _Recent()
 
     def read_range(
@@ -74,7 +73,7 @@ class IndexedSource:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._transport.close()
+        self._connections.close()
 
 
 def _chunk_size(index: Index) -> int:

@@ -15,10 +15,9 @@ from .retry import patiently
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .blob import Blob
     from .cache import Entry
     from .layer import Layer
-    from .registry import Registry
+    from .localblob import Blobs, Readable
 
 NAME = "index"
 SIZE_MAX = 64 << 20  # bytes: more than a million chunks
@@ -33,7 +32,7 @@ class Found(NamedTuple):
 
 def obtain(
     layer: Layer,
-    registry: Registry,
+    blobs: Blobs,
     directory: str,
     cancel: Callable[[], bool],
     timeout: float,
@@ -50,18 +49,27 @@ def obtain(
         raise ImageError(
             f"the chunk index has {length} bytes, more than {SIZE_MAX >> 20} MiB (oci.verify=none ignores it)"
         )
+    found = find(layer, directory)
+    if found:
+        return found
+    if layer.alone:
+        blob, first = blobs.blob(place.digest, layer.alone_size, log), 0
+    else:
+        blob, first = blobs.blob(layer.digest, layer.size, log), place.offset
+    return patiently(lambda left: _fetch(layer, blob, first, cancel), cancel, timeout)
+
+
+def find(layer: Layer, directory: str) -> Found | None:
+    """The index that the cache has of a layer that names one, checked against its digest."""
+    place = layer.index
+    assert place is not None  # noqa: S101 - the caller has looked
     for key in (layer.verified_key, layer.plain_key):
         section = _kept(os.path.join(entry_path(directory, key), NAME))
-        if len(section) == length:
-            try:
-                return _parsed(section, place)
-            except ImageError:
-                continue  # somebody has been at it, or it is another version's
-    if layer.alone:
-        blob, first = registry.blob(place.digest, layer.alone_size, log), 0
-    else:
-        blob, first = registry.blob(layer.digest, layer.size, log), place.offset
-    return patiently(lambda left: _fetch(layer, blob, first, cancel), cancel, timeout)
+        if len(section) == place.end - place.offset:
+            with contextlib.suppress(ImageError):  # somebody has been at it, or it is another version's
+                if found := _parsed(section, place):
+                    return found
+    return None
 
 
 def _parsed(section: bytes, place: chunkindex.Place) -> Found | None:
@@ -77,7 +85,7 @@ def _kept(path: str) -> bytes:
         return b""
 
 
-def _fetch(layer: Layer, blob: Blob, first: int, cancel: Callable[[], bool]) -> Found | None:
+def _fetch(layer: Layer, blob: Readable, first: int, cancel: Callable[[], bool]) -> Found | None:
     """One attempt at each mirror. A place whose bytes have not the digest has other bytes, whoever has changed them."""
     place = layer.index
     assert place is not None  # noqa: S101 - the caller has looked

@@ -11,6 +11,7 @@ from .errors import ImageError
 from .layer import describe
 from .manifest import Index, Manifest, native_media_type
 from .mountpoint import mountinfo
+from .places import Place, is_place
 from .platforms import Platform
 from .record import read_all
 from .source import connect, resolve
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from .cachedir import Contents
     from .options import OCIOptions
+    from .source import Image
 
 _CHUNK_INDEX = "org.erofs.chunk-index.range"
 _VERITY = "org.erofs.dmverity.root_digest"
@@ -31,13 +33,9 @@ def inspect(
 ) -> dict[str, Any]:
     """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
     oci = oci_options([options] if isinstance(options, str) else list(options), image)
-    reference, registry, transport = connect(image, oci, trace=trace)
-    try:
-        chosen = resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
-    finally:
-        transport.close()
+    chosen = _resolve(image, oci, trace)
     root = chosen.root
-    found: dict[str, Any] = {"reference": str(reference), "digest": chosen.root_digest, "media_type": root.media_type}
+    found: dict[str, Any] = {"reference": chosen.name, "digest": chosen.root_digest, "media_type": root.media_type}
     if isinstance(root, Index):
         found["platforms"] = [
             {
@@ -54,6 +52,18 @@ def inspect(
     found["layers"] = [_layer(i, chosen.manifest, directory) for i in range(len(chosen.manifest.layers))]
     found["mount"] = _mount(chosen.manifest, oci, found["layers"])
     return found
+
+
+def _resolve(image: str, oci: OCIOptions, trace: Callable[[str], None] | None) -> Image:
+    if is_place(image):
+        from . import localimage
+
+        return localimage.resolve(Place.parse(image), oci)
+    reference, registry, transport = connect(image, oci, trace=trace)
+    try:
+        return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
+    finally:
+        transport.close()
 
 
 def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Storage(NamedTuple):
 class Layer:
     """`number` in the manifest, base 0; `digest` and `size` (bytes) of its blob, `compressed` as zstd frames. `index`:
     where its chunk index is, if it has one: in the blob or, `alone`, a blob of its own, which is then thought to follow
-    the layer's. `content`: digest of the decompressed image, "" where nobody says."""
+    the layer's. `content`: digest of the decompressed image, "" where nobody says. `converted`: it has been made on
+    this machine of an ordinary layer, and is at no registry."""
 
     number: int
     digest: str
@@ -51,6 +52,7 @@ class Layer:
     index: Place | None = None
     alone: bool = False
     content: str = ""
+    converted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

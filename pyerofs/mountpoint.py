@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from . import loop as loop_device
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
+from .places import is_place
 
 if TYPE_CHECKING:
     import ctypes
@@ -83,7 +84,9 @@ class MountWatch:
 
 def is_local(source: str, is_oci: bool) -> bool:
     """A path, or the reference of an image? An oci option decides; without one, what looks or exists like a path."""
-    return not is_oci and (source.startswith(("/", "./", "../")) or os.path.exists(source))
+    if is_oci or is_place(source):
+        return False
+    return source.startswith(("/", "./", "../")) or os.path.exists(source)
 
 
 def check_target(path: str) -> str:

@@ -22,6 +22,7 @@ Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
 Fill = Literal["none", "idle", "full"]
 Verify = Literal["auto", "require", "none"]
+Convert = Literal["auto", "no"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
@@ -35,7 +36,7 @@ class OCIOptions:
     """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
     in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
     nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: what
-    is made of a layer's chunk index."""
+    is made of a layer's chunk index. `convert`: whether an image of ordinary layers is made native by mount."""
 
     layer: int | None = None
     blob: str | None = None
@@ -54,6 +55,7 @@ class OCIOptions:
     fill_rate: int | None = None
     cache_max: Limit | None = None
     verify: Verify = "auto"
+    convert: Convert = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,13 @@ ROWS = (
         "=auto|require|none",
         to.one_of("auto", "require", "none"),
         "check each chunk by the layer's index where it has one (default), or refuse, or do without",
+    ),
+    Row(
+        "oci.convert",
+        "convert",
+        "=auto|no",
+        to.one_of("auto", "no"),
+        "mount an image of ordinary layers too, by converting it once (default), or refuse it",
     ),
     Row("oci.cache", "cache", "=DIR", to.path, "directory of the cache", kind="path"),
     Row("oci.connections", "connections", "=N", to.whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),

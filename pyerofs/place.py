@@ -1,25 +1,25 @@
 """Where images are and where they go: a repository at a registry, or an OCI layout directory.
 
-Written REFERENCE, oci:DIR[:TAG] or docker-archive:FILE[:REFERENCE]. An Origin and a Target are for one thread at a
-time.
+places.py says how they are written. An Origin and a Target are for one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from .document import Document
 from .download import download
 from .errors import UsageError
+from .layermaker import Made
 from .layout import Layout
 from .manifest import Descriptor, digest_as, parse
 from .options import OCIOptions
+from .places import Place
 from .reference import Reference
 from .request import Content
 from .source import connect, get_answer
@@ -27,41 +27,6 @@ from .upload import Uploads, scopes
 
 Progress = Callable[[int], None]  # bytes so far
 Trace = Callable[[str], None] | None
-
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-
-
-class Place(NamedTuple):
-    """`kind`: "registry", "oci" or "docker-archive"; `path` of the directory or file, or the reference itself."""
-
-    kind: str
-    path: str
-    tag: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """Raises UsageError."""
-        kind, colon, rest = text.partition(":")
-        if colon and kind == "docker-archive":
-            path, _, name = rest.partition(":")
-            if not path:
-                raise UsageError(f"{text!r} names no file: write docker-archive:FILE[:REFERENCE]")
-            return cls(kind, os.path.abspath(path), name or None)
-        if colon and kind == "oci":
-            path, colon, tag = rest.rpartition(":")
-            if not colon or "/" in tag:
-                path, tag = rest, ""
-            if not path or (tag and not _TAG.fullmatch(tag)):
-                raise UsageError(f"{text!r} is no layout directory: write oci:DIR[:TAG]")
-            return cls(kind, os.path.abspath(path), tag or None)
-        Reference.parse(text)
-        return cls("registry", text)
-
-
-def same_registry(source: str, dest: str) -> bool:
-    """Whether only one registry takes part. Raises UsageError."""
-    places = (Place.parse(source), Place.parse(dest))
-    return len({Reference.parse(place.path).host for place in places if place.kind == "registry"}) < 2
 
 
 class Origin(Protocol):
@@ -83,26 +48,35 @@ class Origin(Protocol):
     def close(self) -> None: ...
 
 
-class Target(Protocol):
-    """Where an image goes: first its blobs, then its documents, the root of all last. `name` is for people."""
+class Receiver(Protocol):
+    """Where an image goes that is made here: its blobs first, then its documents, the root of all last. `name` is for
+    people."""
 
     name: str
 
-    def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
-        """Takes a blob; says in a word what that took."""
-        ...
-
     def add_file(self, digest: str, path: str, progress: Progress) -> str:
-        """Takes a blob out of a file."""
+        """Takes a blob out of a file; says in a word what that took."""
         ...
 
-    def has_document(self, document: Document) -> bool:
-        """Whether a document, and all that it names, is there."""
+    def add_layer(self, made: Made, progress: Progress) -> str:
+        """Takes a layer that has been made."""
         ...
 
     def add_document(self, document: Document, *, root: bool) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Target(Receiver, Protocol):
+    """Where an image goes, also as it is."""
+
+    def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
+        """Takes a blob; says in a word what that took."""
+        ...
+
+    def has_document(self, document: Document) -> bool:
+        """Whether a document, and all that it names, is there."""
+        ...
 
 
 class RegistryOrigin:
@@ -142,7 +116,7 @@ class LayoutOrigin:
     """An image in a layout directory."""
 
     def __init__(self, place: Place) -> None:
-        self.name = f"oci:{place.path}{f':{place.tag}' if place.tag else ''}"
+        self.name = str(place)
         self._layout = Layout(place.path)
         self._tag = place.tag
 
@@ -196,6 +170,9 @@ class RegistryTarget:
             self._uploads.put_blob(digest, content, progress)
         return "pushed"
 
+    def add_layer(self, made: Made, progress: Progress) -> str:
+        return self.add_file(made.digest, made.path, progress)
+
     def has_document(self, document: Document) -> bool:
         return self._uploads.has_manifest(document.digest, document.media_type)
 
@@ -211,7 +188,7 @@ class LayoutTarget:
     """A layout directory, made if need be."""
 
     def __init__(self, place: Place) -> None:
-        self.name = f"oci:{place.path}{f':{place.tag}' if place.tag else ''}"
+        self.name = str(place)
         self._layout = Layout.create(place.path)
         self._tag = place.tag
 
@@ -229,6 +206,9 @@ class LayoutTarget:
         self._layout.add_blob(digest, path)
         progress(size)
         return "written"
+
+    def add_layer(self, made: Made, progress: Progress) -> str:
+        return self.add_file(made.digest, made.path, progress)
 
     def has_document(self, document: Document) -> bool:
         return False  # a manifest that is here says nothing of its blobs

@@ -12,6 +12,7 @@ from . import config, mountpoint
 from . import daemon as daemons
 from .errors import MountFailure, UsageError
 from .options import MountOptions, parse_mount_options
+from .places import Place, is_place
 from .record import Record, read_all, start_of
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ def mount(
     fstype: str = "erofs",
     verbosity: int = 0,
     report: Callable[[str], None] = _ignore,
+    watch: Callable[[str], None] | None = None,
 ) -> None:
     """Mounts EROFS at the directory `target`: all layers of an image as one, or one of them, or a local image file.
-    Returns when it is usable.
+    Returns when it is usable. An image of ordinary layers is converted first, by this process.
 
-    `source`: a reference of an image, or a path; `options`: as after -o; `report` gets a line for each warning, with
-    `verbosity` 1 for what is chosen, with 2 for the conversation with the registry. Needs root. Raises PyerofsError
-    (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
+    `source`: a reference of an image, oci:DIR[:TAG], docker-archive:FILE[:REFERENCE], or a path; `options`: as after
+    -o; `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with
+    the registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
+    PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)
     defaults = config.load().defaults(source)
@@ -76,29 +79,42 @@ def mount(
         return
     if mountpoint.is_local(source, parsed.is_oci):
         source = os.path.abspath(source)
+    elif is_place(source):
+        source = str(Place.parse(source))
     daemon = daemons.start(target)
-    try:
-        daemon.send(
-            source=source,
-            fstype=fstype,
-            options=texts,
-            defaults=defaults,
-            driver=driver,
-            target=target,
-            verbosity=verbosity,
-            directory=os.getcwd(),
-            environment=dict(os.environ),
-        )
-        _mount(daemon.wait_for("mount", report), target, parsed)
+    with ExitStack() as held:
+
+        def convert(task: dict[str, str]) -> None:
+            from . import converted
+            from .progress import Console, Lines
+
+            say, seen = (_ignore, None) if parsed.quiet else (report, watch)
+            shown = Lines(Console(say if seen else _ignore, seen))
+            held.enter_context(converted.convert(converted.Task(**task), parsed.oci, say, shown))
+            daemon.send(converted=True)
+
         try:
-            daemon.send(mounted=True)
-            daemon.wait_for("done", report)
+            daemon.send(
+                source=source,
+                fstype=fstype,
+                options=texts,
+                defaults=defaults,
+                driver=driver,
+                target=target,
+                verbosity=verbosity,
+                directory=os.getcwd(),
+                environment=dict(os.environ),
+            )
+            _mount(daemon.wait_for("mount", report, {"convert": convert}), target, parsed)
+            try:
+                daemon.send(mounted=True)
+                daemon.wait_for("done", report)
+            except BaseException:
+                mountpoint.umount(target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
+                raise
         except BaseException:
-            mountpoint.umount(target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
+            daemon.give_up()
             raise
-    except BaseException:
-        daemon.give_up()
-        raise
     daemon.let_go()
 
 

@@ -6,13 +6,14 @@ import fcntl
 import os
 import stat
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .compose import Part, compose
 from .errors import ImageError, RegistryError, SystemFailure, UsageError
 from .imagesource import open_source
 from .layer import Layer, Storage, describe
-from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, digest_as, parse, select
+from .manifest import MEDIA_TYPES, Index, Manifest, choose_layer, digest_as, native_layers, parse, select
 from .options import OCIOptions
 from .platforms import Platform
 from .reference import Reference
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .hosts import HostConfig, Roots
+    from .localblob import Blobs, Connections
     from .manifests import Manifests
     from .registry import ManifestAnswer, Registry
     from .transport import Transport
@@ -77,9 +79,9 @@ class Source(Protocol):
 
 class Image(NamedTuple):
     """A reference, resolved: `manifest` is `digest`'s. `root` and `root_digest`: what the reference itself names, which
-    is that manifest or an index on the way to it."""
+    is that manifest or an index on the way to it. `name` is for people."""
 
-    reference: Reference
+    name: str
     digest: str
     manifest: Manifest
     root_digest: str
@@ -236,42 +238,69 @@ def find_parts(
     reference, registry, transport = connect(text, options, trace=trace)
     try:
         image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
-        try:
-            parts = choose(image.manifest) if choose else compose(image.manifest, options.layer, options.blob)
-            layers = [describe(image.manifest, part.layer, use_index=options.verify != "none") for part in parts]
-        except ImageError as e:
-            raise ImageError(f"{reference}: {e}") from None
+        return parts_of(image, registry, transport, options, choose, cancel=cancel)
     except BaseException:
         transport.close()
         raise
 
+
+def parts_of(
+    image: Image,
+    blobs: Blobs,
+    connections: Connections,
+    options: OCIOptions,
+    choose: Callable[[Manifest], tuple[Part, ...]] | None = None,
+    *,
+    cancel: Callable[[], bool] = _never,
+    converted: bool = False,
+) -> list[tuple[Part, Opener]]:
+    """As find_parts(), of an image whose blobs `blobs` has. Raises ImageError, OrdinaryImage; the caller then still
+    owns the connections."""
+    manifest = image.manifest
+    if not native_layers(manifest) and options.layer is None and options.blob is None:
+        from .ordinary import OrdinaryImage
+
+        raise OrdinaryImage(image.name, image.digest, manifest)
+    try:
+        parts = choose(manifest) if choose else compose(manifest, options.layer, options.blob)
+        layers = [describe(manifest, part.layer, use_index=options.verify != "none") for part in parts]
+    except ImageError as e:
+        raise ImageError(f"{image.name}: {e}") from None
+
     def opener(layer: Layer) -> Opener:
         def open_(log: Callable[[str], None]) -> Source:
             try:
-                return open_source(str(reference), layer, registry, transport, options, cancel=cancel, log=log)
+                return open_source(image.name, layer, blobs, connections, options, cancel=cancel, log=log)
             except BaseException:
-                transport.close()
+                connections.close()
                 raise
 
         return open_
 
-    return [(part, opener(layer)) for part, layer in zip(parts, layers, strict=True)]
+    return [(part, opener(replace(layer, converted=converted))) for part, layer in zip(parts, layers, strict=True)]
 
 
 def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:
     """Layers that have been opened before, each with the number of bytes that its source had: as find_parts(), but what
     is in the cache is not asked for. Raises UsageError."""
     reference, registry, transport = connect(text, options)
+    return reopened(str(reference), layers, registry, transport, options)
+
+
+def reopened(
+    name: str, layers: Sequence[tuple[Layer, int]], blobs: Blobs, connections: Connections, options: OCIOptions
+) -> list[Opener]:
+    """As known_layers(), of an image whose blobs `blobs` has."""
 
     def opener(layer: Layer, size: int) -> Opener:
         def open_(log: Callable[[str], None]) -> Source:
             try:
-                source = open_source(str(reference), layer, registry, transport, options, size=size, log=log)
+                source = open_source(name, layer, blobs, connections, options, size=size, log=log)
                 if source.size != size:
-                    raise ImageError(f"{reference}: it has {source.size} bytes now instead of {size}: mount it again")
+                    raise ImageError(f"{name}: it has {source.size} bytes now instead of {size}: mount it again")
                 return source
             except BaseException:
-                transport.close()
+                connections.close()
                 raise
 
         return open_
@@ -331,12 +360,25 @@ def resolve(
         return get_document(registry, what, cancel, timeout, where)
 
     try:
-        root_digest, root = digest, document = get(reference.manifest_reference)
-        for _ in range(INDEX_DEPTH - 1):
-            if isinstance(document, Index):
-                digest, document = get(select(document, platform).digest)
-        if isinstance(document, Manifest):
-            return Image(reference, digest, document, root_digest, root)
-        raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")
+        return follow(str(reference), get(reference.manifest_reference), get, platform)
     except ImageError as e:
         raise ImageError(f"{reference}: {e}") from None
+
+
+def follow(
+    name: str,
+    root: tuple[str, Manifest | Index],
+    get: Callable[[str], tuple[str, Manifest | Index]],
+    platform: Platform,
+) -> Image:
+    """From a manifest or index (and its digest) to the manifest for the platform; `get` gives others by their digests.
+
+    Raises ImageError, and what `get` raises.
+    """
+    digest, document = root
+    for _ in range(INDEX_DEPTH - 1):
+        if isinstance(document, Index):
+            digest, document = get(select(document, platform).digest)
+    if isinstance(document, Manifest):
+        return Image(name, digest, document, *root)
+    raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")

@@ -4,6 +4,8 @@ It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the
 
     caller -> {"source", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
                "directory", "environment"}
+    worker -> {"convert": {...}}                    only for an ordinary image: this is to be converted (converted.py)
+    caller -> {"converted": true}
     worker -> {"mount": {...}}                      attached: mount this (see _to_mount())
     caller -> {"mounted": true}                     or it hangs up, and everything is taken back
     worker -> {"done": true}                        from now on alone
@@ -20,6 +22,7 @@ import select
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,19 +35,22 @@ from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
 from .layer import Layer
+from .localimage import find_parts, known_layers
 from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
+from .ordinary import OrdinaryImage
 from .part import Part, for_each
 from .record import Record, start_of
-from .source import LocalSource, find_parts, known_layers
+from .source import LocalSource
 from .status import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .compose import Role
+    from .converted import Task
     from .source import Source
 
 FILES = 1 << 16  # open files
@@ -118,6 +124,7 @@ class Worker:
         )
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._alone = False
+        self._held = ExitStack()  # what must not leave the cache before all parts are open
         self._started = time.monotonic()
         about = {"target": self._target, "id": self._id, "source": self._source_text, "driver": self._driver}
         self.logger = open_logger(self._options.log_to, self._options.log_level, self.log, **about)
@@ -137,7 +144,8 @@ class Worker:
         """Raises PyerofsError as long as the caller is there to hear of it."""
         parts: list[Part] = []
         try:
-            self._open(parts)
+            with self._held:
+                self._open(parts)
             if self._resume:
                 self._go_on(parts)
             else:
@@ -180,8 +188,22 @@ class Worker:
         else:
             trace = self._trace if self._request["verbosity"] >= 2 else None
             kept = Manifests(chosen_directory(oci), self.log)
-            for chosen, open_ in find_parts(self._source_text, oci, trace=trace, cancel=self._caller.gone, kept=kept):
+            gone = self._caller.gone
+            try:
+                found = find_parts(self._source_text, oci, trace=trace, cancel=gone, kept=kept)
+            except OrdinaryImage as ordinary:
+                from . import converted
+
+                image = converted.obtain(self._source_text, ordinary, oci, self._have_converted)
+                self._held.enter_context(image)
+                found = image.parts(oci, gone)
+            for chosen, open_ in found:
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices)
+
+    def _have_converted(self, task: Task) -> bool:
+        """It is the caller's work: this process is to stay small, and lives as long as the mount."""
+        self._caller.send(convert=task._asdict())
+        return bool(self._caller.receive().get("converted"))
 
     def _log_of(self, layer: int, text: str) -> None:
         self.log(f"layer {layer}: {text}")

@@ -25,9 +25,8 @@ from .retry import patiently
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .blob import Blob
     from .layer import Layer
-    from .transport import Transport
+    from .localblob import Connections, Readable
 
     Sink = Callable[[int, bytes], bool]
 
@@ -37,13 +36,13 @@ LOOK = 0.2  # seconds between two looks at cancel
 
 class StreamSource:
     """`size`: of the filesystem by its superblock, which the stream's beginning brings, or what an earlier opening has
-    found. open() before anything else. Thread-safe. Owns the transport, a thread while the stream comes, and the file.
+    found. open() before anything else. Thread-safe. Owns the connections, a thread while the stream comes, the file.
 
     A stream that has broken off goes on when the next read asks for it: who reads decides how long it is tried.
     """
 
     def __init__(
-        self, name: str, layer: Layer, blob: Blob, transport: Transport, directory: str, size: int | None = None
+        self, name: str, layer: Layer, blob: Readable, connections: Connections, directory: str, size: int | None = None
     ):
         self.name = name
         self.digest = layer.digest
@@ -52,7 +51,7 @@ class StreamSource:
         self.storage = Storage(layer.plain_key, fill=True)
         self.size = size or 0
         self._blob = blob
-        self._transport = transport
+        self._connections = connections
         self._directory = directory
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -159,7 +158,7 @@ class StreamSource:
         if thread is not None:
             thread.join()
         self.complete()
-        self._transport.close()
+        self._connections.close()
 
 
 class _Pass:

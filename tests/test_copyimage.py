@@ -17,7 +17,7 @@ from scene import Scene
 from skopeo import blobs, tags
 
 from pyerofs.errors import UsageError
-from pyerofs.place import Place
+from pyerofs.places import Place
 
 ONE, TWO = bytes(range(256)) * 999, b"second" * 70_000
 

@@ -16,7 +16,8 @@ LEVELS = (
     # L0: pure values, no I/O
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
-    | {"chunkindex", "document", "tarstream", "imagedoc", "layer"},
+    | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
+    | {"places", "ordinary", "progress"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -36,14 +37,14 @@ LEVELS = (
     }
     | {"netlink", "nbdnode", "device", "loop", "mountpoint", "overlay", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log", "inflate"}
-    | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker"},
+    | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "cachehealth", "cachedir", "manifests", "record"}
     | {"download", "place", "dockerarchive", "configview", "counters"}
-    | {"imagesource", "indexed", "indexfile", "zstdstream"},
+    | {"imagesource", "indexed", "indexfile", "zstdstream", "localimage"},
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "part", "daemon", "supervision"}
-    | {"copyimage", "convert", "buildimage"},
+    | {"copyimage", "convert", "buildimage", "converted"},
     # L4: where all is wired together
     {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"} | {"status", "view", "metrics"},
     # L5: the command line

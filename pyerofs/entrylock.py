@@ -1,0 +1,42 @@
+"""The lock of a directory in the cache, which is removed with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def lock_entry(path: str, waiting: Callable[[], None] | None = None) -> int | None:
+    """Holds the lock of a directory by the descriptor that is returned; None: the directory is gone. `waiting` is
+    called before it waits for another who has it. Raises OSError."""
+    lock = os.path.join(path, "lock")
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        _lock(fd, waiting)
+        ours = os.path.samestat(os.fstat(fd), os.stat(lock))
+    except FileNotFoundError:
+        ours = False
+    except BaseException:
+        os.close(fd)
+        raise
+    if not ours:
+        os.close(fd)
+    return fd if ours else None
+
+
+def _lock(fd: int, waiting: Callable[[], None] | None) -> None:
+    if waiting:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+        else:
+            return
+    fcntl.flock(fd, fcntl.LOCK_EX)

@@ -1,0 +1,137 @@
+"""Blobs that are not at a registry: files of this machine, and the layers of converted images, which are nowhere but in
+the cache. They are read as blob.py's are, so that all that is built upon those does for them too."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from .errors import CorruptError, RegistryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .rangeanswer import Cancel, Sink
+
+_PIECE = 1 << 20  # bytes
+
+
+class Readable(Protocol):
+    """What blob.py's Blob is."""
+
+    digest: str
+    size: int
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        whole: Callable[[], None] | None = None,
+        cancel: Cancel | None = None,
+        begun: Callable[[], bool] | None = None,
+    ) -> int: ...
+
+
+class Blobs(Protocol):
+    """What has the blobs of an image."""
+
+    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Readable: ...
+
+
+class Connections(Protocol):
+    """What has to be closed when no blob is wanted any more."""
+
+    def close(self) -> None: ...
+
+
+class NoConnections:
+    """A blob in a file needs none."""
+
+    def close(self) -> None:
+        pass
+
+
+class FileBlob:
+    """`size` bytes of the file `path`, thought to have this digest. Any number of threads; owns nothing."""
+
+    def __init__(self, path: str, digest: str, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        self._path = path
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        whole: Callable[[], None] | None = None,
+        cancel: Cancel | None = None,
+        begun: Callable[[], bool] | None = None,
+    ) -> int:
+        """As that of Blob. There is one copy and no way to it that could fail for a moment: no error is temporary."""
+        if not 0 <= offset < offset + length <= self.size:
+            raise ValueError("the range does not lie within the blob")
+        given = 0
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                actual = os.fstat(file.fileno()).st_size
+                if actual != self.size:
+                    raise CorruptError(f"{self._path} has {actual} bytes instead of {self.size}")
+                while given < length and not (cancel and cancel()):
+                    piece = os.pread(file.fileno(), min(_PIECE, length - given), offset + given)
+                    if not piece:
+                        raise CorruptError(f"{self._path} was cut short while it was read")
+                    given += len(piece)
+                    if not sink(offset + given - len(piece), piece):
+                        break
+        except OSError as error:
+            raise RegistryError(f"cannot read {self._path}: {error.strerror}") from None
+        return given
+
+
+class FileBlobs:
+    """`path_of` gives a blob's file by its digest."""
+
+    def __init__(self, path_of: Callable[[str], str]) -> None:
+        self._path_of = path_of
+
+    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> FileBlob:
+        return FileBlob(self._path_of(digest), digest, size)
+
+
+class LostBlob:
+    """The layer of a converted image, where the cache has it no more: nobody else has it either."""
+
+    def __init__(self, name: str, digest: str, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        self._name = name
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        whole: Callable[[], None] | None = None,
+        cancel: Cancel | None = None,
+        begun: Callable[[], bool] | None = None,
+    ) -> int:
+        """Raises RegistryError."""
+        raise RegistryError(
+            f"{self._name}: bytes of the converted layer are lost, or were found spoiled, in the cache: "
+            "mount the image once more, anywhere, and it is converted again, for this mount too"
+        )
+
+
+class LostBlobs:
+    """`name`: of the image, for people."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> LostBlob:
+        return LostBlob(self._name, digest, size)

@@ -1,0 +1,78 @@
+"""Images without EROFS layers: what they are, in a word, and whether they can be made native. Pure values."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from .errors import ImageError
+from .manifest import explain_foreign
+from .quantity import show_bytes
+
+if TYPE_CHECKING:
+    from .manifest import Descriptor, Manifest
+
+_STARGZ = "containerd.io/snapshot/stargz/toc.digest"
+_SOCI = "application/vnd.amazon.soci."
+# Whose bytes are not in the layer itself, or not as a tar archive, whatever the layer's media type says.
+_FOREIGN = ("containerd.io/snapshot/nydus-", "containerd.io/snapshot/overlaybd/")
+_TAR = re.compile(r"\.tar(?:[.+](\w+))?")
+
+
+class OrdinaryImage(ImageError):
+    """An image without an EROFS layer. `name` of the image for people, `digest` of its manifest."""
+
+    def __init__(self, name: str, digest: str, manifest: Manifest) -> None:
+        found = dict.fromkeys(explain_foreign(layer) for layer in manifest.layers)
+        what = ", ".join(list(found)[:16]) or "it has no layers at all"
+        super().__init__(f"{name}: the image has no EROFS layer: {what}; {way_out(manifest)}")
+        self.name = name
+        self.digest = digest
+        self.manifest = manifest
+
+
+def is_convertible(layer: Descriptor) -> bool:
+    """Whether it is a tar archive, as far as its descriptor tells."""
+    return bool(_TAR.search(layer.media_type)) and not any(key.startswith(_FOREIGN) for key in layer.annotations)
+
+
+def obstacle(manifest: Manifest) -> str:
+    """Why the image cannot be converted, and what to do; "" where it can be."""
+    config = manifest.config.media_type if manifest.config else ""
+    if any(kind.startswith(_SOCI) for kind in (config, *(layer.media_type for layer in manifest.layers))):
+        return "this is a SOCI index, not an image: name the image that it is for"
+    if any(".nydus." in layer.media_type or _has(layer, _FOREIGN[0]) for layer in manifest.layers):
+        return "this is a nydus image, which cannot be converted: name the ordinary image that it was made of"
+    if any(_has(layer, _FOREIGN[1]) for layer in manifest.layers):
+        return "this is an overlaybd image, which cannot be converted: name the ordinary image that it was made of"
+    if not manifest.layers:
+        return "an image needs at least one layer"
+    foreign = next((layer for layer in manifest.layers if not is_convertible(layer)), None)
+    return f"it cannot be converted: a layer is {explain_foreign(foreign)}" if foreign else ""
+
+
+def way_out(manifest: Manifest) -> str:
+    """What whoever wants to mount the image can do."""
+    return obstacle(manifest) or (
+        "oci.convert=auto lets mount convert it, and `pyerofs convert` makes an EROFS image of it"
+    )
+
+
+def summary(manifest: Manifest) -> str:
+    """What a convertible image is made of: "5 layers of tar+gzip, 120.0 MiB"."""
+    kinds = Counter(_kind(layer) for layer in manifest.layers)
+    first, *more = (f"{count} {kind}" for kind, count in kinds.items())
+    text = ", ".join((first, *more))
+    return f"{text}, {show_bytes(sum(layer.size for layer in manifest.layers))}"
+
+
+def _kind(layer: Descriptor) -> str:
+    found = _TAR.search(layer.media_type)
+    packed = {"gz": "gzip", "zst": "zstd"}.get((found and found[1]) or "", (found and found[1]) or "")
+    name = "eStargz layers" if _STARGZ in layer.annotations else "layers"
+    return f"{name} of tar{f'+{packed}' if packed else ''}"
+
+
+def _has(layer: Descriptor, prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in layer.annotations)
