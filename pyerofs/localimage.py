@@ -10,6 +10,7 @@ from . import source
 from .errors import ImageError
 from .localblob import FileBlobs, LostBlobs, NoConnections
 from .manifest import Descriptor, Index, Manifest, choose_layer, parse
+from .ordinary import OrdinaryImage
 from .places import Place, is_place
 from .platforms import Platform
 
@@ -39,6 +40,8 @@ def find_parts(
         return source.find_parts(text, options, choose, trace=trace, cancel=cancel, kept=kept)
     place = Place.parse(text)
     image = resolve(place, options)
+    if place.kind == "docker-archive":  # which has nothing but tar archives in it
+        raise OrdinaryImage(image.name, image.digest, image.manifest)
     return source.parts_of(image, _blobs(place), NoConnections(), options, choose, cancel=cancel)
 
 
