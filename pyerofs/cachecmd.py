@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .cache import Entry
     from .cachedir import Contents, Place
+    from .converted import Row
     from .options import OCIOptions
 
     Write = Callable[[str], None]
@@ -72,7 +73,9 @@ def add_parser(commands: Any, command: Command) -> None:
         actions,
         "rm",
         "remove blobs",
-        "  pyerofs cache rm sha256:8d5e6f\n  pyerofs cache rm --all",
+        "  pyerofs cache rm sha256:8d5e6f\n"
+        "  pyerofs cache rm quay.io/org/app:1.0     the layers of a converted image\n"
+        "  pyerofs cache rm --all",
     )
     p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
     p.add_argument("--all", action="store_true", help="every blob, and what is known of images' names")
@@ -115,24 +118,41 @@ def _look_at(places: list[Place]) -> list[tuple[Place, Contents]]:
 
 
 def _list(directory: str, as_json: bool, write: Write) -> None:
+    from . import converted
     from .cachedir import scan
     from .quantity import show_bytes
 
     entries = _look_at(scan(directory))
+    images = converted.scan(directory)
     if as_json:
         import json  # here: the other commands start without it
 
-        write(json.dumps([_row(place, found) for place, found in entries], indent=2))
+        write(json.dumps([_row(place, found, images) for place, found in entries], indent=2))
         return
     for place, found in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.used))
         disk = show_bytes(place.disk)
         write(f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}")
+    for image in images:
+        write(_describe(image, entries))
     total = show_bytes(sum(place.disk for place, _ in entries))
     write(f"{_count(len(entries), 'blob')}, {total} on disk in {directory}")
 
 
-def _row(place: Place, found: Contents) -> dict[str, object]:
+def _describe(image: Row, entries: list[tuple[Place, Contents]]) -> str:
+    """A converted image: the blobs above are its layers."""
+    from .quantity import show_bytes
+
+    its = {place.digest: (place, found) for place, found in entries if place.digest in image.keys}
+    there = [found for _, found in its.values()]
+    complete = len(there) == len(set(image.keys)) and all(found.complete for found in there)
+    state = "complete" if complete else "layers are missing: to be converted again"
+    in_use = ", in use" if any(found.in_use for found in there) else ""
+    disk = show_bytes(sum(place.disk for place, _ in its.values()))
+    return f"{image.digest}  {image.name}  converted, {_count(len(image.keys), 'layer')}, {disk}, {state}{in_use}"
+
+
+def _row(place: Place, found: Contents, images: list[Row]) -> dict[str, object]:
     return {
         "digest": place.digest,
         "size": found.size,
@@ -143,6 +163,7 @@ def _row(place: Place, found: Contents) -> dict[str, object]:
         "complete": found.complete,
         "verified": found.verified,
         "broken": found.broken,
+        "converted_for": [image.name for image in images if place.digest in image.keys],
     }
 
 
@@ -163,6 +184,7 @@ def _count(number: int, what: str) -> str:
 def _collect(
     directory: str, arguments: argparse.Namespace, options: OCIOptions, write: Write, report: Callable[[str], None]
 ) -> None:
+    from . import converted
     from .cachedir import drop, evict, limit_in, scan
     from .manifests import Manifests
     from .quantity import parse_age, parse_limit, show_age, show_bytes
@@ -188,6 +210,8 @@ def _collect(
             gone(place, f"beyond {show_bytes(most)}")
         if left > most:
             report(f"{show_bytes(left)} are in use, and stay, although only {show_bytes(most)} are allowed")
+    for name in converted.prune(directory):
+        write(f"{name}  no longer converted: layers of it are gone")
     manifests = 0 if age is None else Manifests(directory, report).remove_unused(now - age)
     left = sum(place.disk for place in scan(directory))
     freed_bytes = show_bytes(sum(place.disk for place in removed))
@@ -196,10 +220,19 @@ def _collect(
 
 
 def _chosen(directory: str, digests: list[str]) -> list[Place]:
+    """The blobs with these digests; for a converted image, given by its name or its manifest's digest, its layers."""
+    from . import converted
     from .cachedir import find, scan
 
     places = scan(directory)
-    return list(dict.fromkeys(find(places, digest) for digest in digests))
+    images = converted.scan(directory)
+    found: list[Place] = []
+    for text in digests:
+        named = [image for image in images if text in (image.name, image.digest)]
+        keys = {key for image in named for key in image.keys}
+        shared = {key for image in images if image not in named for key in image.keys}
+        found += [place for place in places if place.digest in keys - shared] if named else [find(places, text)]
+    return list(dict.fromkeys(found))
 
 
 def _verify(directory: str, digests: list[str], write: Write) -> None:
@@ -256,6 +289,7 @@ def _judge(entry: Entry, place: Place) -> tuple[bool | None, str]:
 
 
 def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:
+    from . import converted
     from .cachedir import drop, scan
     from .manifests import Manifests
 
@@ -267,6 +301,8 @@ def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None
             write(f"{place.digest}  removed")
         else:
             kept.append(place)
+    for name in converted.prune(directory):
+        write(f"{name}  no longer converted")
     if arguments.all:
         Manifests(directory, write).remove_unused(float("inf"))
     if kept:

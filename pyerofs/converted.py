@@ -17,19 +17,16 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import threading
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from .cache import chosen_directory, entry_path, make_directory
-from .cachedir import Place, hold
+from .cache import chosen_directory, entry_path
+from .cachedir import Place, hold, look_for
 from .entrylock import lock_entry
 from .errors import ImageError, MountFailure, SystemFailure
 from .layer import Layer, describe
-from .localblob import FileBlobs, LostBlobs, NoConnections
+from .localblob import LostBlobs, NoConnections
 from .localimage import with_index
-from .manifest import MAX_SIZE, Descriptor, Manifest, parse, verify_digest
+from .manifest import MAX_SIZE, Manifest, parse, verify_digest
 from .ordinary import obstacle, summary
 from .source import Image, parts_of
 
@@ -38,9 +35,6 @@ if TYPE_CHECKING:
 
     from .cache import Entry
     from .compose import Part
-    from .copyimage import Meter
-    from .document import Document
-    from .layermaker import Made
     from .options import OCIOptions
     from .ordinary import OrdinaryImage
     from .source import Opener
@@ -48,7 +42,7 @@ if TYPE_CHECKING:
 NAME = "converted"
 VERSION = 1  # of what a conversion makes: one by another version is made again
 _HEAD_MAX = 4096  # bytes
-_IMAGE, _WORK = "image", "work"
+IMAGE, WORK = "image", "work"
 
 
 class Converted:
@@ -73,6 +67,15 @@ class Converted:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Row(NamedTuple):
+    """A converted image for people. `digest`: of the ordinary image's manifest; `keys`: its layers' in the cache."""
+
+    path: str
+    name: str
+    digest: str
+    keys: tuple[str, ...]
 
 
 class Task(NamedTuple):
@@ -108,13 +111,14 @@ def path_of(directory: str, digest: str) -> str:
 def find(directory: str, digest: str, name: str) -> Converted | None:
     """What the image with this manifest became; None where it has not been converted, or something of it is lost.
     `name`: of the image, for people. Raises UsageError, SystemFailure."""
-    manifest = _read(path_of(directory, digest), digest)
-    if manifest is None:
+    kept = _read(path_of(directory, digest))
+    if kept is None or kept[0].digest != digest:
         return None
+    manifest = kept[1]
     found = Converted(Image(name, digest, manifest, digest, manifest), [])
     try:
         for number in range(len(manifest.layers)):
-            entry = _hold_complete(directory, describe(manifest, number))
+            entry = hold_complete(directory, describe(manifest, number))
             if entry is None:
                 found.close()
                 return None
@@ -127,21 +131,85 @@ def find(directory: str, digest: str, name: str) -> Converted | None:
     return found
 
 
-def _read(path: str, digest: str) -> Manifest | None:
+def _read(path: str) -> tuple[Row, Manifest] | None:
     try:
-        with open(os.path.join(path, _IMAGE), "rb") as file:
+        with open(os.path.join(path, IMAGE), "rb") as file:
             head = json.loads(file.readline(_HEAD_MAX))
             body = file.read(MAX_SIZE + 1)
-        if (head["version"], head["of"]) != (VERSION, digest):
+        if head["version"] != VERSION:
             return None
         verify_digest(body, head["digest"])
         manifest = parse(body)
+        if not isinstance(manifest, Manifest):
+            return None
+        layers = [describe(manifest, number) for number in range(len(manifest.layers))]
+        if not all(layer.index for layer in layers):
+            return None
+        keys = tuple(layer.verified_key for layer in layers)
+        return Row(path, str(head["name"]), str(head["of"]), keys), manifest
     except (OSError, ValueError, KeyError, TypeError, ImageError):
         return None
-    return manifest if isinstance(manifest, Manifest) else None
 
 
-def _hold_complete(directory: str, layer: Layer) -> Entry | None:
+def scan(directory: str) -> list[Row]:
+    """Every converted image, complete or not, by name."""
+    return sorted((found[0] for path in _paths(directory) if (found := _read(path))), key=lambda row: row.name)
+
+
+def _paths(directory: str) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(os.path.join(directory, NAME))]
+    except FileNotFoundError:
+        return []
+
+
+def prune(directory: str) -> list[str]:
+    """Removes images of which layers have gone, and what conversions have left that were killed; the names of the
+    former. Raises UsageError, SystemFailure."""
+    gone = []
+    for path in _paths(directory):
+        found = _read(path)
+        if found and all(_is_complete(directory, key) for key in found[0].keys):
+            continue
+        if remove(path) and found:
+            gone.append(found[0].name)
+    return gone
+
+
+def _is_complete(directory: str, key: str) -> bool:
+    contents = look_for(directory, key)
+    return contents is not None and contents.complete
+
+
+def remove(path: str) -> bool:
+    """Removes what is there but for the layers; False: it is being converted. Raises SystemFailure."""
+    try:
+        lock = lock_entry(path, _busy)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise SystemFailure(f"{path}: {error.strerror}") from None
+    if lock is None:
+        return True
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, IMAGE))
+        shutil.rmtree(os.path.join(path, WORK), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, "lock"))
+        # Whoever comes in this moment has made a new lock in it, or will make a new directory.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _busy() -> None:
+    raise BlockingIOError
+
+
+def hold_complete(directory: str, layer: Layer) -> Entry | None:
     """The layer's place in the cache, in use by the caller; None where anything is missing."""
     from .indexfile import find as find_index
 
@@ -155,55 +223,8 @@ def _hold_complete(directory: str, layer: Layer) -> Entry | None:
     return entry
 
 
-def convert(task: Task, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
-    """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
-
-    `report` gets a line before it begins, `shown` how far it is. Raises PyerofsError. A conversion that fails or is
-    interrupted leaves the layers that were complete, which the next one uses, and nothing else that counts; one that is
-    killed also leaves what it had unpacked, which the next one removes.
-    """
-    directory = chosen_directory(options)
-    path = path_of(directory, task.digest)
-    try:
-        make_directory(directory)
-        make_directory(os.path.join(directory, NAME))
-        with _locked(path, lambda: report(f"{task.name} is being converted by another process: waiting for it")):
-            found = find(directory, task.digest, task.name)
-            if found is None:
-                report(
-                    f"{task.name} has no EROFS layers ({task.summary}): converting it into {directory}, once "
-                    "(oci.convert=no refuses)"
-                )
-                found = _convert(task, directory, options, shown)
-            return found
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise SystemFailure(f"cannot convert {task.name}: {error.strerror or error}{where}") from None
-
-
-def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter) -> Converted:
-    from .chunkindex import CHUNK_SIZE
-    from .convert import convert_document
-    from .place import open_origin
-
-    path = path_of(directory, task.digest)
-    with _work_directory(path) as work, _ended_in_order(), contextlib.ExitStack() as stack:
-        origin = open_origin(task.source, options)
-        stack.callback(origin.close)
-        root = origin.root()
-        if root.digest != task.digest:
-            root = origin.document(Descriptor("", task.digest, 0))
-        target = _CacheTarget(task, directory, options)
-        stack.callback(target.close)
-        convert_document(origin, target, root, CHUNK_SIZE, shown, os.environ.get("TMPDIR") or work)
-        found = find(directory, task.digest, task.name)
-    if found is None:
-        raise SystemFailure(f"{task.name} was converted, but is not in {directory}: who has removed it?")
-    return found
-
-
 @contextlib.contextmanager
-def _locked(path: str, waiting: Callable[[], None]) -> Iterator[None]:
+def locked(path: str, waiting: Callable[[], None]) -> Iterator[None]:
     lock = None
     while lock is None:  # it was removed between the two steps
         with contextlib.suppress(FileExistsError):
@@ -213,101 +234,3 @@ def _locked(path: str, waiting: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-@contextlib.contextmanager
-def _work_directory(path: str) -> Iterator[str]:
-    """Whoever holds the lock has it alone."""
-    work = os.path.join(path, _WORK)
-    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
-    os.mkdir(work, mode=0o700)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, so that what was unpacked is removed. Only a main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _CacheTarget:
-    """A Receiver: layers become complete entries of the cache, in use until close()."""
-
-    def __init__(self, task: Task, directory: str, options: OCIOptions) -> None:
-        self.name = directory
-        self._task = task
-        self._directory = directory
-        self._options = replace(with_index(options), fill="none")
-        self._held: list[Entry] = []
-
-    def add_file(self, digest: str, path: str, progress: Callable[[int], None]) -> str:
-        """The config, which no mount needs."""
-        return "not kept"
-
-    def add_layer(self, made: Made, progress: Callable[[int], None]) -> str:
-        found = made.description
-        descriptor = Descriptor(found["mediaType"], made.digest, made.size, found["annotations"])
-        layer = describe(Manifest("", (descriptor,)), 0)
-        how = "already there"
-        entry = _hold_complete(self._directory, layer)
-        if entry is None:
-            self._write(layer, made.path, progress)
-            how, entry = "written", _hold_complete(self._directory, layer)
-        if entry is None:
-            raise SystemFailure(
-                f"cannot keep the converted layers of {self._task.name} in {self._directory}: "
-                f"{self._problem or 'they are gone again'}"
-            )
-        self._held.append(entry)
-        return how
-
-    _problem = ""  # what the cache said last
-
-    def _write(self, layer: Layer, path: str, progress: Callable[[int], None]) -> None:
-        """Reads it through the cache: each chunk is checked, and what other mounts have lost of it is there again."""
-        from .export import Export
-        from .imagesource import open_source
-
-        def log(text: str) -> None:
-            self._problem = text
-
-        blobs = FileBlobs(lambda _: path)
-        source = open_source(self._task.name, layer, blobs, NoConnections(), self._options, log=log)
-        export = Export(source, self._options, log)
-        try:
-            buffer = memoryview(bytearray(min(1 << 20, export.size)))
-            for at in range(0, export.size, len(buffer)):
-                export.read_into(buffer[: export.size - at], at)
-                progress(min(at + len(buffer), export.size))
-        finally:
-            export.close()
-
-    def add_document(self, document: Document, *, root: bool) -> None:
-        head: dict[str, Any] = {
-            "version": VERSION,
-            "name": self._task.name,
-            "of": self._task.digest,
-            "digest": document.digest,
-        }
-        path = os.path.join(path_of(self._directory, self._task.digest), _IMAGE)
-        temporary = f"{path}.new"
-        with open(temporary, "wb") as file:
-            file.write(json.dumps(head).encode() + b"\n" + document.body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-
-    def close(self) -> None:
-        for entry in self._held:
-            entry.close()
-        self._held = []

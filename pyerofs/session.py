@@ -85,12 +85,13 @@ def mount(
     with ExitStack() as held:
 
         def convert(task: dict[str, str]) -> None:
-            from . import converted
+            from .conversion import convert as convert_image
+            from .converted import Task
             from .progress import Console, Lines
 
             say, seen = (_ignore, None) if parsed.quiet else (report, watch)
             shown = Lines(Console(say if seen else _ignore, seen))
-            held.enter_context(converted.convert(converted.Task(**task), parsed.oci, say, shown))
+            held.enter_context(convert_image(Task(**task), parsed.oci, say, shown))
             daemon.send(converted=True)
 
         try:

@@ -118,6 +118,7 @@ def test_ls(stage: Stage) -> None:
     assert rows[whole] == {
         "digest": whole, "size": SIZE, "present": SIZE, "disk": rows[whole]["disk"], "used": "1970-01-02T00:00:00Z",
         "in_use": False, "complete": True, "verified": True, "broken": False,
+        "converted_for": [],
     }  # fmt: skip
     assert rows[whole]["disk"] > SIZE
     assert rows[part]["in_use"] and not rows[part]["complete"] and not rows[part]["verified"]

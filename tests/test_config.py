@@ -71,6 +71,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         ca = "/etc/ca.pem"
         proxy = "http://proxy:3128"
         cache = "/var/c"
+        convert = "no"
         connections = 4
         timeout = "2m"
         fill = "idle"
@@ -97,6 +98,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         ca="/etc/ca.pem",
         proxy=Secret("http://proxy:3128"),
         cache="/var/c",
+        convert="no",
         connections=4,
         timeout=120,
         fill="idle",
@@ -372,6 +374,7 @@ def test_secrets_are_not_shown_and_the_rest_is_toml(write: Write, tmp_path: Path
         "connections": 1,
         "timeout": 120,
         "fill": "none",
+        "convert": "auto",
         "verify": "auto",
     }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +383,65 @@ def size(scene: Scene, layer: converted.Layer) -> int:
     found = cachedir.look_for(str(scene.cache), layer.verified_key)
     assert found is not None
     return found.size
+
+
+# What `cache` says of it
+
+
+def cache(scene: Scene, *arguments: str) -> list[str]:
+    done = scene.run("cache", *arguments, "--dir", scene.cache)
+    assert (done.status, done.err) == (0, "")
+    return done.out.splitlines()
+
+
+def test_the_cache_knows_it(scene: Scene, small: tuple[Layout, str], layout: Layout) -> None:
+    digest = digest_of_image(small[0])
+    line = re.escape(f"{digest}  {small[1]}  converted, 2 layers, ") + "[0-9.]+ KiB, "
+    scene.mount_image(small[1], fstype=FUSE)
+    assert re.fullmatch(f"{line}complete, in use", cache(scene, "ls")[2])
+    assert [row["converted_for"] for row in entries(scene)] == [[small[1]]] * 2
+    assert "removed 0 blobs" in scene.run("cache", "gc", "--max", "1", "--dir", scene.cache).out
+    assert cache(scene, "verify")[0].endswith("  verified")
+    assert (scene.mnt / "two").read_bytes() == b"2" * 300_000
+    by_pyerofs(scene)
+    assert re.fullmatch(f"{line}complete", cache(scene, "ls")[2])
+    cache(scene, "rm", entries(scene)[0]["digest"])
+    assert len(entries(scene)) == 1
+    assert not home(scene, digest).exists()  # it cannot be used any more
+    for options in (["gc", "--older-than", "0"], ["gc", "--max", "1"], ["rm", small[1]], ["rm", digest]):
+        scene.mount_image(small[1], fstype=FUSE)
+        by_pyerofs(scene)
+        said = cache(scene, *options)
+        assert any(text.startswith(f"{small[1]}  no longer converted") for text in said)
+        assert entries(scene) == []
+        assert not home(scene, digest).exists()
+
+
+def test_a_layer_of_two_images_stays_with_the_other(scene: Scene, small: tuple[Layout, str]) -> None:
+    base = archive(file("one", b"1" * 300_000), file("both", b"1"))
+    other = small[0].tag(small[0].image([base]), "other")
+    for image in (small[1], other):
+        scene.mount_image(image, fstype=FUSE)
+        by_pyerofs(scene)
+    assert sorted(len(row["converted_for"]) for row in entries(scene)) == [1, 2]
+    cache(scene, "rm", small[1])
+    assert [row["converted_for"] for row in entries(scene)] == [[other]]
+    assert "converting" not in scene.mount_image(other, fstype=FUSE).err
+    by_pyerofs(scene)
+
+
+def test_gc_leaves_a_conversion_alone(scene: Scene, small: tuple[Layout, str]) -> None:
+    path = home(scene, digest_of_image(small[0]))
+    (path / "work").mkdir(parents=True, mode=0o700)
+    for directory in (scene.cache, path.parent):
+        directory.chmod(0o700)
+    lock = lock_entry(str(path))
+    assert lock is not None
+    cache(scene, "gc")
+    assert (path / "work").exists()
+    os.close(lock)
+    cache(scene, "gc")
+    assert not path.exists()
 
 
 # What is refused

@@ -1,0 +1,174 @@
+"""Converting an ordinary image into the cache: what converted.py finds there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .cache import chosen_directory, make_directory
+from .chunkindex import CHUNK_SIZE
+from .convert import convert_document
+from .converted import IMAGE, NAME, VERSION, WORK, find, hold_complete, locked, path_of
+from .errors import SystemFailure
+from .export import Export
+from .imagesource import open_source
+from .layer import Layer, describe
+from .localblob import FileBlobs, NoConnections
+from .localimage import with_index
+from .manifest import Descriptor, Manifest
+from .place import open_origin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .cache import Entry
+    from .converted import Converted, Task
+    from .copyimage import Meter
+    from .document import Document
+    from .layermaker import Made
+    from .options import OCIOptions
+
+
+def convert(task: Task, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
+    """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
+
+    `report` gets a line before it begins, `shown` how far it is. Raises PyerofsError. A conversion that fails or is
+    interrupted leaves the layers that were complete, which the next one uses, and nothing else that counts; one that is
+    killed also leaves what it had unpacked, which the next one removes.
+    """
+    directory = chosen_directory(options)
+    path = path_of(directory, task.digest)
+    try:
+        make_directory(directory)
+        make_directory(os.path.join(directory, NAME))
+        with locked(path, lambda: report(f"{task.name} is being converted by another process: waiting for it")):
+            found = find(directory, task.digest, task.name)
+            if found is None:
+                report(
+                    f"{task.name} has no EROFS layers ({task.summary}): converting it into {directory}, once "
+                    "(oci.convert=no refuses)"
+                )
+                found = _convert(task, directory, options, shown)
+            return found
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise SystemFailure(f"cannot convert {task.name}: {error.strerror or error}{where}") from None
+
+
+def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter) -> Converted:
+    path = path_of(directory, task.digest)
+    with _work_directory(path) as work, _ended_in_order(), contextlib.ExitStack() as stack:
+        origin = open_origin(task.source, options)
+        stack.callback(origin.close)
+        root = origin.root()
+        if root.digest != task.digest:
+            root = origin.document(Descriptor("", task.digest, 0))
+        target = _CacheTarget(task, directory, options)
+        stack.callback(target.close)
+        convert_document(origin, target, root, CHUNK_SIZE, shown, os.environ.get("TMPDIR") or work)
+        found = find(directory, task.digest, task.name)
+    if found is None:
+        raise SystemFailure(f"{task.name} was converted, but is not in {directory}: who has removed it?")
+    return found
+
+
+@contextlib.contextmanager
+def _work_directory(path: str) -> Iterator[str]:
+    """Whoever holds the lock has it alone."""
+    work = os.path.join(path, WORK)
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+    os.mkdir(work, mode=0o700)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, so that what was unpacked is removed. Only a main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _CacheTarget:
+    """A Receiver: layers become complete entries of the cache, in use until close()."""
+
+    def __init__(self, task: Task, directory: str, options: OCIOptions) -> None:
+        self.name = directory
+        self._task = task
+        self._directory = directory
+        self._options = replace(with_index(options), fill="none")
+        self._held: list[Entry] = []
+
+    def add_file(self, digest: str, path: str, progress: Callable[[int], None]) -> str:
+        """The config, which no mount needs."""
+        return "not kept"
+
+    def add_layer(self, made: Made, progress: Callable[[int], None]) -> str:
+        found = made.description
+        descriptor = Descriptor(found["mediaType"], made.digest, made.size, found["annotations"])
+        layer = describe(Manifest("", (descriptor,)), 0)
+        how = "already there"
+        entry = hold_complete(self._directory, layer)
+        if entry is None:
+            self._write(layer, made.path, progress)
+            how, entry = "written", hold_complete(self._directory, layer)
+        if entry is None:
+            raise SystemFailure(
+                f"cannot keep the converted layers of {self._task.name} in {self._directory}: "
+                f"{self._problem or 'they are gone again'}"
+            )
+        self._held.append(entry)
+        return how
+
+    _problem = ""  # what the cache said last
+
+    def _write(self, layer: Layer, path: str, progress: Callable[[int], None]) -> None:
+        """Reads it through the cache: each chunk is checked, and what other mounts have lost of it is there again."""
+
+        def log(text: str) -> None:
+            self._problem = text
+
+        blobs = FileBlobs(lambda _: path)
+        source = open_source(self._task.name, layer, blobs, NoConnections(), self._options, log=log)
+        export = Export(source, self._options, log)
+        try:
+            buffer = memoryview(bytearray(min(1 << 20, export.size)))
+            for at in range(0, export.size, len(buffer)):
+                export.read_into(buffer[: export.size - at], at)
+                progress(min(at + len(buffer), export.size))
+        finally:
+            export.close()
+
+    def add_document(self, document: Document, *, root: bool) -> None:
+        head: dict[str, Any] = {
+            "version": VERSION,
+            "name": self._task.name,
+            "of": self._task.digest,
+            "digest": document.digest,
+        }
+        path = os.path.join(path_of(self._directory, self._task.digest), IMAGE)
+        temporary = f"{path}.new"
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(head).encode() + b"\n" + document.body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+
+    def close(self) -> None:
+        for entry in self._held:
+            entry.close()
+        self._held = []
