@@ -9,8 +9,9 @@ from .compose import compose, is_index, role_of
 from .config import oci_options
 from .errors import ImageError
 from .layer import describe
-from .manifest import Index, Manifest, native_media_type
+from .manifest import Index, Manifest, foreign_format, native_layers, native_media_type
 from .mountpoint import mountinfo
+from .ordinary import obstacle, summary, way_out
 from .places import Place, is_place
 from .platforms import Platform
 from .record import read_all
@@ -81,6 +82,7 @@ def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:
         "size": layer.size,
         "digest": layer.digest,
         "native": native_media_type(layer.media_type),
+        "format": "EROFS" if native_media_type(layer.media_type) else foreign_format(layer),
         "annotations": {k: v for k, v in layer.annotations.items() if k.startswith("org.erofs.")},
         "role": role,
         "chunk_index": _CHUNK_INDEX in layer.annotations or any(is_index(after) for after in following),
@@ -103,18 +105,25 @@ def _held(directory: str, manifest: Manifest, index: int) -> Contents | None:
 
 
 def _mount(manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `mount` with these options would mount: the numbers of its `layers`, and whether they are `stacked`; or the
-    `error`. The rest is true where it is true for all of them."""
+    """What `mount` with these options would mount: the numbers of its `layers`, and whether they are `stacked`; or
+    what would be converted first (`convert`); or the `error`. The rest is true where it is true for all of them."""
+    convert = ""
     try:
         parts = compose(manifest, oci.layer, oci.blob)
         error = None
     except ImageError as e:
         parts, error = (), str(e)
+        if not native_layers(manifest) and oci.layer is None and oci.blob is None:
+            if oci.convert == "auto" and not obstacle(manifest):
+                error, convert = None, summary(manifest)
+            else:
+                error = f"{error}; {way_out(manifest)}"
     chosen = [layers[part.layer] for part in parts]
     return {
         "layers": [part.layer for part in parts],
         "stacked": len([part for part in parts if part.role != "device"]) > 1,
         "error": error,
+        "convert": convert,
         **{key: bool(chosen) and all(layer[key] for layer in chosen) for key in ("chunk_index", "verity", "verified")},
     }
 
@@ -130,12 +139,14 @@ def render(found: dict[str, Any]) -> str:
         native = "EROFS" if layer["native"] else "-"
         lines.append(
             f"layer {layer['index']}  {native:<5}  {layer['size']:>12}  {layer['media_type']}  {layer['digest']}"
-            f"{_marks(layer, layer['role'])}"
+            f"{_marks(layer, layer['role'] or ('' if layer['native'] else layer['format']))}"
         )
         lines += [f"    {key}: {value}" for key, value in layer["annotations"].items()]
     mount = found["mount"]
     if mount["error"]:
         lines.append(f"mount: no: {mount['error']}")
+    elif mount["convert"]:
+        lines.append(f"mount: all layers, stacked, once they have been converted ({mount['convert']})")
     else:
         how = "stacked" if mount["stacked"] else "by itself" if len(mount["layers"]) == 1 else "with its devices"
         numbers = ", ".join(map(str, mount["layers"]))

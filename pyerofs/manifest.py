@@ -23,6 +23,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MEDIA_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST)  # for the Accept header
 MAX_SIZE = 4 << 20  # bytes of a manifest: the most that the distribution spec asks registries to take
 
+SOCI = "application/vnd.amazon.soci."
+# Annotations of an index's entry: of SOCI's index of an image, nydus's and overlaybd's images.
+_LAZY = ("com.amazon.soci.image-manifest-digest", "containerd.io/snapshot/nydus-", "containerd.io/snapshot/overlaybd/")
 _INDEXES = (OCI_INDEX, DOCKER_INDEX)
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+"
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
@@ -35,7 +38,8 @@ T = TypeVar("T", str, int, list[Any], dict[str, Any])
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """OCI image spec, "Content Descriptors". `size` in bytes; `platform` only in an index."""
+    """OCI image spec, "Content Descriptors". `size` in bytes; `platform` only in an index, and `artifact_type` of
+    what is no image there."""
 
     media_type: str
     digest: str
@@ -43,6 +47,7 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def select(index: Index, platform: Platform) -> Descriptor:
     if len(candidates) == 1 and candidates[0].platform is None:
         return candidates[0]
     ranked = [
-        (distance, _format_preference(entry.platform), position)
+        (distance, _format_preference(entry, entry.platform), position)
         for position, entry in enumerate(candidates)
         if entry.platform and (distance := rank(platform, entry.platform)) is not None
     ]
@@ -142,24 +147,28 @@ def native_layers(manifest: Manifest) -> list[tuple[int, Descriptor]]:
     return [(i, layer) for i, layer in enumerate(manifest.layers) if native_media_type(layer.media_type)]
 
 
-def explain_foreign(descriptor: Descriptor) -> str:
-    """What a layer that is not EROFS is, with an article."""
+def foreign_format(descriptor: Descriptor) -> str:
+    """What a layer that is not EROFS is, with an article; "" for what is not known."""
     kind, keys = descriptor.media_type, descriptor.annotations
     if ".nydus." in kind or any(key.startswith("containerd.io/snapshot/nydus-") for key in keys):
-        name = "a nydus layer"
-    elif kind.startswith("application/vnd.amazon.soci."):
-        name = "a SOCI index"
-    elif any(key.startswith("containerd.io/snapshot/overlaybd/") for key in keys):
-        name = "an overlaybd layer"
-    elif "containerd.io/snapshot/stargz/toc.digest" in keys:
-        name = "an eStargz layer"
-    elif kind.startswith("application/vnd.erofs.chunk-index."):
-        name = "an EROFS chunk index"
-    elif re.search(r"\.tar([.+]|$)", kind):
-        name = "an ordinary tar layer"
-    else:
-        return f"of the unknown type {kind}"
-    return f"{name} ({kind})"
+        return "a nydus layer"
+    if kind.startswith(SOCI):
+        return "a SOCI index"
+    if any(key.startswith("containerd.io/snapshot/overlaybd/") for key in keys):
+        return "an overlaybd layer"
+    if "containerd.io/snapshot/stargz/toc.digest" in keys:
+        return "an eStargz layer"
+    if kind.startswith("application/vnd.erofs.chunk-index."):
+        return "an EROFS chunk index"
+    if re.search(r"\.tar([.+]|$)", kind):
+        return "an ordinary tar layer"
+    return ""
+
+
+def explain_foreign(descriptor: Descriptor) -> str:
+    """The same for a message, with the media type."""
+    name, kind = foreign_format(descriptor), descriptor.media_type
+    return f"{name} ({kind})" if name else f"of the unknown type {kind}"
 
 
 def choose_layer(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[int, Descriptor]:
@@ -208,8 +217,10 @@ def is_attestation(entry: Descriptor) -> bool:
     return entry.platform is not None and "unknown" in (entry.platform.os, entry.platform.architecture)
 
 
-def _format_preference(platform: Platform) -> int:
-    """Smaller is better; a feature that is not ours marks another lazy format."""
+def _format_preference(entry: Descriptor, platform: Platform) -> int:
+    """Smaller is better; a feature that is not ours marks another lazy format, as do some artifacts beside an image."""
+    if entry.artifact_type.startswith(SOCI) or any(key.startswith(_LAZY) for key in entry.annotations):
+        return 3
     return 0 if "erofs" in platform.os_features else 2 if platform.os_features else 1
 
 
@@ -269,6 +280,7 @@ def _descriptor(value: object, where: str, smallest: int = 0) -> Descriptor:
         annotations=_annotations(value, where),
         platform=_platform(value, where),
         urls=_strings(value, "urls", where),
+        artifact_type=_get(value, "artifactType", str, where) or "",
     )
 
 

@@ -7,14 +7,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from .errors import ImageError
-from .manifest import explain_foreign
+from .manifest import SOCI, explain_foreign
 from .quantity import show_bytes
 
 if TYPE_CHECKING:
     from .manifest import Descriptor, Manifest
 
 _STARGZ = "containerd.io/snapshot/stargz/toc.digest"
-_SOCI = "application/vnd.amazon.soci."
 # Whose bytes are not in the layer itself, or not as a tar archive, whatever the layer's media type says.
 _FOREIGN = ("containerd.io/snapshot/nydus-", "containerd.io/snapshot/overlaybd/")
 _TAR = re.compile(r"\.tar(?:[.+](\w+))?")
@@ -40,7 +39,7 @@ def is_convertible(layer: Descriptor) -> bool:
 def obstacle(manifest: Manifest) -> str:
     """Why the image cannot be converted, and what to do; "" where it can be."""
     config = manifest.config.media_type if manifest.config else ""
-    if any(kind.startswith(_SOCI) for kind in (config, *(layer.media_type for layer in manifest.layers))):
+    if any(kind.startswith(SOCI) for kind in (config, *(layer.media_type for layer in manifest.layers))):
         return "this is a SOCI index, not an image: name the image that it is for"
     if any(".nydus." in layer.media_type or _has(layer, _FOREIGN[0]) for layer in manifest.layers):
         return "this is a nydus image, which cannot be converted: name the ordinary image that it was made of"
@@ -62,16 +61,15 @@ def way_out(manifest: Manifest) -> str:
 def summary(manifest: Manifest) -> str:
     """What a convertible image is made of: "5 layers of tar+gzip, 120.0 MiB"."""
     kinds = Counter(_kind(layer) for layer in manifest.layers)
-    first, *more = (f"{count} {kind}" for kind, count in kinds.items())
-    text = ", ".join((first, *more))
-    return f"{text}, {show_bytes(sum(layer.size for layer in manifest.layers))}"
+    names = [f"{count} {what}{'' if count == 1 else 's'} of {packed}" for (what, packed), count in kinds.items()]
+    return f"{', '.join(names)}, {show_bytes(sum(layer.size for layer in manifest.layers))}"
 
 
-def _kind(layer: Descriptor) -> str:
+def _kind(layer: Descriptor) -> tuple[str, str]:
     found = _TAR.search(layer.media_type)
-    packed = {"gz": "gzip", "zst": "zstd"}.get((found and found[1]) or "", (found and found[1]) or "")
-    name = "eStargz layers" if _STARGZ in layer.annotations else "layers"
-    return f"{name} of tar{f'+{packed}' if packed else ''}"
+    suffix = (found and found[1]) or ""
+    packed = {"gz": "gzip", "zst": "zstd"}.get(suffix, suffix)
+    return "eStargz layer" if _STARGZ in layer.annotations else "layer", f"tar+{packed}" if packed else "tar"
 
 
 def _has(layer: Descriptor, prefix: str) -> bool:

@@ -114,7 +114,8 @@ def test_inspect_of_a_whole_image(scene: Scene, registry: LoggingRegistry, image
     assert [layer["verity"] for layer in found["layers"]] == [False, True]
     assert [(layer["present"], layer["verified"]) for layer in found["layers"]] == [(0, False)] * 2
     assert found["mount"] == {
-        "layers": [0, 1], "stacked": True, "error": None, "chunk_index": False, "verity": False, "verified": False,
+        "layers": [0, 1], "stacked": True, "error": None, "convert": "",
+        "chunk_index": False, "verity": False, "verified": False,
     }  # fmt: skip
     with open_blob(reference, f"oci=0,oci.verify=none,{cache}") as blob:
         blob.readall()
@@ -130,10 +131,20 @@ def test_inspect_of_a_whole_image(scene: Scene, registry: LoggingRegistry, image
 
 
 def test_inspect_of_what_cannot_be_mounted(scene: Scene, published: Published, registry: LoggingRegistry) -> None:
-    tar = json.loads(scene.run("inspect", "--json", published.tar).out)
+    no = ("-o", "oci.convert=no", published.tar)
+    tar = json.loads(scene.run("inspect", "--json", *no).out)
     assert tar["layers"][0]["role"] is None
+    assert tar["layers"][0]["format"] == "an ordinary tar layer"
     assert tar["mount"]["layers"] == [] and "no EROFS layer" in tar["mount"]["error"]
-    assert scene.run("inspect", published.tar).out.splitlines()[-1].startswith("mount: no: the image has no EROFS")
+    assert scene.run("inspect", *no).out.splitlines()[-1].startswith("mount: no: the image has no EROFS")
+
+
+def test_inspect_of_what_would_be_converted(scene: Scene, published: Published) -> None:
+    mount = json.loads(scene.run("inspect", "--json", published.tar).out)["mount"]
+    assert (mount["layers"], mount["error"], mount["convert"]) == ([], None, "1 layer of tar, 10.0 KiB")
+    said = scene.run("inspect", published.tar).out.splitlines()
+    assert said[-2].endswith("  an ordinary tar layer")
+    assert said[-1] == "mount: all layers, stacked, once they have been converted (1 layer of tar, 10.0 KiB)"
 
 
 def test_inspect_says_the_conversation(scene: Scene, published: Published) -> None:

@@ -252,6 +252,19 @@ def test_verify_digest() -> None:
         ([entry("linux/amd64", 1), entry("linux/amd64", 2, "erofs")], "linux/amd64", 2),
         ([entry("linux/amd64", 1, "erofs"), entry("linux/amd64", 2, "erofs")], "linux/amd64", 1),
         ([entry("linux/amd64", 1, "nydus.remoteimage.v1"), entry("linux/amd64", 2)], "linux/amd64", 2),
+        (
+            [{**entry("linux/amd64", 1), "artifactType": f"{m.SOCI}index.v2+json"}, entry("linux/amd64", 2)],
+            "linux/amd64",
+            2,
+        ),
+        (
+            [
+                entry("linux/amd64", 1) | {"annotations": {"containerd.io/snapshot/nydus-bootstrap": "true"}},
+                entry("linux/amd64", 2),
+            ],
+            "linux/amd64",
+            2,
+        ),
         ([entry("linux/arm/v6", 1), entry("linux/arm/v7", 2), entry("linux/arm/v5", 3)], "linux/arm/v7", 2),
         ([entry("linux/arm/v5", 1), entry("linux/arm/v6", 2)], "linux/arm/v7", 2),
         ([entry("linux/arm/v6", 1, "erofs"), entry("linux/arm/v7", 2)], "linux/arm/v7", 2),

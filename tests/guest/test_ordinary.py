@@ -1,0 +1,51 @@
+"""An image of ordinary layers over NBD in the real kernel: converted, mounted, and alive when its daemons die."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+from load import Load, alive_again, record_of
+from ordinary import Layout, file
+from scene import Done, Scene, by_pyerofs, until
+from stacks import write
+from tarballs import archive
+from trees import Tree
+
+NBD = "erofs.nbd"
+
+
+def test_a_life(scene: Scene) -> None:
+    """Mounted as root fs of a stack; the daemon is killed, both are killed, and the layout has gone meanwhile."""
+    chance = random.Random(7)
+    layout = Layout(scene.directory / "layout")
+    together = scene.directory / "together"
+    layers = []
+    for number in range(3):
+        files = {f"layer {number}/{n}": chance.randbytes(100_000 + n) for n in range(6)}
+        layers.append(archive(*(file(name, content) for name, content in files.items())))
+        for name, content in files.items():
+            write(together / name, content)
+    done = scene.mount_image(layout.tag(layout.image(layers), "app"), fstype=NBD)
+    assert "has no EROFS layers (3 layers of tar+gzip" in done.err
+    assert [part.how for part in record_of(scene).parts] == ["netlink"] * 3
+    layout.path.rename(scene.directory / "away")
+    with Load(scene.mnt, Tree(together, {})) as load:
+        load.go_on()
+        before = record_of(scene)
+        os.kill(before.pid, signal.SIGKILL)
+        assert alive_again(scene, before).restarts == 1
+        load.go_on()
+        before = record_of(scene)
+        os.kill(before.supervisor, signal.SIGKILL)
+        os.kill(before.pid, signal.SIGKILL)
+        until(lambda: not before.alive() and not before.supervised(), "the end of both")
+        assert scene.run("reattach", scene.mnt) == Done(0, "", "")
+        load.go_on()
+        before = record_of(scene)
+        assert scene.run("reattach", scene.mnt) == Done(0, "", "")
+        assert record_of(scene).pid != before.pid
+        load.go_on()
+    by_pyerofs(scene)
+    scene.nothing_left()
