@@ -63,6 +63,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
         "  pyerofs mount -t erofs.nbd -o oci=0,oci.platform=linux/amd64 quay.io/org/app:1.0 /mnt\n"
         "  pyerofs mount -o oci.upperdir=/var/up,oci.workdir=/var/work quay.io/org/app:1.0 /mnt     writable\n"
         "  pyerofs mount app.erofs /mnt               a local image\n"
+        "  pyerofs mount oci:images:app /mnt          an image in an OCI layout directory\n"
         "  pyerofs mount -u /mnt                      unmount",
     )
     p.add_argument(

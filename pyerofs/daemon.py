@@ -154,7 +154,7 @@ class Daemon:
             if key in message:
                 return message[key]
             for other, value in message.items():
-                wishes.get(other, report)(value) if wishes else report(value)
+                (wishes or {}).get(other, report)(value)
 
     def give_up(self) -> None:
         """Hangs up, which makes the daemon take everything back, and waits until it has."""

@@ -265,7 +265,8 @@ def parts_of(
         parts = choose(manifest) if choose else compose(manifest, options.layer, options.blob)
         layers = [describe(manifest, part.layer, use_index=options.verify != "none") for part in parts]
     except ImageError as e:
-        raise ImageError(f"{image.name}: {e}") from None
+        hint = "; an ordinary image is mounted whole, without oci.layer and oci.blob"
+        raise ImageError(f"{image.name}: {e}{'' if native_layers(manifest) else hint}") from None
 
     def opener(layer: Layer) -> Opener:
         def open_(log: Callable[[str], None]) -> Source:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from scene import Done, Scene, by_pyerofs, until
 from tarballs import archive
 from trees import Entry, assert_same, survey
 
-from pyerofs import cachedir, converted, mountpoint
+from pyerofs import cachedir, converted, mountpoint, session
 from pyerofs.entrylock import lock_entry
 from pyerofs.layer import describe
 from pyerofs.localimage import known_layers
@@ -140,6 +141,27 @@ def test_the_caller_hears_nothing_that_it_does_not_want(scene: Scene, small: tup
         done = scene.run("mount", *arguments, "-t", FUSE, "-o", f"oci.cache={cache}{options}", small[1], scene.mnt)
         assert done == Done(0, "", "")
         by_pyerofs(scene)
+
+
+def test_who_watches_sees_how_far_it_is(scene: Scene, small: tuple[Layout, str]) -> None:
+    said: list[str] = []
+    seen: list[str] = []
+    session.mount(
+        small[1], str(scene.mnt), f"oci.cache={scene.cache}", fstype=FUSE, report=said.append, watch=seen.append
+    )
+    assert "converting" in said[0]
+    assert [line.split("  ")[0] for line in said[1:]] == ["layer 1 of 2", "layer 2 of 2"]
+    assert seen[0].startswith("layer 1 of 2: read  ") and seen.count("") == 2
+    session.unmount(str(scene.mnt))
+
+
+def test_a_native_mount_loads_nothing_of_it() -> None:
+    """Start time is what an image's user waits for."""
+    loaded = "import sys, pyerofs.worker, pyerofs.session; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True)
+    ours = {name.removeprefix("pyerofs.") for name in done.stdout.split()}
+    assert "worker" in ours
+    assert not ours & {"convert", "conversion", "converted", "place", "layout", "dockerarchive", "progress", "upload"}
 
 
 def test_the_platform_decides(scene: Scene, layout: Layout) -> None:
@@ -450,6 +472,7 @@ def test_gc_leaves_a_conversion_alone(scene: Scene, small: tuple[Layout, str]) -
 @pytest.mark.parametrize(("options", "text"), [
     (["oci.convert=no"], f"no EROFS layer: an ordinary tar layer ({TAR}+gzip); oci.convert=auto lets mount convert it"),
     (["oci=0"], "layer 0 is not EROFS but an ordinary tar layer"),
+    (["oci=0"], "; an ordinary image is mounted whole, without oci.layer and oci.blob"),
 ])  # fmt: skip
 def test_what_is_refused(scene: Scene, layout: Layout, options: list[str], text: str) -> None:
     options = [f"oci.cache={scene.cache}", *options]
