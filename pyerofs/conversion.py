@@ -63,12 +63,10 @@ def convert(task: Task, options: OCIOptions, report: Callable[[str], None], show
 
 def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter) -> Converted:
     path = path_of(directory, task.digest)
-    with _work_directory(path) as work, _ended_in_order(), contextlib.ExitStack() as stack:
+    with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
         origin = open_origin(task.source, options)
         stack.callback(origin.close)
-        root = origin.root()
-        if root.digest != task.digest:
-            root = origin.document(Descriptor("", task.digest, 0))
+        root = origin.document(Descriptor("", task.digest, 0))  # whatever the tag means by now
         target = _CacheTarget(task, directory, options)
         stack.callback(target.close)
         convert_document(origin, target, root, CHUNK_SIZE, shown, os.environ.get("TMPDIR") or work)

@@ -48,6 +48,8 @@ class ArchiveOrigin:
         return self._root
 
     def document(self, entry: Descriptor) -> Document:
+        if entry.digest == self._root.digest:
+            return self._root
         raise ImageError(f"{self.name} has no manifest {entry.digest}")
 
     @contextlib.contextmanager

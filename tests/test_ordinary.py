@@ -322,6 +322,25 @@ def test_a_disk_that_is_full(scene: Scene, layout: Layout, memory: Path, elsewhe
     assert [p.name for p in scene.directory.iterdir() if p.name.startswith("pyerofs-")] == []
 
 
+def test_a_tag_that_moves_meanwhile(scene: Scene, fake: FakeRegistry, small: tuple[Layout, str]) -> None:
+    """What is converted is what was announced, and what the daemon then asks for."""
+    image = put(fake, small[0])
+    digest = digest_of_image(small[0])
+    path = home(scene, digest)
+    path.mkdir(parents=True, mode=0o700)
+    for directory in (scene.cache, path.parent):
+        directory.chmod(0o700)
+    lock = lock_entry(str(path))
+    assert lock is not None
+    mount = scene.start("mount", "-t", FUSE, "-o", f"oci.cache={scene.cache}", image, scene.mnt)
+    assert mount.stderr is not None and "waiting" in mount.stderr.readline()
+    del fake.manifests["small"]
+    os.close(lock)
+    assert mount.communicate(timeout=60)[0] == "" and mount.returncode == 0
+    assert (scene.mnt / "two").read_bytes() == b"2" * 300_000
+    by_pyerofs(scene)
+
+
 # What is spoiled or gone
 
 
