@@ -49,9 +49,11 @@ from .status import snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from .compose import Part as Chosen
     from .compose import Role
     from .converted import Task
     from .source import Source
+    from .verity import Tree
 
 FILES = 1 << 16  # open files
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
@@ -107,6 +109,7 @@ class Piece(NamedTuple):
     layer: int = -1
     role: Role = "lower"
     devices: Sequence[int] = ()
+    tree: Tree | None = None
 
 
 class Worker:
@@ -165,7 +168,7 @@ class Worker:
             piece = pieces[number]
             log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
             export = Export(piece.open(log), self._options.oci, log, cancel=self._caller.gone)
-            opened[number] = Part(export, log, piece.role, piece.devices)
+            opened[number] = Part(export, log, piece.role, piece.devices, piece.tree)
 
         try:
             for_each(range(len(pieces)), open_)
@@ -198,7 +201,16 @@ class Worker:
                 self._held.enter_context(image)
                 found = image.parts(oci, gone)
             for chosen, open_ in found:
-                yield Piece(open_, chosen.layer, chosen.role, chosen.devices)
+                yield Piece(open_, chosen.layer, chosen.role, chosen.devices, self._tree(chosen))
+
+    def _tree(self, chosen: Chosen) -> Tree | None:
+        """What the kernel is to verify a layer by."""
+        if self._options.verity == "none":
+            return None
+        from .verity import choose
+
+        what = f"{self._source_text}: layer {chosen.layer}"
+        return choose(chosen.descriptor.annotations, self._options.verity, what, self.log)
 
     def _have_converted(self, task: Task) -> bool:
         """It is the caller's work: this process is to stay small, and lives as long as the mount."""
