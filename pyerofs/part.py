@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .attachment import Attachment
+    from .compose import Part as Chosen
     from .compose import Role
     from .export import Export
     from .options import MountOptions
@@ -145,6 +146,15 @@ class Part:
     def close(self) -> None:
         self.server.close()
         self.export.close()
+
+
+def choose_tree(chosen: Chosen, options: MountOptions, source: str, log: Callable[[str], None]) -> Tree | None:
+    """What the kernel is to verify a layer of the image `source` by. Raises ImageError."""
+    if options.verity == "none":
+        return None
+    from .verity import choose
+
+    return choose(chosen.descriptor.annotations, options.verity, f"{source}: layer {chosen.layer}", log)
 
 
 def for_each(items: Sequence[T], act: Callable[[T], None]) -> None:

@@ -41,7 +41,7 @@ from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
 from .ordinary import OrdinaryImage
-from .part import Part, for_each
+from .part import Part, choose_tree, for_each
 from .record import Record, start_of
 from .source import LocalSource
 from .status import snapshot
@@ -49,7 +49,6 @@ from .status import snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from .compose import Part as Chosen
     from .compose import Role
     from .converted import Task
     from .source import Source
@@ -191,26 +190,17 @@ class Worker:
         else:
             trace = self._trace if self._request["verbosity"] >= 2 else None
             kept = Manifests(chosen_directory(oci), self.log)
-            gone = self._caller.gone
+            source, gone = self._source_text, self._caller.gone
             try:
-                found = find_parts(self._source_text, oci, trace=trace, cancel=gone, kept=kept)
+                found = find_parts(source, oci, trace=trace, cancel=gone, kept=kept)
             except OrdinaryImage as ordinary:
                 from . import converted
 
-                image = converted.obtain(self._source_text, ordinary, oci, self._have_converted)
-                self._held.enter_context(image)
+                image = self._held.enter_context(converted.obtain(source, ordinary, oci, self._have_converted))
                 found = image.parts(oci, gone)
             for chosen, open_ in found:
-                yield Piece(open_, chosen.layer, chosen.role, chosen.devices, self._tree(chosen))
-
-    def _tree(self, chosen: Chosen) -> Tree | None:
-        """What the kernel is to verify a layer by."""
-        if self._options.verity == "none":
-            return None
-        from .verity import choose
-
-        what = f"{self._source_text}: layer {chosen.layer}"
-        return choose(chosen.descriptor.annotations, self._options.verity, what, self.log)
+                tree = choose_tree(chosen, self._options, source, self.log)
+                yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
     def _have_converted(self, task: Task) -> bool:
         """It is the caller's work: this process is to stay small, and lives as long as the mount."""
