@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from .device import NBDDevice
     from .options import MountOptions
     from .server import Server
+    from .verity import Table
+    from .veritydevice import VerityDevice
 
 # Seconds that the kernel waits for a new daemon if this one dies before the mount: nobody will start one, and the
 # caller is in mount(2). Afterwards it is device.DEAD_TIMEOUT.
 SETUP_DEAD_TIMEOUT = 5
 ANSWER_MARGIN = 10.0  # seconds that an answer may take beyond oci.timeout, which ends the read with an error
-CLOSE_DEADLINE = 2.0  # seconds for a kernel to finish a disconnect of its own
+CLOSE_DEADLINE = 2.0  # seconds for a kernel to finish a disconnect of its own, or a removal
 FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
@@ -227,3 +229,47 @@ class FuseAttachment:
             self._process.stderr.close()
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._directory)
+
+
+class VerityAttachment:
+    """A dm-verity device over another attachment, which it holds: what is mounted is that device, and when it has gone
+    the one below goes as it does without it."""
+
+    def __init__(self, below: Attachment, device: VerityDevice):
+        self._below = below
+        self._device = device
+        self.path = device.path
+        self.how = below.how
+
+    @classmethod
+    def attach(cls, below: Attachment, table: Table, identifier: str, timeout: float) -> VerityAttachment:
+        """`timeout`: seconds for a read. After an error, as those of VerityDevice.open() and, for a file, of
+        loop.attach(), `below` is still the caller's."""
+        from . import loop
+        from .veritydevice import VerityDevice
+
+        path, fd = (below.path, -1) if below.how != "fuse" else loop.attach(below.path)
+        try:
+            device = VerityDevice.open(table, path, identifier, timeout + ANSWER_MARGIN)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return cls(below, device)
+
+    def mounted(self) -> None:
+        self._below.mounted()
+        self._device.let_go()
+
+    def reconnect(self) -> bool:
+        return self._below.reconnect()
+
+    def is_mounted(self) -> bool:
+        return mountpoint.is_mounted_device(self._device.number)
+
+    def release(self) -> bool:
+        return not self._device.exists() and self._below.release()
+
+    def abort(self) -> None:
+        if self._device.let_go():
+            self._device.await_end(CLOSE_DEADLINE)
+        self._below.abort()

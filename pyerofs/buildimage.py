@@ -11,13 +11,13 @@ from .convert import add_config
 from .copyimage import Meter, meter, short
 from .errors import ImageError, SystemFailure, UsageError
 from .imagedoc import make_manifest, new_config
-from .layermaker import make_layer
+from .layermaker import Recipe, make_layer
 from .mkfs import find_mkfs, make_image
 from .place import Target
 from .platforms import Platform
 
 
-def build_image(sources: Sequence[str], target: Target, platform: Platform, chunk_size: int, shown: Meter) -> str:
+def build_image(sources: Sequence[str], target: Target, platform: Platform, recipe: Recipe, shown: Meter) -> str:
     """Makes an image of one platform. Gives the digest of its manifest. Raises PyerofsError."""
     mkfs = None
     descriptions = []
@@ -30,7 +30,7 @@ def build_image(sources: Sequence[str], target: Target, platform: Platform, chun
                     make_image(mkfs, source, image)
                 else:
                     _copy(source, image)
-                made = make_layer(image, chunk_size)
+                made = make_layer(image, recipe)
             except ImageError as error:
                 raise ImageError(f"{source}: {error}") from None
             what = f"layer {number + 1} of {len(sources)}"

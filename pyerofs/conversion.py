@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .cache import chosen_directory, make_directory
-from .chunkindex import CHUNK_SIZE
 from .convert import convert_document
 from .converted import IMAGE, NAME, VERSION, WORK, find, hold_complete, locked, path_of
 from .errors import SystemFailure
 from .export import Export
 from .imagesource import open_source
 from .layer import Layer, describe
+from .layermaker import Recipe
 from .localblob import FileBlobs, NoConnections
 from .localimage import with_index
 from .manifest import Descriptor, Manifest
@@ -69,7 +69,7 @@ def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter) -> C
         root = origin.document(Descriptor("", task.digest, 0))  # whatever the tag means by now
         target = _CacheTarget(task, directory, options)
         stack.callback(target.close)
-        convert_document(origin, target, root, CHUNK_SIZE, shown, os.environ.get("TMPDIR") or work)
+        convert_document(origin, target, root, Recipe(), shown, os.environ.get("TMPDIR") or work)
         found = find(directory, task.digest, task.name)
     if found is None:
         raise SystemFailure(f"{task.name} was converted, but is not in {directory}: who has removed it?")

@@ -22,7 +22,7 @@ from .imagedoc import (
     make_manifest,
     read_config,
 )
-from .layermaker import make_layer
+from .layermaker import Recipe, make_layer
 from .layerstream import LayerStream
 from .manifest import MAX_SIZE, Descriptor, Index, Manifest, explain_foreign, is_attestation, native_media_type, parse
 from .mkfs import find_mkfs, make_image
@@ -34,7 +34,7 @@ from .tarstream import Tar
 from .unpack import unpack
 
 
-def convert_image(origin: Origin, target: Receiver, platform: Platform | None, chunk_size: int, shown: Meter) -> str:
+def convert_image(origin: Origin, target: Receiver, platform: Platform | None, recipe: Recipe, shown: Meter) -> str:
     """Converts an image with all its platforms, or what it has for one of them. Gives the digest of its root.
 
     Raises PyerofsError. Layers that have been written before that stay, without a tag.
@@ -47,16 +47,16 @@ def convert_image(origin: Origin, target: Receiver, platform: Platform | None, c
             root = choose(origin, root, platform)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
-    return convert_document(origin, target, root, chunk_size, shown)
+    return convert_document(origin, target, root, recipe, shown)
 
 
 def convert_document(
-    origin: Origin, target: Receiver, root: Document, chunk_size: int, shown: Meter, directory: str | None = None
+    origin: Origin, target: Receiver, root: Document, recipe: Recipe, shown: Meter, directory: str | None = None
 ) -> str:
     """As convert_image(), for one document of the image. `directory`: where there is room, on a filesystem that takes
     every kind of file; None: wherever temporary files go."""
     try:
-        made = _Conversion(origin, target, chunk_size, shown, directory).document(root, INDEX_DEPTH, "")
+        made = _Conversion(origin, target, recipe, shown, directory).document(root, INDEX_DEPTH, "")
         target.add_document(made, root=True)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
@@ -64,10 +64,10 @@ def convert_document(
 
 
 class _Conversion:
-    def __init__(self, origin: Origin, target: Receiver, chunk_size: int, shown: Meter, directory: str | None) -> None:
+    def __init__(self, origin: Origin, target: Receiver, recipe: Recipe, shown: Meter, directory: str | None) -> None:
         self._origin = origin
         self._target = target
-        self._chunk_size = chunk_size
+        self._recipe = recipe
         self._shown = shown
         self._directory = directory
         self._mkfs = find_mkfs()
@@ -106,7 +106,7 @@ class _Conversion:
                 trees.insert(0, root)
                 image = f"{directory}/{number}.erofs"
                 make_image(self._mkfs, os.fsdecode(root), image)
-                made = make_layer(image, self._chunk_size)
+                made = make_layer(image, self._recipe)
                 how = self._target.add_layer(made, meter(self._shown, f"{what}: write", made.size))
                 os.unlink(image)
                 self._shown.done(f"{what}  {short(layer.digest)} -> {short(made.digest)}", made.size, how)

@@ -12,6 +12,7 @@ methods from one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -131,19 +132,21 @@ def available() -> bool:
 
 def load_module() -> bool:
     """Whether this kernel has NBD, after having tried to load the module. Raises nothing."""
-    if available():
-        return True
+    if not available():
+        modprobe("nbd")
+    return available()
+
+
+def modprobe(module: str) -> None:
+    """Has a module of the kernel loaded, if that can be. Raises nothing."""
     import shutil
     import subprocess
 
-    modprobe = shutil.which("modprobe", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-    if modprobe:
+    program = shutil.which("modprobe", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if program:
         quiet = subprocess.DEVNULL
-        try:
-            subprocess.run([modprobe, "-q", "nbd"], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False)  # noqa: S603 - a fixed command
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-    return available()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run([program, "-q", module], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False)  # noqa: S603 - no shell, a name of ours
 
 
 def attach(

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .progress import Console, Lines
 
 if TYPE_CHECKING:
+    from .layermaker import Recipe
     from .options import OCIOptions
     from .place import Origin, Target
     from .platforms import Platform
@@ -27,14 +28,14 @@ def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> Non
         "  pyerofs convert quay.io/org/app:1.0 registry.example/app:1.0-erofs\n"
         "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app",
     )
-    _add_chunk_size(p)
+    _add_recipe(p)
     _add_places(p, f"{_PLACES}, or docker-archive:FILE[:REFERENCE]")
     p = make(
         "build",
         "make an image out of directories and EROFS files, one layer each, base first",
         "  pyerofs build rootfs/ registry.example/app:1.0\n  pyerofs build base.erofs changes/ oci:images:app",
     )
-    _add_chunk_size(p)
+    _add_recipe(p)
     p.add_argument("sources", metavar="SOURCE", nargs="+", help="a directory or an EROFS file")
     p.add_argument("dest", metavar="DEST", help=_PLACES)
     p = make(
@@ -53,11 +54,19 @@ def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> Non
     _add_places(p, _PLACES)
 
 
-def _add_chunk_size(p: argparse.ArgumentParser) -> None:
+def _add_recipe(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--chunk-size", type=_chunk_size, metavar="SIZE",
         help="bytes of a chunk that is verified by itself, with K or M (default: 128K)",
     )  # fmt: skip
+    p.add_argument("--verity", action="store_true", help="add a dm-verity tree, for mount -o oci.verity")
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    from .chunkindex import CHUNK_SIZE
+    from .layermaker import Recipe
+
+    return Recipe(arguments.chunk_size or CHUNK_SIZE, arguments.verity)
 
 
 def _chunk_size(text: str) -> int:
@@ -93,16 +102,14 @@ def _copy(arguments: argparse.Namespace, console: Console) -> str:
 
 
 def _convert(arguments: argparse.Namespace, console: Console) -> str:
-    from .chunkindex import CHUNK_SIZE
     from .convert import convert_image
 
-    size = arguments.chunk_size or CHUNK_SIZE
-    return _between(arguments, console, lambda o, t, platform, meter: convert_image(o, t, platform, size, meter))
+    recipe = _recipe(arguments)
+    return _between(arguments, console, lambda o, t, platform, meter: convert_image(o, t, platform, recipe, meter))
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> str:
     from .buildimage import build_image
-    from .chunkindex import CHUNK_SIZE
     from .options import parse_oci_options
     from .place import open_target
     from .platforms import Platform
@@ -111,8 +118,8 @@ def _build(arguments: argparse.Namespace, console: Console) -> str:
     _check(options)
     target = open_target(arguments.dest, options, console.report if arguments.verbose else None)
     try:
-        platform, size = options.platform or Platform.host(), arguments.chunk_size or CHUNK_SIZE
-        digest = build_image(arguments.sources, target, platform, size, Lines(console))
+        platform = options.platform or Platform.host()
+        digest = build_image(arguments.sources, target, platform, _recipe(arguments), Lines(console))
     finally:
         target.close()
     return f"{digest}  {target.name}"

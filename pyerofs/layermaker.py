@@ -1,15 +1,15 @@
-"""A layer of an image out of an EROFS file: its chunk index behind it, its digest, its descriptor."""
+"""A layer of an image out of an EROFS file: what lies behind it in its blob, its digest, its descriptor."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from . import chunkindex
+from . import chunkindex, verity
 from .document import descriptor
 from .errors import ImageError
-from .superblock import HEAD, check_size, parse
+from .superblock import HEAD, Superblock, check_size, parse
 
 MEDIA_TYPE = "application/vnd.erofs"
 _ROLE = "org.erofs.role"
@@ -25,14 +25,23 @@ class Made(NamedTuple):
     description: dict[str, Any]
 
 
-def make_layer(path: str, chunk_size: int) -> Made:
-    """Makes the EROFS file at `path` a layer, by putting its index behind it. Raises ImageError."""
+class Recipe(NamedTuple):
+    """How layers are made. `chunk_size` in bytes; `verity`: with a dm-verity tree."""
+
+    chunk_size: int = chunkindex.CHUNK_SIZE
+    verity: bool = False
+
+
+def make_layer(path: str, recipe: Recipe) -> Made:
+    """Makes the EROFS file at `path` a layer, by putting its index behind it, and before that its dm-verity tree.
+    Raises ImageError."""
     hasher = hashlib.sha256()
     with open(path, "r+b") as file:
         superblock = parse(file.read(HEAD))
         check_size(superblock, os.fstat(file.fileno()).st_size)
         if superblock.extra_devices:
             raise ImageError("the EROFS image needs other devices, and so is no layer by itself")
+        tree = _add_tree(file, superblock) if recipe.verity else {}
         file.seek(0)
 
         def read(count: int) -> bytes:
@@ -40,10 +49,26 @@ def make_layer(path: str, chunk_size: int) -> Made:
             hasher.update(piece)
             return piece
 
-        index = chunkindex.build(read, chunk_size)
+        index = chunkindex.build(read, recipe.chunk_size)
         size = file.tell()
         file.write(index)
         hasher.update(index)
     digest = f"sha256:{hasher.hexdigest()}"
-    annotations = {_ROLE: _LOWER, **chunkindex.describe(size, index)}
+    annotations = {_ROLE: _LOWER, **tree, **chunkindex.describe(size, index)}
     return Made(path, digest, size + len(index), descriptor(MEDIA_TYPE, digest, size + len(index), annotations))
+
+
+def _add_tree(file: IO[bytes], superblock: Superblock) -> dict[str, str]:
+    """Gives the annotations that tell of the tree. Raises ImageError."""
+    if superblock.block_size < verity.BLOCK:
+        raise ImageError(
+            f"the EROFS image has blocks of {superblock.block_size} bytes: the kernel cannot mount it by dm-verity, "
+            f"which here has blocks of {verity.BLOCK}; make it with mkfs.erofs -b{verity.BLOCK}"
+        )
+    size = file.seek(0, os.SEEK_END)
+    padding = -size % verity.BLOCK
+    file.write(bytes(padding))
+    file.seek(0)
+    tree, root = verity.build(file.read)
+    file.write(tree)
+    return verity.describe(size + padding, root)

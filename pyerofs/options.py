@@ -21,7 +21,7 @@ from .secret import Secret
 Driver = Literal["auto", "nbd", "local", "fuse"]
 Attach = Literal["auto", "netlink", "ioctl"]
 Fill = Literal["none", "idle", "full"]
-Verify = Literal["auto", "require", "none"]
+Verify = Literal["auto", "require", "none"]  # of the two options that are about it
 Convert = Literal["auto", "no"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
@@ -61,7 +61,7 @@ class OCIOptions:
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """`flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given. `log_to`:
-    one of LOG_PLACES or an absolute path."""
+    one of LOG_PLACES or an absolute path; `verity`: what is made of a layer's dm-verity tree."""
 
     driver: Driver = "auto"
     flags: int = MS_RDONLY
@@ -76,6 +76,7 @@ class MountOptions:
     log_level: LogLevel = "info"
     upperdir: str | None = None
     workdir: str | None = None
+    verity: Verify = "none"
 
     @property
     def upper(self) -> tuple[str, str] | None:
@@ -141,6 +142,14 @@ ROWS = (
     ),
     Row("oci.fill", "fill", "=none|idle|full", to.one_of("none", "idle", "full"), "fetch what nobody reads too"),
     Row("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"),
+    Row(
+        "oci.verity",
+        "verity",
+        "[=auto|require|none]",
+        to.one_of("auto", "require", "none"),
+        "have the kernel verify it by dm-verity: layers that have a tree, or refuse others (by itself: require)",
+        bare="require",
+    ),
     Row("oci.upperdir", "upperdir", "=DIR", to.path, "takes the changes: the mount is writable", kind="path"),
     Row("oci.workdir", "workdir", "=DIR", to.path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
     Row("cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"),

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .attachment import Attachment
+    from .compose import Part as Chosen
     from .compose import Role
     from .export import Export
     from .options import MountOptions
+    from .superblock import Superblock
+    from .verity import Table, Tree
 
 AT_ONCE = 8  # parts that are opened at the same time: the registry answers each a round trip later
 
@@ -26,17 +29,29 @@ T = TypeVar("T")
 
 class Part:
     """Owns its export, server and, from attach() or adopt() on, attachment; close() ends the first two, after the
-    attachment has been let go. `devices`: the numbers of the layers that its mount needs. For one thread at a time."""
+    attachment has been let go. `devices`: the numbers of the layers that its mount needs; `tree`: what it is to be
+    verified by in the kernel. For one thread at a time."""
 
     attachment: Attachment
     id = ""  # the device's backend identifier, once it is attached
 
-    def __init__(self, export: Export, log: Callable[[str], None], role: Role = "lower", devices: Sequence[int] = ()):
+    def __init__(
+        self,
+        export: Export,
+        log: Callable[[str], None],
+        role: Role = "lower",
+        devices: Sequence[int] = (),
+        tree: Tree | None = None,
+    ):
         self.export = export
         self.role = role
         self.devices = devices
+        self.tree = tree
         self.server = Server(export, log)
         self._log = log
+        self._table: Table | None = None
+        self._device = ""  # what the blob is attached as
+        self._verity = ""  # the device over that
 
     @property
     def layer(self) -> int:
@@ -44,9 +59,14 @@ class Part:
 
     def check(self, options: MountOptions) -> None:
         """Whether the blob is what its role needs, before anything is attached. Raises ImageError, RegistryError."""
+        if self.tree:
+            self._table = self._check_tree(self.tree)
         if self.role == "device":
             return
-        wanted = self.export.superblock().extra_devices
+        superblock = self.export.superblock()
+        if self.tree:
+            self._check_covered(superblock, self.tree)
+        wanted = superblock.extra_devices
         if self.devices and wanted != len(self.devices):
             raise ImageError(
                 f"layer {self.layer} wants {wanted} more devices, and the image has {len(self.devices)} for it "
@@ -54,6 +74,31 @@ class Part:
             )
         if wanted and not self.devices and "device=" not in options.data:
             self._log(f"the image wants {wanted} more devices: give each with -o device=")
+
+    def _check_tree(self, tree: Tree) -> Table:
+        from . import verity
+        from .veritydevice import check_available
+
+        check_available()
+        try:
+            verity.check_within(tree, self.export.size)
+            head = bytearray(verity.HEAD)
+            self.export.read_into(memoryview(head), tree.offset)
+            return verity.table(tree, bytes(head), self.export.size)
+        except ImageError as e:
+            raise ImageError(f"{self.export.source.name}: {e}") from None
+
+    def _check_covered(self, superblock: Superblock, tree: Tree) -> None:
+        if superblock.size > tree.offset:
+            raise ImageError(
+                f"{self.export.source.name}: the EROFS image has {superblock.size} bytes, "
+                f"and its dm-verity tree covers {tree.offset} of them"
+            )
+        if superblock.block_size < tree.block:
+            raise ImageError(
+                f"{self.export.source.name}: the EROFS image has blocks of {superblock.block_size} bytes, "
+                f"and its dm-verity tree of {tree.block}: the kernel cannot mount that"
+            )
 
     def attach(self, driver: str, identifier: str, options: MountOptions) -> None:
         """Errors as those of the attachments."""
@@ -64,6 +109,12 @@ class Part:
         else:
             self.attachment = NBDAttachment.attach(self.server, self.export.size, identifier, options)
         self.id = identifier
+        self._device = self.attachment.path
+        if self._table:
+            from .attachment import VerityAttachment
+
+            self.attachment = VerityAttachment.attach(self.attachment, self._table, identifier, options.oci.timeout)
+            self._verity = self.attachment.path
 
     def adopt(self, was: RecordPart, sockets: Sequence[socket.socket], connections: int) -> None:
         """Goes on with a device that another daemon has attached; as NBDAttachment.adopt()."""
@@ -71,12 +122,19 @@ class Part:
         from .attachment import NBDAttachment
 
         self.attachment = NBDAttachment.adopt(self.server, was.device, was.size, was.id, sockets, connections)
+        self._device, self._verity = was.device, was.verity
+        if was.verity:
+            from .attachment import VerityAttachment
+            from .veritydevice import VerityDevice
+
+            self.attachment = VerityAttachment(self.attachment, VerityDevice.adopt(was.id, was.verity))
 
     def record(self) -> RecordPart:
         source = self.export.source
         return RecordPart(
             id=self.id,
-            device=self.attachment.path,
+            device=self._device,
+            verity=self._verity,
             size=self.export.size,
             digest=source.digest,
             layer=source.layer,
@@ -88,6 +146,15 @@ class Part:
     def close(self) -> None:
         self.server.close()
         self.export.close()
+
+
+def choose_tree(chosen: Chosen, options: MountOptions, source: str, log: Callable[[str], None]) -> Tree | None:
+    """What the kernel is to verify a layer of the image `source` by. Raises ImageError."""
+    if options.verity == "none":
+        return None
+    from .verity import choose
+
+    return choose(chosen.descriptor.annotations, options.verity, f"{source}: layer {chosen.layer}", log)
 
 
 def for_each(items: Sequence[T], act: Callable[[T], None]) -> None:

@@ -41,7 +41,7 @@ def find_record(what: str) -> Record:
     mounted = mountpoint.find(os.path.realpath(what))
     names = {os.path.realpath(what), what, os.path.join("/dev", what), mounted.source if mounted else what}
     for record in records:
-        if names & {record.device, record.id, *(part.device for part in record.parts)}:
+        if names & {record.id, *record.paths}:
             return record
     raise UsageError(f"{what} is no mount of pyerofs with a daemon (see `pyerofs list`)")
 
@@ -162,6 +162,8 @@ def disconnect(what: str) -> None:
 
     `what`: a device, or a mount point of it. Raises UsageError, MountFailure, SystemFailure.
     """
+    from .veritydevice import has_name  # deferred: nothing else here needs it
+
     record = find_record(what)
     if record.driver == "fuse":
         raise UsageError(f"{what} is no NBD device: `pyerofs umount --lazy {record.target}`")
@@ -170,9 +172,10 @@ def disconnect(what: str) -> None:
         for part in record.parts:
             if part.how != "netlink" or backend_of(part.device) == part.id:  # else it may be somebody else's
                 device.disconnect(part.device)
-        sources = {record.device, *(part.device for part in record.parts)}
+        # What was its dm-verity device may be somebody else's by now, of any kind.
+        others = {part.verity for part in record.parts if part.verity and not has_name(part.verity, part.id)}
         for mount in reversed(mountpoint.mountinfo()):
-            if mount.source in sources:
+            if mount.source in record.paths - others:
                 with contextlib.suppress(MountFailure):  # it has gone by itself
                     mountpoint.umount(mount.target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
         if not wait_gone(processes, GONE):

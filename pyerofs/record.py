@@ -33,8 +33,8 @@ def boot_id() -> str:
 @dataclass(frozen=True, slots=True)
 class RecordPart:
     """One blob of the mount. `id` is its device's backend identifier. `size` in bytes, `device` what the blob is
-    attached as, `how` it is attached: netlink, ioctl or fuse; `role` as in compose.py; `origin`: the layer as its
-    manifest describes it, for a new daemon."""
+    attached as, `how` it is attached: netlink, ioctl or fuse; `verity`: the dm-verity device over that, "" for none;
+    `role` as in compose.py; `origin`: the layer as its manifest describes it, for a new daemon."""
 
     id: str
     device: str
@@ -43,6 +43,7 @@ class RecordPart:
     layer: int = -1
     role: Role = "lower"
     how: str = ""
+    verity: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +100,13 @@ class Record:
     def how(self) -> str:
         """How the parts are attached; netlink when all of them are."""
         return next((part.how for part in self.parts if part.how != "netlink"), "netlink")
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every device of it, and what is mounted."""
+        return frozenset(
+            filter(None, (self.device, *(path for part in self.parts for path in (part.device, part.verity))))
+        )
 
     @property
     def directory(self) -> str:

@@ -76,7 +76,7 @@ def render(status: dict[str, Any]) -> str:
     else:
         lines += [
             f"  blob      {layer}{status['digest']}" if status["digest"] else "  blob      a local file",
-            f"  device    {status['device']}, by {status['driver']}",
+            f"  device    {status['device']}, {_over(status['parts'])}by {status['driver']}",
         ]
     if "error" in status:
         return "\n".join([*lines, f"  daemon    {status['pid']}{supervisor}: no answer"])
@@ -110,7 +110,13 @@ def render(status: dict[str, Any]) -> str:
 def _part(part: dict[str, Any], driver: str) -> str:
     role = {"lower": "", "data": ", data", "device": ", a device"}[part["role"]]
     present = f", {part['cache']['present_percent']:.1f} % present" if part.get("cache") else ""
-    return f"  layer {part['layer']:<3} {part['digest']}{role}, {part['device']}, by {driver}{present}"
+    device = f"{part['verity']}, {_over([part])}" if part.get("verity") else f"{part['device']}, "
+    return f"  layer {part['layer']:<3} {part['digest']}{role}, {device}by {driver}{present}"
+
+
+def _over(parts: list[dict[str, Any]]) -> str:
+    """What a dm-verity device lies over."""
+    return "".join(f"dm-verity over {part['device']}, " for part in parts if part.get("verity"))
 
 
 _TIMES = ("p50_seconds", "p90_seconds", "p99_seconds", "max_seconds")

@@ -41,7 +41,7 @@ from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
 from .options import MountOptions, parse_mount_options, without_secrets
 from .ordinary import OrdinaryImage
-from .part import Part, for_each
+from .part import Part, choose_tree, for_each
 from .record import Record, start_of
 from .source import LocalSource
 from .status import snapshot
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .compose import Role
     from .converted import Task
     from .source import Source
+    from .verity import Tree
 
 FILES = 1 << 16  # open files
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
@@ -107,6 +108,7 @@ class Piece(NamedTuple):
     layer: int = -1
     role: Role = "lower"
     devices: Sequence[int] = ()
+    tree: Tree | None = None
 
 
 class Worker:
@@ -165,7 +167,7 @@ class Worker:
             piece = pieces[number]
             log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
             export = Export(piece.open(log), self._options.oci, log, cancel=self._caller.gone)
-            opened[number] = Part(export, log, piece.role, piece.devices)
+            opened[number] = Part(export, log, piece.role, piece.devices, piece.tree)
 
         try:
             for_each(range(len(pieces)), open_)
@@ -188,17 +190,17 @@ class Worker:
         else:
             trace = self._trace if self._request["verbosity"] >= 2 else None
             kept = Manifests(chosen_directory(oci), self.log)
-            gone = self._caller.gone
+            source, gone = self._source_text, self._caller.gone
             try:
-                found = find_parts(self._source_text, oci, trace=trace, cancel=gone, kept=kept)
+                found = find_parts(source, oci, trace=trace, cancel=gone, kept=kept)
             except OrdinaryImage as ordinary:
                 from . import converted
 
-                image = converted.obtain(self._source_text, ordinary, oci, self._have_converted)
-                self._held.enter_context(image)
+                image = self._held.enter_context(converted.obtain(source, ordinary, oci, self._have_converted))
                 found = image.parts(oci, gone)
             for chosen, open_ in found:
-                yield Piece(open_, chosen.layer, chosen.role, chosen.devices)
+                tree = choose_tree(chosen, self._options, source, self.log)
+                yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
     def _have_converted(self, task: Task) -> bool:
         """It is the caller's work: this process is to stay small, and lives as long as the mount."""

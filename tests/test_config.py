@@ -76,6 +76,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         timeout = "2m"
         fill = "idle"
         verify = "require"
+        verity = "auto"
         fill_rate = "10M"
         upperdir = "/var/up"
         workdir = "/var/work"
@@ -109,6 +110,7 @@ def test_every_option_can_be_written(write: Write) -> None:
     found = mount_options(environ)
     assert found.oci == expected
     assert found.upper == ("/var/up", "/var/work")
+    assert found.verity == "auto"
     assert oci(environ) == expected
     assert (found.attach, found.device, found.log_to, found.log_level) == (
         "ioctl", "/dev/nbd3", "/var/log/pyerofs.log", "debug",
@@ -376,6 +378,7 @@ def test_secrets_are_not_shown_and_the_rest_is_toml(write: Write, tmp_path: Path
         "fill": "none",
         "convert": "auto",
         "verify": "auto",
+        "verity": "none",
     }
 
 

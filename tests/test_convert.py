@@ -20,7 +20,7 @@ from skopeo import blobs, tags
 from tarballs import archive
 from trees import assert_same, survey
 
-from pyerofs import chunkindex, cli, mkfs
+from pyerofs import chunkindex, cli, mkfs, verity
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -236,6 +236,16 @@ def test_chunk_size(scene: Scene, source: Layout) -> None:
     layer = manifest_of(out)["layers"][2]
     first, end = map(int, layer["annotations"][chunkindex.RANGE].split(":"))
     assert end - first == 32 + -(-first // (1 << 20)) * 48
+
+
+def test_verity(scene: Scene, source: Layout, converted: Path) -> None:
+    """Each layer has a tree, and is else what it is without."""
+    out = scene.directory / "out"
+    assert scene.run("convert", "-q", "--verity", f"oci:{source.path}:app", f"oci:{out}:app").status == 0
+    made, before = (manifest_of(at)["layers"] for at in (out, converted))
+    for layer, plain in zip(made, before, strict=True):
+        tree = verity.find(layer["annotations"], 4096)
+        assert tree is not None and str(tree.offset) == plain["annotations"][chunkindex.RANGE].partition(":")[0]
 
 
 # What cannot be converted: one line, nothing left

@@ -17,7 +17,7 @@ LEVELS = (
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
-    | {"places", "ordinary", "progress"},
+    | {"places", "ordinary", "progress", "verity"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -35,7 +35,7 @@ LEVELS = (
         "blobcopy",
         "rangeanswer",
     }
-    | {"netlink", "nbdnode", "device", "loop", "mountpoint", "overlay", "core", "events", "retry"}
+    | {"netlink", "nbdnode", "device", "veritydevice", "loop", "mountpoint", "overlay", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log", "inflate"}
     | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"},
     # L2: where bytes come from, and where they stay
@@ -90,7 +90,7 @@ def test_imports_have_no_cycle() -> None:
 
 @pytest.mark.parametrize(("what", "allowed"), [
     ("pycurl", {"transport"}), ("_core", {"core"}), ("print", {"cli"}), ("ctypes", {"cli", "mountpoint", "overlay"}),
-    ("subprocess", {"attachment", "credhelper", "device", "mkfs"}),
+    ("subprocess", {"attachment", "credhelper", "device", "mkfs", "veritydevice"}),
     ("zstandard", {"inflate", "layerstream"}),
 ])  # fmt: skip
 def test_one_home_for_each_dangerous_thing(what: str, allowed: set[str]) -> None:
