@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .server import Server
 
-READY_PATIENCE = 15.0  # seconds for a supervisor to come up
+READY_PATIENCE = 40.0  # seconds for a supervisor to come up; less than reattach waits for all of it
 LIFE_MIN = 1.0  # seconds: one that dies sooner is not replaced, so that no two processes start one another for ever
 ALONE = "if this daemon dies the mount waits for `pyerofs reattach`"
 
