@@ -15,6 +15,7 @@ import report
 import rows_cold
 import rows_daemon  # noqa: F401 - each registers its rows
 import rows_kernel
+import rows_start
 import rows_verified  # noqa: F401
 import rows_warm  # noqa: F401
 import stage
@@ -51,6 +52,8 @@ def missing(chosen: list[str]) -> str:
     needed = dict(NEEDED)
     if any(name.startswith("kernel") for name in chosen):
         needed |= rows_kernel.NEEDED
+    if "start" in chosen:
+        needed |= rows_start.NEEDED
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/usr/lib/qemu:/usr/libexec"
     packages = sorted({package for program, package in needed.items() if not shutil.which(program, path=path)})
     return f"apt-get install {' '.join(packages)}" if packages else ""

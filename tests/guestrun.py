@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import rootfs
 import vm
 
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
@@ -47,10 +48,14 @@ class GuestRun(threading.Thread):
         trouble = "the guest's pytest did not run it"
         with tempfile.TemporaryDirectory(prefix="pyerofs-guest-") as directory:
             results = Path(directory, "results")
+            environment = {"PYEROFS_GUEST": str(results), "PYEROFS_ROOTFS": directory}
             try:
-                done = vm.run_in_vm(command, timeout=TIMEOUT, env={"PYEROFS_GUEST": str(results)}, cancel=self._cancel)
+                # What the host makes while the guest runs may stay unseen by it; and there it would take minutes.
+                if any("test_rootfs" in name for name in self.chosen):
+                    rootfs.publish(Path(directory))
+                done = vm.run_in_vm(command, timeout=TIMEOUT, env=environment, cancel=self._cancel)
                 trouble += f"\n{done.output}"
-            except vm.VMError as error:
+            except (vm.VMError, rootfs.RootFSError) as error:
                 trouble = str(error)
             lines = results.read_text().splitlines() if results.exists() else []
         found = {name: Outcome("failed", trouble) for name in self.chosen}

@@ -22,7 +22,7 @@ TAR = "application/vnd.oci.image.layer.v1.tar"
 GZIP, ZSTD = f"{TAR}+gzip", f"{TAR}+zstd"
 PACK: dict[str, Callable[[bytes], bytes]] = {
     TAR: lambda data: data,
-    GZIP: lambda data: gzip.compress(data, mtime=0),
+    GZIP: lambda data: gzip.compress(data, 6, mtime=0),
     ZSTD: lambda data: zstandard.ZstdCompressor().compress(data),
 }
 
