@@ -238,9 +238,9 @@ int pe_store_waiters(pe_store *s, uint64_t id)
 	return count;
 }
 
-int pe_store_finish(pe_store *s, uint64_t id, int error)
+int pe_store_finish(pe_store *s, uint64_t id, int error, uint64_t until)
 {
-	struct flight *f;
+	struct flight *f, bad;
 	struct waiter *next;
 
 	pthread_mutex_lock(&s->lock);
@@ -249,11 +249,14 @@ int pe_store_finish(pe_store *s, uint64_t id, int error)
 		pthread_mutex_unlock(&s->lock);
 		return -ENOENT;
 	}
+	bad = *f;
+	if (until > bad.pos && until < bad.end)
+		bad.end = until;
 	/* What the run did not land itself may have come from another store on the same files. */
 	answer_whole(s, granule_of(f->began), granule_end(f->end));
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
-		if (error && store_waits_for(s, w, f)) {
+		if (error && store_waits_for(s, w, &bad)) {
 			store_answer(s, w, error);
 		} else if (overlaps(w, granule_of(f->began), granule_end(f->end))) {
 			/* What has landed without a cache, or was spoiled since, it may have missed. */

@@ -105,8 +105,11 @@ int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *byt
 int pe_store_resume(pe_store *store, uint64_t id, int whole, uint64_t *offset, uint64_t *length);
 /* How many parked reads need bytes that the run has not landed yet. */
 int pe_store_waiters(pe_store *store, uint64_t id);
-/* Ends a run. error: a negative errno for the reads that still wait for its bytes; 0: they are wanted anew. */
-int pe_store_finish(pe_store *store, uint64_t id, int error);
+/*
+ * Ends a run. error: a negative errno for the reads that still wait for its bytes before until (0: for any of them); all
+ * others are wanted anew. error 0: no read fails.
+ */
+int pe_store_finish(pe_store *store, uint64_t id, int error, uint64_t until);
 /*
  * Everything is absent again: the bytes are not the blob's. What is being sent in this moment is sent; other stores on
  * the same files find out by themselves. -EINVAL for a store without a map.

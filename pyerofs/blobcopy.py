@@ -62,7 +62,7 @@ class Copy:
             if not error.temporary and not isinstance(error, TransportError):
                 self._avoid_until = self._clock() + _AVOID
             if isinstance(error, CorruptError):  # by the sink, which does not know whose bytes it gets
-                raise CorruptError(f"{self._mirror.name}: {error}") from None
+                raise CorruptError(f"{self._mirror.name}: {error}", error.end) from None
             raise
 
     def _attempt(self, answer: RangeAnswer) -> int:

@@ -184,9 +184,10 @@ class Store(_Handle):
     def waiters(self, run: int) -> int:
         return _check(lib.pe_store_waiters(self._pointer, run))
 
-    def finish(self, run: int, error: int = 0) -> None:
-        """`error`: an errno for the reads that still wait for the run's bytes; 0: somebody fetches them anew."""
-        _check(lib.pe_store_finish(self._pointer, run, -error))
+    def finish(self, run: int, error: int = 0, until: int | None = None) -> None:
+        """`error`: an errno for the reads that still wait for bytes of the run, of those before `until` if that is not
+        None; all others are fetched anew. 0: nobody's read fails."""
+        _check(lib.pe_store_finish(self._pointer, run, -error, until or 0))
 
     def forget_all(self) -> None:
         """Everything is absent again. Raises OSError for a store without a map."""

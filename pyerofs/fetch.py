@@ -15,7 +15,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING
 
-from .errors import PyerofsError, RegistryError, SpoiledError, SystemFailure
+from .errors import CorruptError, PyerofsError, RegistryError, SpoiledError, SystemFailure
 from .retry import MAX, delay, pause
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ class Fetcher:
         while run := self._store.take():
             if run.idle == 0:
                 self._grow()
-            error = errno.EIO
+            error, until = errno.EIO, None
             try:
-                error = self._fetch(run)
+                error, until = self._fetch(run)
             finally:
-                self._store.finish(run.id, error)
+                self._store.finish(run.id, error, until)
 
-    def _fetch(self, run: Run) -> int:
-        """0, or the errno for those who still wait."""
+    def _fetch(self, run: Run) -> tuple[int, int | None]:
+        """0, or the errno for those who still wait; and where what it is about ends, None for all of the run."""
         attempt = 0  # in a row without a byte
         position = run.offset
         while not self._stopping.is_set():
@@ -121,22 +121,22 @@ class Fetcher:
                 attempt_run(self._store, self._source, run, self._stopping.is_set)
                 self._in_row = 0
                 self._landed()
-                return 0
+                return 0, None
             except OSError as e:
                 if e.errno == errno.ESHUTDOWN:
-                    return errno.ESHUTDOWN
+                    return errno.ESHUTDOWN, None
                 failure = SystemFailure(f"cannot fetch: {e.strerror}")
                 self._log(str(failure), failure)
-                return e.errno or errno.EIO
+                return e.errno or errno.EIO, None
             except PyerofsError as e:
                 if self._stopping.is_set():
                     break  # we have cancelled it ourselves
                 waiting = self._store.waiters(run.id)
                 if not (isinstance(e, RegistryError) and e.temporary):
                     self._log(f"fetching {run.length} bytes at {run.offset} failed: {e}", e)
-                    return errno.EIO
+                    return errno.EIO, e.end if isinstance(e, CorruptError) else None
                 if not waiting:
-                    return 0
+                    return 0, None
                 reached, _ = self._store.resume(run.id)
                 attempt = attempt if reached == position else 0
                 position = reached
@@ -150,6 +150,6 @@ class Fetcher:
                 attempt += 1
                 pause(seconds, lambda: self._stopping.is_set() or not self._store.waiters(run.id))
                 if not self._stopping.is_set() and not self._store.waiters(run.id):
-                    return 0  # their time was up
+                    return 0, None  # their time was up
                 self._retrying()
-        return errno.ESHUTDOWN
+        return errno.ESHUTDOWN, None

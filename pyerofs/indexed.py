@@ -205,7 +205,7 @@ class ChunkReader:
             chunk.verify(stored)
             return stored if self._index.compression == NONE else inflate(stored, chunk.length)
         except ImageError as e:
-            raise CorruptError(str(e)) from None
+            raise CorruptError(str(e), chunk.start + chunk.length) from None
 
     def _pass_on(self, chunk: Chunk, content: bytes) -> bool:
         first, end = max(chunk.start, self._reached), min(chunk.start + chunk.length, self._end)

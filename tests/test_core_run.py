@@ -236,6 +236,36 @@ def test_failure_reaches_those_who_wait_for_the_unlanded_part_only() -> None:
         assert {r.data for r in client.replies(2).values()} == {rig.slice(GRANULE, 2), rig.slice(2 * GRANULE, 5)}
 
 
+def test_a_failure_of_a_part_leaves_what_lies_behind_it_to_another_run() -> None:
+    with Rig(SIZE) as rig:
+        client = rig.client()
+        landed, bad, over, behind = client.reads(
+            [(0, GRANULE), (GRANULE, 2), (2 * GRANULE - 1, 2 * GRANULE), (4 * GRANULE, 5)]
+        )
+        rig.parked(4)
+        run = rig.take()
+        rig.land(run, 0, GRANULE)
+        rig.store.finish(run.id, EIO, 3 * GRANULE)
+        replies = client.replies(3)
+        assert [replies[cookie].error for cookie in (landed, bad, over)] == [0, nbd.EIO, nbd.EIO]
+        again = rig.take()
+        assert again.offset == 4 * GRANULE
+        rig.fetch(again)
+        assert client.reply() == (behind, 0, rig.slice(4 * GRANULE, 5))
+
+
+@pytest.mark.parametrize("until", [1, GRANULE, WINDOW, SIZE])
+def test_a_part_that_is_none_of_what_is_left_is_the_whole_run(until: int) -> None:
+    with Rig(SIZE) as rig:
+        client = rig.client()
+        client.reads([(2 * GRANULE, 1), (WINDOW - 1, 1)])
+        rig.parked(2)
+        run = rig.take()
+        rig.land(run, run.offset, GRANULE)
+        rig.store.finish(run.id, EIO, until)
+        assert sorted(reply.error for reply in client.replies(2).values()) == [0, nbd.EIO]
+
+
 def test_a_read_over_two_runs_fails_with_either() -> None:
     with Rig(SIZE) as rig:
         first = miss(rig, WINDOW)
