@@ -36,15 +36,22 @@ static void grow(struct plan *plan, struct plan_stream *s, uint64_t offset, uint
 	/* Each step costs a round trip: who reads without a gap is trusted to go on. */
 	uint64_t factor = offset == s->pos ? 4 : 2;
 
+	s->used += end - offset;
 	if (end <= s->pos)
 		return;
 	s->advanced += end - s->pos;
 	s->pos = end;
-	if (s->advanced >= s->window / 2) {
+	if (s->advanced < s->window / 2)
+		return;
+	if (s->used >= s->advanced / 2) {
 		s->window = min(s->window * factor, max(plan->ceiling, plan->first));
 		s->grown = true;
-		s->advanced = 0;
+	} else {
+		/* It looks in here and there: most of what is fetched for it is of no use. */
+		s->window = max(s->window / 2, plan->first);
+		s->grown = s->window > plan->first;
 	}
+	s->advanced = s->used = 0;
 }
 
 unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length)
@@ -100,7 +107,8 @@ void plan_measure(struct plan *plan, uint64_t bytes, uint64_t latency, uint64_t 
 	if (bytes < PLAN_WINDOW_FLOOR || elapsed <= latency)
 		return; /* too short to tell the rate from the latency */
 	rate = (double)bytes / (double)(elapsed - latency);
-	plan->ceiling = min(max((uint64_t)(rate * 5e8), PLAN_WINDOW_FLOOR), PLAN_WINDOW_MAX);
+	/* Eight round trips' worth keep the line busy; what a reader leaves behind when he stops is no longer than that. */
+	plan->ceiling = min(max((uint64_t)(rate * 8 * (double)latency), PLAN_WINDOW_FLOOR), PLAN_WINDOW_MAX);
 	/* What comes in while the next request is on its way, twice, since neither figure is exact. */
 	plan->lead = min(max((uint64_t)(rate * 2 * (double)latency), PLAN_WINDOW_FIRST), PLAN_WINDOW_MAX);
 }

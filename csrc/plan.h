@@ -27,7 +27,8 @@ struct plan_stream {
 	uint64_t pos; /* the end of the furthest read */
 	uint64_t ahead; /* what lies before this is present or asked for */
 	uint64_t window;
-	uint64_t advanced; /* bytes since the window last grew */
+	uint64_t advanced; /* bytes since the window last changed */
+	uint64_t used; /* bytes that were read since then */
 	bool grown; /* it has shown that it goes forward */
 	uint64_t tick; /* of the last touch; 0: unused */
 };

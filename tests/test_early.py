@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from scene import until
 
 from pyerofs import daemon
 
@@ -20,6 +21,8 @@ def none_left() -> Iterator[None]:
 
 
 def arguments_of(pid: int) -> list[str]:
+    """They are empty for a moment after the spawning."""
+    until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() != b"", "arguments")
     return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
 
 
