@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakeregistry import FakeRegistry
-from guestrun import GuestRun
+from guestrun import GuestRuns
 from images import EROFS, TAR, Images, Layer, Published, push_image, push_index
 from needs import need, need_root
 from realregistry import LoggingRegistry
@@ -31,7 +31,7 @@ def _is_of_the_guest(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRun | None]:
+def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
     """The guest, started before the first test where any of its tests is selected."""
     chosen = [
         item.callspec.params["guest_test"]
@@ -41,7 +41,7 @@ def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRun | None]:
     if not chosen:
         yield None
         return
-    run = GuestRun(chosen)
+    run = GuestRuns(chosen)
     run.start()
     yield run
     run.end()

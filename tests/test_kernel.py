@@ -1,6 +1,6 @@
 """Runs tests/guest inside a real kernel and shows each of its tests here, by name.
 
-One boot runs all that were selected (`-k nbd_device`, say), from the start of the session on; conftest.py puts the
+A boot or two run all that were selected (`-k nbd_device`, say), from the start of the session on; conftest.py puts the
 tests of this file last, so that the guest runs beside all others. A guest that does not boot or does not finish fails
 them.
 """
@@ -17,9 +17,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("guest_test", names, ids=[name.removeprefix("tests/guest/") for name in names])
 
 
-def test_guest(guest_test: str, guest_run: guestrun.GuestRun) -> None:
-    guest_run.join()
-    outcome, text = guest_run.found[guest_test]
+def test_guest(guest_test: str, guest_run: guestrun.GuestRuns) -> None:
+    outcome, text = guest_run.outcome(guest_test)
     if outcome == "skipped":
         pytest.skip(text)
     if outcome != "passed":

@@ -86,7 +86,9 @@ def zstd(data: bytes, **annotations: str) -> Layer:
 
 
 @pytest.mark.parametrize(("tree_of", "layer_of"), [
-    (without_superblock, bare), (by_us, indexed), (by_veritysetup, zstd),
+    pytest.param(without_superblock, bare, marks=pytest.mark.long),
+    (by_us, indexed),
+    pytest.param(by_veritysetup, zstd, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_the_whole_tree(
     scene: Scene, tree: Tree, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog,
@@ -140,6 +142,7 @@ def test_a_life(scene: Scene, registry: LoggingRegistry) -> None:
     assert not scene.mnt.is_mount()
 
 
+@pytest.mark.long
 def test_unmounted_while_nobody_serves(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layer = with_tree(Layer(images.other), scene.directory)
     scene.mount_image(push(registry, "nobody", layer), "oci.verity", fstype=NBD)
@@ -166,6 +169,7 @@ def test_a_stack_with_a_device(
     by_pyerofs(scene)
 
 
+@pytest.mark.long
 def test_layers_without_a_tree(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layers = [with_tree(Layer(images.other), scene.directory), small(scene.directory, "bare", {"new": b"new"})]
     reference = push(registry, "partly", *layers)
@@ -201,6 +205,7 @@ def test_a_wrong_byte_is_an_error(scene: Scene, tree: Tree, images: Images, regi
     by_pyerofs(scene)
 
 
+@pytest.mark.long
 def test_by_fuse(scene: Scene, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog) -> None:
     """A loop device lies between."""
     reference = push(registry, "fuse", with_tree(Layer(images.other), scene.directory))
@@ -211,6 +216,7 @@ def test_by_fuse(scene: Scene, images: Images, registry: LoggingRegistry, quiet_
     by_pyerofs(scene)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("script", "error"), [
     ("exit 1", "veritysetup open: it ended with status 1"),
     ('[ "$1" = open ] || { echo no more >&2; rm "$0.fails"; exit 1; }', "veritysetup close: no more"),
@@ -243,6 +249,7 @@ def test_a_wrong_root_digest_does_not_mount(scene: Scene, images: Images, regist
     assert scene.leftovers() == []
 
 
+@pytest.mark.long
 def test_a_daemon_that_dies_before_the_mount(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     """Nobody is left who could remove the dm-verity device."""
     reference = push(registry, "early", with_tree(Layer(images.other), scene.directory))
