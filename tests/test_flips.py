@@ -20,7 +20,7 @@ from pyerofs import chunkindex, indexed
 from pyerofs.errors import CorruptError, RegistryError
 
 CHUNK = 128 << 10
-PLACES = 300  # in each kind of layer
+PLACES = 120  # in each kind of layer
 KINDS: dict[str, Callable[[bytes, int], Layer]] = {"raw": raw, "zstd": compressed}
 
 
@@ -116,7 +116,7 @@ def test_a_good_mirror_mends_it(rig: Rig, large: Large) -> None:
     rng = random.Random(42)
     with FakeRegistry() as liar:
         liar.blobs = rig.fake.blobs
-        for number in numbers(large, rng)[:20]:
+        for number in numbers(large, rng)[:10]:
             chunk = large.index.chunk(number)
             liar.default = flipping(place_in(chunk, number, rng))
             rig.cache = rig.cache.with_name(f"cache {number}")
@@ -130,7 +130,7 @@ def test_the_index_itself(rig: Rig, large: Large, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(indexed, "PASSES", 1)
     rng = random.Random(43)
     reference = push(rig, large)
-    for _ in range(40):
+    for _ in range(20):
         rig.fake.default = flipping(rng.randrange(large.end, len(large.layer.data)))
         with pytest.raises(RegistryError, match=r"digest|corrupt|frame"):
             rig.open(reference)

@@ -109,6 +109,7 @@ def test_the_whole_tree(
     by_umount(scene)
 
 
+@pytest.mark.long
 def test_a_life(scene: Scene, registry: LoggingRegistry) -> None:
     """The daemon is killed, both are killed, the daemon is replaced; then everything is disconnected.
 
@@ -238,6 +239,7 @@ def test_veritysetup_fails(scene: Scene, images: Images, registry: LoggingRegist
     assert scene.leftovers() == []
 
 
+@pytest.mark.long
 def test_a_wrong_root_digest_does_not_mount(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layer = with_tree(Layer(images.other), scene.directory)
     annotations = layer.descriptor["annotations"]
