@@ -15,7 +15,7 @@ import rootfs
 import vm
 
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
-TIMEOUT = 1100.0  # seconds, for all of a boot together
+TIMEOUT = 1140.0  # seconds, for all of a boot together
 # These have a boot of their own, beside the other one: the first of them waits for what the host makes. The two halves
 # take about as long.
 APART = ("test_rootfs", "test_ordinary", "test_verity", "test_survival")

@@ -155,6 +155,7 @@ def test_unmounted_while_nobody_serves(scene: Scene, images: Images, registry: L
     os.kill(before.supervisor, signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_a_stack_with_a_device(
     scene: Scene, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog
 ) -> None:
