@@ -16,9 +16,8 @@ import vm
 
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
 TIMEOUT = 1140.0  # seconds, for all of a boot together
-# These have a boot of their own, beside the other one: the first of them waits for what the host makes. The two halves
-# take about as long.
-APART = ("test_rootfs", "test_ordinary", "test_verity", "test_survival")
+# These have a boot of their own, beside the other one: the first of them waits for what the host makes.
+APART = ("test_rootfs", "test_ordinary", "test_verity")
 
 
 class Outcome(NamedTuple):
