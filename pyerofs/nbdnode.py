@@ -27,9 +27,9 @@ def node(index: int) -> str:
     return os.path.join(SYS_BLOCK, f"nbd{index}")
 
 
-def read(index: int, name: str) -> str:
-    """An attribute of a device there. Raises OSError."""
-    with open(f"{node(index)}/{name}", encoding="utf-8") as f:
+def attribute(directory: str, name: str) -> str:
+    """An attribute of the device, of any kind, that has this directory in sysfs. Raises OSError."""
+    with open(os.path.join(directory, name), encoding="utf-8") as f:
         return f.read().rstrip("\n")
 
 
@@ -46,7 +46,7 @@ def index_of(device: str | int) -> int:
 def backend_of(device: str | int) -> str | None:
     """The identifier that the device was attached with; None when it has none or is not attached."""
     try:
-        return read(index_of(device), "backend")
+        return attribute(node(index_of(device)), "backend")
     except OSError:
         return None
 
@@ -65,7 +65,7 @@ def indices() -> list[int]:
 def size_of(index: int) -> int:
     """The device's size in bytes; 0 when there is no such device."""
     try:
-        return int(read(index, "size")) * 512
+        return int(attribute(node(index), "size")) * 512
     except OSError:
         return 0
 
@@ -93,7 +93,7 @@ def make_node(index: int) -> None:
     if os.path.exists(path):
         return
     try:
-        major, minor = read(index, "dev").split(":")
+        major, minor = attribute(node(index), "dev").split(":")
     except FileNotFoundError:
         raise SystemFailure(f"this kernel has no {path}: {HELP}") from None
     try:

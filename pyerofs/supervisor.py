@@ -27,8 +27,7 @@ from .daemon import Daemon, leave_terminal
 from .errors import PyerofsError
 from .events import Events
 from .log import open_logger
-from .nbdnode import index_of
-from .nbdnode import read as attribute
+from .nbdnode import attribute, index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
 
@@ -188,10 +187,10 @@ class Supervisor:
 
     def _is_reading(self, device: str, now: float) -> bool:
         """Whether reads of the device are in flight, and when it was last seen to finish one."""
-        index = index_of(device)
+        place = node(index_of(device))
         try:
-            reading = int(attribute(index, "inflight").split()[0])
-            finished = attribute(index, "stat").split()[0]
+            reading = int(attribute(place, "inflight").split()[0])
+            finished = attribute(place, "stat").split()[0]
         except (OSError, ValueError, IndexError):
             return False  # the device is about to go
         if not reading or finished != self._progress.get(device, ("",))[0]:

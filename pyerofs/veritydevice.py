@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .device import modprobe
 from .errors import MountFailure, PyerofsError, SystemFailure
-from .nbdnode import SYS_BLOCK
+from .nbdnode import SYS_BLOCK, attribute
 
 if TYPE_CHECKING:
     from .verity import Table
@@ -94,7 +94,7 @@ def check_available() -> None:
 def has_name(path: str, name: str) -> bool:
     """Whether /dev/dm-N is the device with this name now."""
     try:
-        return _read(os.path.basename(path), "dm/name") == name
+        return attribute(_place(os.path.basename(path)), "dm/name") == name
     except OSError:
         return False
 
@@ -154,14 +154,13 @@ def _find(name: str) -> tuple[str, str] | None:
         for entry in os.listdir(SYS_BLOCK):
             if entry.startswith("dm-"):
                 with contextlib.suppress(OSError):  # it is about to go
-                    if _read(entry, "dm/name") == name:
-                        return f"/dev/{entry}", _read(entry, "dev")
+                    if attribute(_place(entry), "dm/name") == name:
+                        return f"/dev/{entry}", attribute(_place(entry), "dev")
     return None
 
 
-def _read(entry: str, attribute: str) -> str:
-    with open(os.path.join(SYS_BLOCK, entry, attribute), encoding="utf-8") as f:
-        return f.read().strip()
+def _place(entry: str) -> str:
+    return os.path.join(SYS_BLOCK, entry)
 
 
 def _open(path: str, number: str) -> int:
