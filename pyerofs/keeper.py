@@ -153,8 +153,7 @@ class Keeper:
         events.watch(watch.fileno(), self._mounts_changed, watch.EVENTS)
         events.watch(self._control.fileno(), self._control.accept)
         events.watch(self._left, events.stop)
-        if self._supervision.fileno() >= 0:
-            events.watch(self._supervision.fileno(), self._supervisor_speaks)
+        self._watch_supervisor()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             events.on_signal(number, self._asked_to_end)
         events.on_signal(signal.SIGCHLD, reap)
@@ -206,14 +205,24 @@ class Keeper:
         except PyerofsError as e:
             self._log(f"not ended by the signal: {e}")
 
+    def _watch_supervisor(self) -> None:
+        """Or, if there is none, has another one started after a while."""
+        if self._supervision.fileno() >= 0:
+            self._events.watch(self._supervision.fileno(), self._supervisor_speaks)
+        elif self._can_go_on:
+            self._events.after(self._supervision.pause, self._start_supervisor)
+
     def _supervisor_speaks(self) -> None:
         self._events.unwatch(self._supervision.fileno())
         self._supervision.lost()
-        if not self._leave.locked():
-            self._supervision.replace(self._record.target)
-            self._supervise()
-        if self._supervision.fileno() >= 0:
-            self._events.watch(self._supervision.fileno(), self._supervisor_speaks)
+        self._watch_supervisor()
+
+    def _start_supervisor(self) -> None:
+        if self._leave.locked():
+            return  # the next daemon has its own
+        self._supervision.start(self._record.target)
+        self._supervise()
+        self._watch_supervisor()
 
     # What others ask
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from .server import Server
 
 READY_PATIENCE = 40.0  # seconds for a supervisor to come up; less than reattach waits for all of it
-LIFE_MIN = 1.0  # seconds: one that dies sooner is not replaced, so that no two processes start one another for ever
-ALONE = "if this daemon dies the mount waits for `pyerofs reattach`"
+LIFE_MIN = 1.0  # seconds: a process that has lived so long is replaced without a pause
+PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0  # seconds, doubling, before one that dies at once is replaced
+ALONE = "until there is one, a mount whose daemon dies waits for `pyerofs reattach`"
 
 
 class Supervision:
@@ -36,6 +37,7 @@ class Supervision:
 
     pid = 0
     started = 0
+    pause = 0.0  # seconds to wait before another one is started
 
     def __init__(self, server: Server, log: Callable[[str], None]):
         self._server = server
@@ -55,6 +57,7 @@ class Supervision:
         except OSError as e:
             ours.close()
             self._log(f"no supervisor can be started ({e.strerror}): {ALONE}")
+            self.pause = longer(self.pause)
         finally:
             theirs.close()
 
@@ -78,6 +81,7 @@ class Supervision:
             self._channel.socket.settimeout(None)
         except (OSError, ValueError, EOFError) as e:
             self._log(f"the supervisor does not come up ({e}): {ALONE}")
+            self.pause = longer(self.pause)
             self._close()
         finally:
             heart.close()
@@ -85,14 +89,8 @@ class Supervision:
     def lost(self) -> None:
         """The supervisor has died, as fileno() has told."""
         self._log("the supervisor has died")
+        self.pause = longer(self.pause) if time.monotonic() - self._began < LIFE_MIN else 0.0
         self._close()
-
-    def replace(self, target: str) -> None:
-        """start() after lost(), unless that one died at once."""
-        if time.monotonic() - self._began < LIFE_MIN:
-            self._log("it is not replaced, since it died too soon")
-        else:
-            self.start(target)
 
     def end(self, word: str) -> None:
         """`word`: bye or handover."""
@@ -105,6 +103,12 @@ class Supervision:
         if self._channel is not None:
             self._channel.close()
         self._channel, self.pid, self.started = None, 0, 0
+
+
+def longer(pause: float) -> float:
+    """The next pause before a process that does not live is started once more: no two shall keep a machine busy with
+    starting one another."""
+    return min(max(2 * pause, PAUSE_FIRST), PAUSE_MAX)
 
 
 def reap() -> None:

@@ -30,6 +30,7 @@ from .log import open_logger
 from .nbdnode import attribute, index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
+from .supervision import LIFE_MIN, longer
 
 LOOK = 5.0  # seconds between two looks at the device
 HEARTBEAT_PATIENCE = 5.0  # seconds; more each time that it was wrong
@@ -37,8 +38,6 @@ PROGRESS_MARGIN = 60.0  # seconds without any read finished, beyond the time tha
 COME_UP = 30.0  # seconds for a worker to serve
 HANDOVER = 15.0  # seconds for a successor that somebody else starts
 SUCCESSOR_LOOK = 0.1  # seconds between two looks for it
-LIFE_MIN = 1.0  # seconds: a worker that has lived so long is replaced without a pause
-PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0  # seconds, doubling, before one that dies at once is replaced
 OOM_SCORE = -900  # of this process: the worker can be replaced, this one cannot
 
 _REQUEST = struct.Struct(">IHHQQI")
@@ -217,10 +216,7 @@ class Supervisor:
         elif not self._record.attached():
             self._clean_up()
         else:
-            if time.monotonic() - self._began >= LIFE_MIN:
-                self._pause = 0.0
-            else:
-                self._pause_longer()
+            self._pause = longer(self._pause) if time.monotonic() - self._began < LIFE_MIN else 0.0
             self._log.warning(f"the daemon {pid} has died: another one takes its place")
             self._events.after(self._pause, self._restart)
 
@@ -233,9 +229,6 @@ class Supervisor:
             self._events.unwatch(self._pidfd)
             os.close(self._pidfd)
         self._heart, self._channel, self._pidfd = None, None, -1
-
-    def _pause_longer(self) -> None:
-        self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
 
     def _clean_up(self) -> None:
         """The mount has ended while no worker was there to see it."""
@@ -259,7 +252,7 @@ class Supervisor:
             if not self._start_worker():
                 self._clean_up()
         except (PyerofsError, OSError, ValueError) as e:
-            self._pause_longer()
+            self._pause = longer(self._pause)
             self._log.error(f"no new daemon comes up: {e}; again in {self._pause:g} s")
             self._events.after(self._pause, self._restart)
 

@@ -51,7 +51,7 @@ def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory on a filesystem that takes every kind of file and xattr."""
     if GUEST:
-        path = Path("/run/pyerofs-tests")  # a tmpfs; the guest's /tmp is the host's, over virtiofs
+        path = Path("/run/pyerofs-tests")  # vm_init.sh's; the guest's /tmp is the host's
         path.mkdir(exist_ok=True)
         return path
     return tmp_path_factory.mktemp("work")

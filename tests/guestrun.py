@@ -13,11 +13,18 @@ from typing import NamedTuple
 
 import rootfs
 import vm
+from vm import Machine
 
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
 TIMEOUT = 1140.0  # seconds, for all of a boot together
-# These have a boot of their own, beside the other one: the first of them waits for what the host makes.
-APART = ("test_rootfs", "test_ordinary", "test_verity")
+
+# A boot for each, side by side. User-mode Linux is by far the fastest, and Debian 12's own kernel version; the last has
+# what waits for the host to make it.
+BOOTS: tuple[tuple[Machine, tuple[str, ...]], ...] = (
+    ("uml", ("test_supervision", "test_survival", "test_ordinary", "test_verity")),
+    ("qemu", ("test_mount_nbd", "test_nbd_device", "test_stack")),
+    ("qemu", ("test_rootfs",)),
+)
 
 
 class Outcome(NamedTuple):
@@ -38,9 +45,10 @@ def collect() -> list[str]:
 class GuestRun(threading.Thread):
     """Runs the tests that `chosen` names, in one boot. `found`, after join(): what became of each."""
 
-    def __init__(self, chosen: list[str]):
+    def __init__(self, machine: Machine, chosen: list[str]):
         super().__init__(name="guest", daemon=True)
         self.chosen = chosen
+        self._machine = machine
         self.found: dict[str, Outcome] = {}
         self._cancel = threading.Event()
 
@@ -55,7 +63,9 @@ class GuestRun(threading.Thread):
                 # What the host makes while the guest runs may stay unseen by it; and there it would take minutes.
                 if any("test_rootfs" in name for name in self.chosen):
                     rootfs.publish(Path(directory))
-                done = vm.run_in_vm(command, timeout=TIMEOUT, env=environment, cancel=self._cancel)
+                done = vm.run_in_vm(
+                    command, machine=self._machine, timeout=TIMEOUT, env=environment, cancel=self._cancel
+                )
                 trouble += f"\n{done.output}"
             except (vm.VMError, rootfs.RootFSError) as error:
                 trouble = str(error)
@@ -76,9 +86,11 @@ class GuestRuns:
     """As a GuestRun, but in as many boots as it takes."""
 
     def __init__(self, chosen: list[str]):
-        apart = [name for name in chosen if any(f"{part}.py" in name for part in APART)]
-        rest = [name for name in chosen if name not in apart]
-        self._runs = [GuestRun(names) for names in (rest, apart) if names]
+        self._runs = []
+        for machine, modules in BOOTS:
+            names = [name for name in chosen if Path(name.partition("::")[0]).stem in modules]
+            if names:
+                self._runs.append(GuestRun(machine, names))
 
     def start(self) -> None:
         for run in self._runs:

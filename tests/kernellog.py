@@ -6,10 +6,11 @@ import os
 import re
 
 WARNING = 4  # syslog's level
-# What the driver says, as warnings, when a device is disconnected as it should be; and what emulated time makes the
-# kernel wonder about on a busy machine.
+# What the driver says, as warnings, when a device is disconnected as it should be; what a kernel that looks for every
+# kind of partition table thinks of an image; and what emulated time makes it wonder about on a busy machine.
 ORDINARY = re.compile(
-    r"nbd\d+: (shutting down sockets|NBD_DISCONNECT|detected capacity change)"
+    r"nbd\d+: (shutting down sockets|NBD_DISCONNECT|detected capacity change|partition table )"
+    r"|^Dev nbd\d+: unable to read RDB block"
     r"|^(hrtimer|perf): interrupt took|^clocksource: |^workqueue: .* hogged CPU|^sched: "
 )
 

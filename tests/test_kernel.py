@@ -1,6 +1,6 @@
 """Runs tests/guest inside a real kernel and shows each of its tests here, by name.
 
-A boot or two run all that were selected (`-k nbd_device`, say), from the start of the session on; conftest.py puts the
+A few boots run all that were selected (`-k nbd_device`, say), from the start of the session on; conftest.py puts the
 tests of this file last, so that the guest runs beside all others. A guest that does not boot or does not finish fails
 them.
 """

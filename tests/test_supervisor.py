@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import socket
 import struct
 import subprocess
@@ -11,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyerofs import supervision
+from pyerofs.supervision import Supervision
 from pyerofs.supervisor import Heartbeat
 
 REQUEST = struct.Struct(">IHHQQI")
@@ -88,3 +93,21 @@ def test_one_that_is_dead_does_not_beat(heart: tuple[Heartbeat, socket.socket]) 
     other.close()
     assert not beat.listen()
     assert not beat.answered()
+
+
+@pytest.mark.parametrize(("life_min", "pauses"), [(1e9, [0.1, 0.2, 0.4]), (0.0, [0.0, 0.0, 0.0])])
+def test_one_that_dies_is_started_again_later_if_it_died_at_once(
+    life_min: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "LIFE_MIN", life_min)
+    supervised = Supervision(None, lambda _: None)  # type: ignore[arg-type]  # it is not watched, which needs a server
+    found = []
+    for _ in pauses:
+        supervised.start("/mnt")
+        os.kill(supervised.pid, signal.SIGKILL)
+        os.waitpid(supervised.pid, 0)
+        assert select.select([supervised.fileno()], [], [], 60)[0]
+        supervised.lost()
+        assert supervised.fileno() == -1
+        found.append(supervised.pause)
+    assert found == pauses

@@ -1,31 +1,42 @@
-"""A real kernel for tests: boots Debian's cloud kernel under qemu, this machine's root being its root over virtiofs.
+"""A real kernel for tests: Debian's cloud kernel under qemu, or Debian's user-mode Linux, this machine's root being
+its root, over virtiofs or hostfs.
 
     result = run_in_vm(["python", "-m", "pytest", "tests/guest"])     # the venv's python, in the repository's root
     result = run_in_vm("modprobe nbd && cat /sys/block/nbd0/size")    # a bash script
 
-Needs root, qemu and a cloud kernel of Debian (NEEDS below says how to get them), no hardware virtualisation. Several
-may run at once. The guest has lo as its only network, tmpfs on /run and /mnt, and the host's /tmp and everything else;
-files that the host creates while the guest runs may stay unseen by it. Environment: PYEROFS_VM_ACCEL (qemu's -accel,
-default "tcg,thread=multi"), PYEROFS_VM_KERNEL (a vmlinuz whose modules are below /lib/modules).
+Needs root, and qemu and a cloud kernel of Debian, or user-mode-linux (NEEDS below says how to get them), no hardware
+virtualisation. Several may run at once. The guest has lo as its only network, tmpfs on /run and /mnt, and the host's
+/tmp and everything else; files that the host creates while the guest runs may stay unseen by it. Environment:
+PYEROFS_VM_ACCEL (qemu's -accel, default "tcg,thread=multi"), PYEROFS_VM_KERNEL (a vmlinuz whose modules are below
+/lib/modules).
+
+The two differ in more than the kernel's age (6.12 and 6.1): qemu emulates every instruction, 20 times slower than
+natively; user-mode Linux runs them as they are, on one CPU, and only system calls and page faults cost more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NEEDS = "apt-get install qemu-system-x86 qemu-system-common linux-image-6.12-cloud-amd64 kmod iproute2"
+NEEDS_UML = "apt-get install user-mode-linux kmod iproute2"
+
+
+Machine = Literal["qemu", "uml"]
 
 
 class VMError(Exception):
@@ -42,6 +53,7 @@ class Result(NamedTuple):
 def run_in_vm(
     command: str | Path | Sequence[str | Path],
     *,
+    machine: Machine = "qemu",
     cpus: int = 2,
     memory: str = "3G",
     timeout: float = 300.0,
@@ -49,14 +61,15 @@ def run_in_vm(
     cancel: threading.Event | None = None,
 ) -> Result:
     """Boot, run `command` (a bash script's text, a program's path, or argv), switch off; VMError after `timeout` s, or
-    soon after `cancel` is set."""
-    qemu, virtiofsd, kernel = _find()
+    soon after `cancel` is set. "uml" has one CPU whatever is asked for."""
+    if os.geteuid() != 0:
+        raise VMError("the guest's root is this machine's root: booting it needs root")
     with tempfile.TemporaryDirectory(prefix="pyerofs-vm-") as directory:
         job = Path(directory)
         _write_job(job / "run", command, env or {})
         started = time.monotonic()
-        with (job / "console").open("w+b") as console:
-            _boot(qemu, virtiofsd, kernel, job, console, cpus, memory, timeout, cancel or threading.Event())
+        with (job / "console").open("w+b") as console, _boot(machine, job, console, cpus, memory) as guest:
+            _wait(guest, timeout, cancel or threading.Event(), job)
         seconds = time.monotonic() - started
         if not (job / "status").exists():
             raise VMError(f"the guest gave no exit status within {seconds:.0f} s\n{_tail(job)}")
@@ -77,8 +90,6 @@ def _find() -> tuple[str, str, Path]:
     ]
     if not (qemu and virtiofsd and kernels):
         raise VMError(f"no {', no '.join(missing)} here: {NEEDS}")
-    if os.geteuid() != 0:
-        raise VMError("the guest's root is this machine's root: booting it needs root")
     return qemu, virtiofsd, kernels[-1]
 
 
@@ -99,39 +110,53 @@ def _write_job(run: Path, command: str | Path | Sequence[str | Path], env: Mappi
     run.chmod(0o755)
 
 
-def _boot(
-    qemu: str,
-    virtiofsd: str,
-    kernel: Path,
-    job: Path,
-    console: IO[bytes],
-    cpus: int,
-    memory: str,
-    timeout: float,
-    cancel: threading.Event,
-) -> None:
-    init = Path(__file__).with_name("vm_init.sh")
-    share = [virtiofsd, f"--socket-path={job}/fs", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]
-    machine = [
+@contextlib.contextmanager
+def _boot(machine: Machine, job: Path, console: IO[bytes], cpus: int, memory: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The guest's process, which has ended afterwards, with all that it has started."""
+    init = f"init=/bin/bash -- {Path(__file__).with_name('vm_init.sh')} {job}"
+    children = []
+
+    def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        children.append(
+            subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        )
+        return children[-1]
+
+    try:
+        if machine == "uml":
+            yield start(_uml(job, memory, init))
+        else:
+            qemu, virtiofsd, kernel = _find()
+            share = ["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]
+            _wait_for_socket(job, start([virtiofsd, f"--socket-path={job}/fs", *share]))
+            yield start(_qemu(qemu, kernel, job, cpus, memory, init))
+    finally:
+        for child in reversed(children):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # user-mode Linux has a process for each of the guest's
+            child.wait()
+
+
+def _qemu(qemu: str, kernel: Path, job: Path, cpus: int, memory: str, init: str) -> list[str]:
+    return [
         *(qemu, "-accel", os.environ.get("PYEROFS_VM_ACCEL", "tcg,thread=multi"), "-cpu", "max", "-smp", str(cpus)),
         *("-m", memory, "-object", f"memory-backend-memfd,id=mem,size={memory},share=on", "-numa", "node,memdev=mem"),
         *("-chardev", f"socket,id=fs,path={job}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=rootfs"),
         *("-nographic", "-no-reboot", "-nic", "none", "-kernel", str(kernel), "-append"),
-        f"console=ttyS0 quiet panic=-1 root=rootfs rootfstype=virtiofs rw init=/bin/bash -- {init} {job}",
+        f"console=ttyS0 quiet panic=-1 root=rootfs rootfstype=virtiofs rw {init}",
     ]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": subprocess.STDOUT}
-    server = subprocess.Popen(share, **quiet)  # type: ignore[call-overload]
-    guest = None
-    try:
-        _wait_for_socket(job, server)
-        guest = subprocess.Popen(machine, **quiet)  # type: ignore[call-overload]
-        _wait(guest, timeout, cancel, job)
-    finally:
-        for child in (guest, server):
-            if child and child.poll() is None:
-                child.kill()
-            if child:
-                child.wait()
+
+
+def _uml(job: Path, memory: str, init: str) -> list[str]:
+    program = shutil.which("linux.uml")
+    if program is None:
+        raise VMError(f"no user-mode Linux here: {NEEDS_UML}")
+    return [
+        *(program, f"mem={memory}", f"uml_dir={job}", "umid=uml", "con=null", "con0=fd:0,fd:1", "quiet", "panic=-1"),
+        *("root=/dev/root", "rootfstype=hostfs", "hostfs=/", "rw", *init.split()),
+    ]
 
 
 def _wait(guest: subprocess.Popen[bytes], timeout: float, cancel: threading.Event, job: Path) -> None:

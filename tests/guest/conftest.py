@@ -23,18 +23,6 @@ if GUEST not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
 
-LONG = "PYEROFS_LONG"  # set: the names of the tests that are marked as long are collected too
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: a variant of a shorter test, for the long run of the guest")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get(GUEST) == "" and not os.environ.get(LONG):
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if os.environ.get(GUEST) and (report.when == "call" or report.outcome != "passed"):
         line = json.dumps({"id": report.nodeid, "outcome": report.outcome, "text": report.longreprtext})

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from images import EROFS, Images, Layer, push_image
 from indexedlayers import compressed, raw
 from kernellog import KernelLog
-from load import RECOVERY, alive_again, drop_caches, record_of
+from load import Load, alive_again, record_of
 from needs import need
 from realregistry import LoggingRegistry
 from scene import Done, Scene, by_pyerofs, by_umount, until
@@ -86,9 +85,9 @@ def zstd(data: bytes, **annotations: str) -> Layer:
 
 
 @pytest.mark.parametrize(("tree_of", "layer_of"), [
-    pytest.param(without_superblock, bare, marks=pytest.mark.long),
+    (without_superblock, bare),
     (by_us, indexed),
-    pytest.param(by_veritysetup, zstd, marks=pytest.mark.long),
+    (by_veritysetup, zstd),
 ])  # fmt: skip
 def test_the_whole_tree(
     scene: Scene, tree: Tree, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog,
@@ -109,41 +108,29 @@ def test_the_whole_tree(
     by_umount(scene)
 
 
-@pytest.mark.long
-def test_a_life(scene: Scene, registry: LoggingRegistry) -> None:
-    """The daemon is killed, both are killed, the daemon is replaced; then everything is disconnected.
-
-    Without a constant load: the kernel verifies at a higher priority than that of our processes, which an emulated one
-    then leaves no time."""
-    files = {str(number): os.urandom(10_000 + number) for number in range(6)}
-    layer = with_tree(small(scene.directory, "life", files), scene.directory)
+def test_a_life(scene: Scene, tree: Tree, images: Images, registry: LoggingRegistry) -> None:
+    """The daemon is killed, both are killed, the daemon is replaced; then everything is disconnected."""
+    layer = with_tree(Layer(images.plain), scene.directory)
     scene.mount_image(push(registry, "life", layer), "oci.verity", fstype=NBD)
-
-    def read() -> dict[str, bytes]:
-        drop_caches()
-        return {path.name: path.read_bytes() for path in scene.mnt.iterdir()}
-
     device = record_of(scene).device
-    assert read() == files
-    before = record_of(scene)
-    os.kill(before.pid, signal.SIGKILL)
-    assert read() == files
-    before = alive_again(scene, before)
-    os.kill(before.supervisor, signal.SIGKILL)
-    os.kill(before.pid, signal.SIGKILL)
-    until(lambda: not before.alive() and not before.supervised(), "the end of both")
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(read)
+    with Load(scene.mnt, tree) as load:
+        load.go_on()
+        before = record_of(scene)
+        os.kill(before.pid, signal.SIGKILL)
+        load.go_on()
+        before = alive_again(scene, before)
+        os.kill(before.supervisor, signal.SIGKILL)
+        os.kill(before.pid, signal.SIGKILL)
+        until(lambda: not before.alive() and not before.supervised(), "the end of both")
         assert scene.run("reattach", scene.mnt) == Done(0, "", "")
-        assert waiting.result(RECOVERY) == files
-    assert scene.run("reattach", device) == Done(0, "", "")
-    assert read() == files
+        load.go_on()
+        assert scene.run("reattach", device) == Done(0, "", "")
+        load.go_on()
     assert record_of(scene).parts[0].verity == device and mapped() == [Path(device).name]
     assert scene.run("disconnect", device) == Done(0, "", "")
     assert not scene.mnt.is_mount()
 
 
-@pytest.mark.long
 def test_unmounted_while_nobody_serves(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layer = with_tree(Layer(images.other), scene.directory)
     scene.mount_image(push(registry, "nobody", layer), "oci.verity", fstype=NBD)
@@ -155,7 +142,6 @@ def test_unmounted_while_nobody_serves(scene: Scene, images: Images, registry: L
     os.kill(before.supervisor, signal.SIGCONT)
 
 
-@pytest.mark.long
 def test_a_stack_with_a_device(
     scene: Scene, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog
 ) -> None:
@@ -171,7 +157,6 @@ def test_a_stack_with_a_device(
     by_pyerofs(scene)
 
 
-@pytest.mark.long
 def test_layers_without_a_tree(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layers = [with_tree(Layer(images.other), scene.directory), small(scene.directory, "bare", {"new": b"new"})]
     reference = push(registry, "partly", *layers)
@@ -207,7 +192,6 @@ def test_a_wrong_byte_is_an_error(scene: Scene, tree: Tree, images: Images, regi
     by_pyerofs(scene)
 
 
-@pytest.mark.long
 def test_by_fuse(scene: Scene, images: Images, registry: LoggingRegistry, quiet_kernel: KernelLog) -> None:
     """A loop device lies between."""
     reference = push(registry, "fuse", with_tree(Layer(images.other), scene.directory))
@@ -218,7 +202,6 @@ def test_by_fuse(scene: Scene, images: Images, registry: LoggingRegistry, quiet_
     by_pyerofs(scene)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("script", "error"), [
     ("exit 1", "veritysetup open: it ended with status 1"),
     ('[ "$1" = open ] || { echo no more >&2; rm "$0.fails"; exit 1; }', "veritysetup close: no more"),
@@ -240,7 +223,6 @@ def test_veritysetup_fails(scene: Scene, images: Images, registry: LoggingRegist
     assert scene.leftovers() == []
 
 
-@pytest.mark.long
 def test_a_wrong_root_digest_does_not_mount(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     layer = with_tree(Layer(images.other), scene.directory)
     annotations = layer.descriptor["annotations"]
@@ -252,7 +234,6 @@ def test_a_wrong_root_digest_does_not_mount(scene: Scene, images: Images, regist
     assert scene.leftovers() == []
 
 
-@pytest.mark.long
 def test_a_daemon_that_dies_before_the_mount(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     """Nobody is left who could remove the dm-verity device."""
     reference = push(registry, "early", with_tree(Layer(images.other), scene.directory))
