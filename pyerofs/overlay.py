@@ -162,7 +162,7 @@ class _Builder(threading.Thread):
             options.append("metacopy=on")
         if self._upper:
             options += (f"{name}={_escaped(path)}" for name, path in self._upper._asdict().items())
-        self._mount_overlay(",".join(options))
+        self._mount_overlay(",".join(options), bool(lenders))
         try:
             return check(libc().syscall(_OPEN_TREE, _AT_FDCWD, _STACK.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC))
         except OSError as e:
@@ -183,7 +183,7 @@ class _Builder(threading.Thread):
                 raise UsageError("a stack of layers needs CAP_SYS_ADMIN, for a mount namespace of its own") from None
             raise SystemFailure(f"cannot prepare a stack of layers: {e.strerror}") from None
 
-    def _mount_overlay(self, data: str) -> None:
+    def _mount_overlay(self, data: str, lends: bool) -> None:
         try:
             mount(self._source, _STACK, "overlay", self._flags, data)
         except SystemFailure:
@@ -192,8 +192,10 @@ class _Builder(threading.Thread):
             if not isinstance(e.__cause__, OSError):
                 raise
             reason = e.__cause__.strerror
-            where = " (is the filesystem of oci.upperdir one that it takes?)" if self._upper else ""
-            raise MountFailure(f"overlayfs refused to stack the layers: {reason}{where}; see `dmesg`") from None
+            hint = " (is the filesystem of oci.upperdir one that it takes?)" if self._upper else ""
+            if lends and e.__cause__.errno == errno.EINVAL:
+                hint = " (one of them only lends its data to others, which needs Linux 6.5 or newer)"
+            raise MountFailure(f"overlayfs refused to stack the layers: {reason}{hint}; see `dmesg`") from None
 
 
 def _escaped(path: str) -> str:

@@ -21,7 +21,7 @@ TIMEOUT = 1140.0  # seconds, for all of a boot together
 # A boot for each, side by side. User-mode Linux is by far the fastest, and Debian 12's own kernel version; the last has
 # what waits for the host to make it.
 BOOTS: tuple[tuple[Machine, tuple[str, ...]], ...] = (
-    ("uml", ("test_supervision", "test_survival", "test_ordinary", "test_verity")),
+    ("uml", ("test_supervision", "test_survival", "test_ordinary", "test_verity", "test_older_kernel")),
     ("qemu", ("test_mount_nbd", "test_nbd_device", "test_stack")),
     ("qemu", ("test_rootfs",)),
 )
