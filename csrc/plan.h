@@ -38,7 +38,7 @@ struct plan {
 	uint64_t tick;
 	uint64_t first; /* the window of a new stream */
 	unsigned cheap; /* runs in a row of that length whose bytes took next to no time beside their latency */
-	uint64_t ceiling; /* no window grows beyond it: about half a second of the source's rate */
+	uint64_t ceiling; /* no window grows beyond it: eight round trips of the source */
 	uint64_t lead; /* so long before a run's end the next one should be asked for */
 };
 

@@ -21,6 +21,7 @@ def build_image(sources: Sequence[str], target: Target, platform: Platform, reci
     """Makes an image of one platform. Gives the digest of its manifest. Raises PyerofsError."""
     mkfs = None
     descriptions = []
+    diff_ids = []
     with tempfile.TemporaryDirectory(prefix="pyerofs-") as directory:
         for number, source in enumerate(sources):
             image = f"{directory}/{number}.erofs"
@@ -38,8 +39,9 @@ def build_image(sources: Sequence[str], target: Target, platform: Platform, reci
             os.unlink(image)
             shown.done(f"{what}  {source} -> {short(made.digest)}", made.size, how)
             descriptions.append(made.description)
+            diff_ids.append(made.diff_id)
         names = [os.path.basename(os.path.abspath(source)) for source in sources]
-        config = new_config(platform, [description["digest"] for description in descriptions], names)
+        config = new_config(platform, diff_ids, names)
         add_config(target, config, directory)
     document = make_manifest(config, descriptions, {})
     target.add_document(document, root=True)

@@ -178,19 +178,30 @@ def encode(compression: int, size: int, entries: Iterable[tuple[int, int, bytes]
     return _HEADER.pack(_MAGIC, _VERSION, compression, 0, size, count, _SHA2, 32, bytes(10)) + bytes(body)
 
 
-def build(read: Callable[[int], bytes], chunk_size: int = CHUNK_SIZE) -> bytes:
-    """The index of a raw layer; `read(n)` gives its next n bytes, fewer only at its end."""
+def build(
+    read: Callable[[int], bytes], chunk_size: int = CHUNK_SIZE, compress: Callable[[bytes], bytes] | None = None
+) -> bytes:
+    """The index of a layer; `read(n)` gives the next n bytes of its image, fewer only at its end. `compress(chunk)`
+    gives, and keeps, each chunk of a zstd layer as it is stored."""
     entries = []
-    start = 0
+    start = offset = 0
     while piece := read(chunk_size):
-        entries.append((start, start, hashlib.sha256(piece).digest()))
+        stored = compress(piece) if compress else piece
+        entries.append((offset, start, hashlib.sha256(stored).digest()))
         start += len(piece)
-    return encode(NONE, start, entries)
+        offset += len(stored)
+    return encode(ZSTD if compress else NONE, start, entries)
 
 
-def describe(offset: int, index: bytes) -> dict[str, str]:
-    """What the descriptor of a raw layer says of the index that was put into its blob at `offset`."""
-    return {RANGE: f"{offset}:{offset + len(index)}", DIGEST: f"sha256:{hashlib.sha256(index).hexdigest()}"}
+def framed(index: bytes) -> bytes:
+    """As it is put behind the frames of a zstd layer: whoever decompresses all of that skips it."""
+    return _FRAME.pack(_FRAME_MAGIC[0], len(index)) + index
+
+
+def describe(offset: int, index: bytes, *, frame: bool = False) -> dict[str, str]:
+    """What a layer's descriptor says of the index that was put into its blob at `offset`, framed() or as it is."""
+    end = offset + len(index) + (_FRAME.size if frame else 0)
+    return {RANGE: f"{offset}:{end}", DIGEST: f"sha256:{hashlib.sha256(index).hexdigest()}"}
 
 
 def _unframed(section: bytes) -> bytes:

@@ -96,6 +96,7 @@ class _Conversion:
             raise ImageError("this is not the image of a container: it has no config of one")
         config, diff_ids = read_config(self._read(manifest.config), len(manifest.layers))
         descriptions = []
+        made_ids = []
         with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
             for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
@@ -111,7 +112,8 @@ class _Conversion:
                 os.unlink(image)
                 self._shown.done(f"{what}  {short(layer.digest)} -> {short(made.digest)}", made.size, how)
                 descriptions.append(made.description)
-            body = make_config(config, [description["digest"] for description in descriptions])
+                made_ids.append(made.diff_id)
+            body = make_config(config, made_ids)
             add_config(self._target, body, directory)
         return make_manifest(body, descriptions, manifest.annotations)
 

@@ -59,6 +59,10 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
         "--chunk-size", type=_chunk_size, metavar="SIZE",
         help="bytes of a chunk that is verified by itself, with K or M (default: 128K)",
     )  # fmt: skip
+    p.add_argument(
+        "--compress", type=_level, default=0, metavar="zstd[:LEVEL]",
+        help="compress each chunk by itself, 1 (fastest) to 22 (smallest; default: 3); reading needs zstandard too",
+    )  # fmt: skip
     p.add_argument("--verity", action="store_true", help="add a dm-verity tree, for mount -o oci.verity")
 
 
@@ -66,7 +70,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     from .chunkindex import CHUNK_SIZE
     from .layermaker import Recipe
 
-    return Recipe(arguments.chunk_size or CHUNK_SIZE, arguments.verity)
+    return Recipe(arguments.chunk_size or CHUNK_SIZE, arguments.verity, arguments.compress)
 
 
 def _chunk_size(text: str) -> int:
@@ -75,6 +79,14 @@ def _chunk_size(text: str) -> int:
     if not 4096 <= size <= 1 << 30 or size & (size - 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 4K to 1024M")
     return size
+
+
+def _level(text: str) -> int:
+    found = re.fullmatch(r"zstd(?::([0-9]{1,2}))?", text)
+    level = int(found[1] or 3) if found else 0
+    if not 1 <= level <= 22:
+        raise argparse.ArgumentTypeError(f"{text!r} is not zstd, or zstd:LEVEL from zstd:1 to zstd:22")
+    return level
 
 
 def _add_places(p: argparse.ArgumentParser, source: str) -> None:

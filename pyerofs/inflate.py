@@ -1,5 +1,5 @@
-"""Decompression of zstd data that comes from a stranger: bounded in memory whatever it is. The only importer of
-zstandard, which only those need who use such layers."""
+"""Decompression of zstd data that comes from a stranger: bounded in memory whatever it is; and compression. The only
+importer of zstandard, which only those need who use such layers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 WINDOW_MAX = 128 << 20  # bytes that a frame may want to be remembered: what zstd itself takes without being told more
 
 
-def _zstandard() -> Any:
+def _zstandard(what: str = "a layer that is compressed") -> Any:
     try:
         import zstandard
     except ImportError:
         raise SystemFailure(
-            "the layer is compressed with zstd, which needs the Python package zstandard: pip install 'pyerofs[zstd]'"
+            f"{what} with zstd needs the Python package zstandard: pip install 'pyerofs[zstd]'"
         ) from None
     return zstandard
 
@@ -26,6 +26,12 @@ def _zstandard() -> Any:
 def check() -> None:
     """Raises SystemFailure where nothing can be decompressed."""
     _zstandard()
+
+
+def deflater(level: int) -> Callable[[bytes], bytes]:
+    """What makes one frame of each piece, the same with the same version of zstd. SystemFailure where there is none."""
+    deflate: Callable[[bytes], bytes] = _zstandard("compressing").ZstdCompressor(level=level).compress
+    return deflate
 
 
 def inflate(frame: bytes, length: int) -> bytes:

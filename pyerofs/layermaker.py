@@ -9,33 +9,36 @@ from typing import IO, Any, NamedTuple
 from . import chunkindex, verity
 from .document import descriptor
 from .errors import ImageError
+from .layer import CONTENT
 from .superblock import HEAD, Superblock, check_size, parse
 
 MEDIA_TYPE = "application/vnd.erofs"
+_ZSTD = "+zstd"
 _ROLE = "org.erofs.role"
 _LOWER = "overlay-lower"
 
 
 class Made(NamedTuple):
-    """A layer in the file `path`; `digest` is also its diff ID, for it is not compressed."""
+    """A layer in the file `path`. `diff_id`: the digest of what it decompresses to."""
 
     path: str
     digest: str
+    diff_id: str
     size: int
     description: dict[str, Any]
 
 
 class Recipe(NamedTuple):
-    """How layers are made. `chunk_size` in bytes; `verity`: with a dm-verity tree."""
+    """How layers are made. `chunk_size` in bytes; `verity`: with a dm-verity tree; `level`: of zstd, 0 for none."""
 
     chunk_size: int = chunkindex.CHUNK_SIZE
     verity: bool = False
+    level: int = 0
 
 
 def make_layer(path: str, recipe: Recipe) -> Made:
-    """Makes the EROFS file at `path` a layer, by putting its index behind it, and before that its dm-verity tree.
-    Raises ImageError."""
-    hasher = hashlib.sha256()
+    """Makes the EROFS file at `path` a layer, by putting its index behind it, and before that its dm-verity tree, or by
+    putting its compressed chunks with their index in its place. Raises ImageError, SystemFailure."""
     with open(path, "r+b") as file:
         superblock = parse(file.read(HEAD))
         check_size(superblock, os.fstat(file.fileno()).st_size)
@@ -43,19 +46,58 @@ def make_layer(path: str, recipe: Recipe) -> Made:
             raise ImageError("the EROFS image needs other devices, and so is no layer by itself")
         tree = _add_tree(file, superblock) if recipe.verity else {}
         file.seek(0)
+        return (_compressed if recipe.level else _raw)(path, file, recipe, {_ROLE: _LOWER, **tree})
 
-        def read(count: int) -> bytes:
-            piece = file.read(count)
-            hasher.update(piece)
-            return piece
 
-        index = chunkindex.build(read, recipe.chunk_size)
-        size = file.tell()
-        file.write(index)
-        hasher.update(index)
-    digest = f"sha256:{hasher.hexdigest()}"
-    annotations = {_ROLE: _LOWER, **tree, **chunkindex.describe(size, index)}
-    return Made(path, digest, size + len(index), descriptor(MEDIA_TYPE, digest, size + len(index), annotations))
+def _raw(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]) -> Made:
+    hashed = _Hashed(file)
+    index = chunkindex.build(hashed.read, recipe.chunk_size)
+    size = file.tell()
+    hashed.write(index)
+    found = {**annotations, **chunkindex.describe(size, index)}
+    return _made(path, MEDIA_TYPE, hashed.digest(), hashed.digest(), size + len(index), found)
+
+
+def _compressed(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]) -> Made:
+    from .inflate import deflater  # deferred: nobody else needs it
+
+    deflate = deflater(recipe.level)
+    image = _Hashed(file)
+    partial = f"{path}.zst"
+    with open(partial, "wb") as out:
+        blob = _Hashed(out)
+        index = chunkindex.build(image.read, recipe.chunk_size, lambda chunk: blob.write(deflate(chunk)))
+        size = out.tell()
+        section = blob.write(chunkindex.framed(index))
+    os.replace(partial, path)
+    content = image.digest()
+    found = {**annotations, CONTENT: content, **chunkindex.describe(size, index, frame=True)}
+    return _made(path, MEDIA_TYPE + _ZSTD, blob.digest(), content, size + len(section), found)
+
+
+def _made(path: str, kind: str, digest: str, diff_id: str, size: int, annotations: dict[str, str]) -> Made:
+    return Made(path, digest, diff_id, size, descriptor(kind, digest, size, annotations))
+
+
+class _Hashed:
+    """A file of which every byte that is read or written is hashed, in that order."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        self._hasher.update(piece)
+        return piece
+
+    def write(self, data: bytes) -> bytes:
+        self._file.write(data)
+        self._hasher.update(data)
+        return data
+
+    def digest(self) -> str:
+        return f"sha256:{self._hasher.hexdigest()}"
 
 
 def _add_tree(file: IO[bytes], superblock: Superblock) -> dict[str, str]:

@@ -50,6 +50,18 @@ def test_the_same_each_time(scene: Scene, tree: Tree) -> None:
     assert outs[0] == outs[1] != ""
 
 
+def test_compressed(scene: Scene, tree: Tree, images: Images) -> None:
+    """Read back through its index."""
+    name = f"oci:{scene.directory}/out:app"
+    done = scene.run("build", "-q", "--compress", "zstd:19", images.plain, name)
+    assert done.status == 0, done.err
+    read = scene.directory / "read"
+    with read.open("wb") as out:
+        options = f"oci.cache={scene.cache},oci.verify=require"
+        assert scene.start("read", "-o", options, name, stdout=out.fileno()).wait(60) == 0
+    assert read.read_bytes() == images.plain.read_bytes()
+
+
 def test_files_and_directories(scene: Scene, images: Images) -> None:
     extra = scene.directory / "extra"
     extra.mkdir()

@@ -11,6 +11,7 @@ from typing import Any
 import ordinary
 import pytest
 import skopeo
+import zstandard
 from dockerregistry import DockerRegistry
 from images import EROFS, OCI_CONFIG, OCI_MANIFEST, digest_of
 from needs import need, need_root
@@ -21,6 +22,7 @@ from tarballs import archive
 from trees import assert_same, survey
 
 from pyerofs import chunkindex, cli, mkfs, verity
+from pyerofs.inflate import inflate
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -238,6 +240,13 @@ def test_chunk_size(scene: Scene, source: Layout) -> None:
     assert end - first == 32 + -(-first // (1 << 20)) * 48
 
 
+@pytest.mark.parametrize("text", ["gzip", "zstd:0", "zstd:23", "zstd:", "zstd:x", ""])
+def test_other_compressions_are_refused(scene: Scene, text: str) -> None:
+    done = scene.run("convert", "--compress", text, "oci:none", "oci:out")
+    assert done.status == 1
+    assert f"{text!r} is not zstd, or zstd:LEVEL from zstd:1 to zstd:22" in done.err
+
+
 def test_verity(scene: Scene, source: Layout, converted: Path) -> None:
     """Each layer has a tree, and is else what it is without."""
     out = scene.directory / "out"
@@ -246,6 +255,38 @@ def test_verity(scene: Scene, source: Layout, converted: Path) -> None:
     for layer, plain in zip(made, before, strict=True):
         tree = verity.find(layer["annotations"], 4096)
         assert tree is not None and str(tree.offset) == plain["annotations"][chunkindex.RANGE].partition(":")[0]
+
+
+@pytest.mark.parametrize("extra", [(), ("--verity",), ("--chunk-size", "16K")])
+def test_compressed(scene: Scene, source: Layout, extra: tuple[str, ...]) -> None:
+    """The same images, in frames that anything can decompress that knows zstd; smaller; the same each time."""
+    plain, out, again = (f"oci:{scene.directory}/{name}:app" for name in ("plain", "out", "again"))
+    name = f"oci:{source.path}:app"
+    assert scene.run("convert", "-q", *extra, name, plain).status == 0
+    done = [scene.run("convert", "-q", *extra, "--compress", "zstd", name, at) for at in (out, again)]
+    assert [one.status for one in done] == [0, 0], done
+    assert done[0].out.partition(" ")[0] == done[1].out.partition(" ")[0]
+    raw, made = manifest_of(scene.directory / "plain"), manifest_of(scene.directory / "out")
+    contents = []
+    for old, new in zip(raw["layers"], made["layers"], strict=True):
+        image = (scene.directory / "plain/blobs" / old["digest"].replace(":", "/")).read_bytes()
+        image = image[: int(old["annotations"][chunkindex.RANGE].partition(":")[0])]
+        blob = (scene.directory / "out/blobs" / new["digest"].replace(":", "/")).read_bytes()
+        assert new["mediaType"] == f"{EROFS}+zstd" and new["size"] == len(blob) < old["size"]
+        assert zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True).read() == image
+        contents.append(digest_of(image))
+        assert new["annotations"]["org.erofs.uncompressed-digest"] == contents[-1]
+        where = chunkindex.place(new["annotations"], len(blob), True)
+        assert where is not None and where.end == len(blob)
+        index = chunkindex.parse(blob[where.offset :], where)
+        assert index is not None and index.size == len(image)
+        for number in range(len(index)):
+            chunk = index.chunk(number)
+            stored = blob[chunk.offset : chunk.offset + chunk.stored]
+            chunk.verify(stored)
+            assert inflate(stored, chunk.length) == image[chunk.start : chunk.start + chunk.length]
+        assert verity.find(new["annotations"], 4096) == verity.find(old["annotations"], 4096)
+    assert read_json(scene.directory / "out", made["config"]["digest"])["rootfs"]["diff_ids"] == contents
 
 
 # What cannot be converted: one line, nothing left
