@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -18,13 +19,8 @@ from vm import Machine
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark"]
 TIMEOUT = 1140.0  # seconds, for all of a boot together
 
-# A boot for each, side by side. User-mode Linux is by far the fastest, and Debian 12's own kernel version; the last has
-# what waits for the host to make it.
-BOOTS: tuple[tuple[Machine, tuple[str, ...]], ...] = (
-    ("uml", ("test_supervision", "test_survival", "test_ordinary", "test_verity", "test_older_kernel")),
-    ("qemu", ("test_mount_nbd", "test_nbd_device", "test_stack")),
-    ("qemu", ("test_rootfs",)),
-)
+# Which tests run in which machine. User-mode Linux is by far the faster one, and of Debian 12's own kernel version.
+MARKS: dict[Machine, str] = {"uml": "not qemu", "qemu": "qemu"}
 
 
 class Outcome(NamedTuple):
@@ -32,14 +28,18 @@ class Outcome(NamedTuple):
     text: str
 
 
-def collect() -> list[str]:
-    """The node ids below tests/guest, collected by a pytest of its own. Raises RuntimeError."""
-    command = [sys.executable, *PYTEST, "--collect-only", "-q", "tests/guest"]
-    environment = {**os.environ, "PYEROFS_GUEST": ""}
-    done = subprocess.run(command, cwd=vm.REPOSITORY, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"tests/guest cannot be collected:\n{done.stdout}{done.stderr}")
-    return [line for line in done.stdout.splitlines() if "::" in line]
+@functools.cache
+def collect() -> dict[str, Machine]:
+    """The node ids below tests/guest, collected by a pytest of its own, and where they run. Raises RuntimeError."""
+    found: dict[str, Machine] = {}
+    for machine, mark in MARKS.items():
+        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", mark, "tests/guest"]
+        environment = {**os.environ, "PYEROFS_GUEST": ""}
+        done = subprocess.run(command, cwd=vm.REPOSITORY, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"tests/guest cannot be collected:\n{done.stdout}{done.stderr}")
+        found |= dict.fromkeys((line for line in done.stdout.splitlines() if "::" in line), machine)
+    return found
 
 
 class GuestRun(threading.Thread):
@@ -83,12 +83,12 @@ class GuestRun(threading.Thread):
 
 
 class GuestRuns:
-    """As a GuestRun, but in as many boots as it takes."""
+    """As a GuestRun, but a boot of each machine, side by side."""
 
     def __init__(self, chosen: list[str]):
         self._runs = []
-        for machine, modules in BOOTS:
-            names = [name for name in chosen if Path(name.partition("::")[0]).stem in modules]
+        for machine in MARKS:
+            names = [name for name in chosen if collect()[name] == machine]
             if names:
                 self._runs.append(GuestRun(machine, names))
 

@@ -30,6 +30,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             results.write(line + "\n")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "qemu: runs in the newer kernel: needs it, or several CPUs, or is what everybody does")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache() -> Iterator[None]:
     """The default cache is not the host's: /var/cache is its directory, seen over virtiofs."""

@@ -51,6 +51,7 @@ def daemon_of(scene: Scene) -> int:
 # What works
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize(("name", "unmount"), [("plain", by_umount), ("lz4", by_pyerofs), ("index", by_mount_u)])
 def test_the_main_job(
     scene: Scene, tree: Tree, images: Images, published: Published, name: str, unmount: Callable[[Scene], None]
@@ -68,6 +69,7 @@ def test_the_main_job(
     unmount(scene)
 
 
+@pytest.mark.qemu
 def test_by_ioctl(scene: Scene, tree: Tree, published: Published) -> None:
     scene.mount_image(published.plain, "nbd.attach=ioctl", fstype="erofs.nbd")
     assert not (device_of(scene) / "backend").exists()
@@ -108,6 +110,7 @@ def test_stat_tells_of_a_new_daemon(scene: Scene, published: Published, quiet_ke
     assert all("Receive control failed" in line for line in quiet_kernel.warnings())  # the old daemon's socket
 
 
+@pytest.mark.qemu
 def test_four_connections(scene: Scene, tree: Tree, published: Published) -> None:
     """The kernel must not take a socket for dead that waits for the registry: only oci.timeout ends a read."""
     scene.mount_image(published.plain, "oci.connections=4", "oci.timeout=77", fstype="erofs.nbd")
@@ -116,6 +119,7 @@ def test_four_connections(scene: Scene, tree: Tree, published: Published) -> Non
     by_umount(scene)
 
 
+@pytest.mark.qemu
 def test_a_mount_is_lazy_and_the_next_one_asks_for_nothing(
     scene: Scene, published: Published, registry: LoggingRegistry, tree: Tree
 ) -> None:
@@ -134,12 +138,14 @@ def test_a_mount_is_lazy_and_the_next_one_asks_for_nothing(
     assert len(registry.requests()) == before
 
 
+@pytest.mark.qemu
 def test_a_local_file(scene: Scene, tree: Tree, images: Images) -> None:
     scene.mount(images.lz4, fstype="erofs.nbd")
     assert_same(tree.entries, scene.mnt)
     by_umount(scene)
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("option", ["ro", "loop"])
 def test_erofs_local(scene: Scene, tree: Tree, images: Images, option: str) -> None:
     scene.mount(images.plain, option, fstype="erofs.local")
@@ -236,6 +242,7 @@ def test_a_mount_that_is_killed_while_it_resolves_leaves_nothing(
         assert reached.wait(60)
 
 
+@pytest.mark.qemu
 def test_a_mount_that_is_killed_in_mount2_leaves_nothing(
     scene: Scene, fake: FakeRegistry, quiet_kernel: KernelLog
 ) -> None:

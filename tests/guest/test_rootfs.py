@@ -23,6 +23,7 @@ def server() -> Iterator[DockerRegistry]:
         yield server
 
 
+@pytest.mark.qemu
 def test_every_file_and_the_programs(scene: Scene, server: DockerRegistry) -> None:
     entries, said = expected(Path(os.environ["PYEROFS_ROOTFS"]))
     log = KernelLog()

@@ -72,6 +72,7 @@ def test_more_layers_than_there_are_devices(scene: Scene, registry: LoggingRegis
     by_pyerofs(scene)
 
 
+@pytest.mark.qemu
 def test_devices_and_data(scene: Scene, registry: LoggingRegistry) -> None:
     layers = [
         *with_device(scene.directory, "far", b"far away" * 1000),
