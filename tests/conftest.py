@@ -21,6 +21,12 @@ from trees import MIB, Tree, make_image, make_tree
 os.environ["PYEROFS_CONFIG"] = ""  # whatever the machine's owner has configured is no matter of the tests'
 GUEST = bool(os.environ.get("PYEROFS_GUEST"))
 
+if not GUEST:
+    import hypothesis
+
+    hypothesis.settings.register_profile("slow machines are no bug", deadline=None)
+    hypothesis.settings.load_profile("slow machines are no bug")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_of_the_guest)
