@@ -42,25 +42,26 @@ def cut(data: bytes, sizes: int | Iterable[int]) -> Iterator[bytes]:
         yield data[at:]
 
 
-def index_of(pieces: Iterable[bytes], *, hashed: bool = True) -> bytes:
+def encode(compression: int, size: int, chunks: Iterable[tuple[int, int, bytes]], hashes: str = "sha256") -> bytes:
+    """An index; a chunk: offset in the blob, offset in the image, bytes as they are stored. `hashes`: "" for none."""
+    entries = [(offset, at, hashlib.new(hashes, stored).digest() if hashes else b"") for offset, at, stored in chunks]
+    made = bytearray(chunkindex.encode(compression, size, entries))
+    made[20:22] = (1, hashlib.new(hashes).digest_size) if hashes else (0, 0)
+    return bytes(made)
+
+
+def index_of(pieces: Iterable[bytes], *, hashes: str = "sha256") -> bytes:
     """The index of a raw layer with these chunks."""
-    entries, at = [], 0
+    chunks, at = [], 0
     for piece in pieces:
-        entries.append((at, at, hashlib.sha256(piece).digest()))
+        chunks.append((at, at, piece))
         at += len(piece)
-    made = chunkindex.encode(chunkindex.NONE, at, entries)
-    return made if hashed else _unhashed(made)
+    return encode(chunkindex.NONE, at, chunks, hashes)
 
 
-def _unhashed(made: bytes) -> bytes:
-    head = bytearray(made[:32])
-    head[20:22] = b"\0\0"
-    return bytes(head) + b"".join(made[at : at + 16] for at in range(32, len(made), 48))
-
-
-def raw(data: bytes, sizes: int | Iterable[int], *, hashed: bool = True, **more: str) -> Layer:
+def raw(data: bytes, sizes: int | Iterable[int], *, hashes: str = "sha256", **more: str) -> Layer:
     """The index lies behind the image."""
-    index = index_of(cut(data, sizes), hashed=hashed)
+    index = index_of(cut(data, sizes), hashes=hashes)
     return Layer(data + index, **{**chunkindex.describe(len(data), index), **more})
 
 
@@ -69,30 +70,39 @@ def alone(layer: Layer, index: bytes) -> list[Layer]:
     return [layer, Layer(index, INDEX, **{"org.erofs.chunk-index.target": layer.digest})]
 
 
-def frames(data: bytes, sizes: int | Iterable[int], says: int | None = None, **parameters: bool) -> tuple[bytes, bytes]:
-    """The chunks compressed one by one, and their index; `says`: the image's size by that, where it lies."""
+def frames(
+    data: bytes,
+    sizes: int | Iterable[int],
+    *,
+    says: int | None = None,
+    hashes: str = "sha256",
+    lead: bytes = b"",
+    **parameters: bool,
+) -> tuple[bytes, bytes]:
+    """The chunks compressed one by one behind `lead`, and their index; `says`: the image's size by that, where it
+    lies."""
     compressor = zstandard.ZstdCompressor(**parameters)
-    body, entries, at = b"", [], 0
+    body, chunks, at = lead, [], 0
     for piece in cut(data, sizes):
         frame = compressor.compress(piece)
-        entries.append((len(body), at, hashlib.sha256(frame).digest()))
+        chunks.append((len(body), at, frame))
         body += frame
         at += len(piece)
-    return body, chunkindex.encode(chunkindex.ZSTD, at if says is None else says, entries)
+    return body, encode(chunkindex.ZSTD, at if says is None else says, chunks, hashes)
 
 
 def compressed(
     data: bytes,
     sizes: int | Iterable[int] = 1 << 16,
     *,
-    hashed: bool = True,
+    hashes: str = "sha256",
     content: bool = True,
     says: int | None = None,
+    lead: bytes = b"",
     **parameters: bool,
 ) -> Layer:
     """A +zstd layer with its index."""
-    body, index = frames(data, sizes, says, **parameters)
-    index = index if hashed else _unhashed(index)
+    body, index = frames(data, sizes, says=says, hashes=hashes, lead=lead, **parameters)
     section = struct.pack("<II", SKIPPABLE, len(index)) + index
     found = {chunkindex.RANGE: f"{len(body)}", chunkindex.DIGEST: digest_of(index)}
     if content:

@@ -10,6 +10,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from indexedlayers import cut, index_of
 
 from pyerofs import chunkindex
 from pyerofs.chunkindex import Place, build, encode, parse, place
@@ -83,10 +84,37 @@ def test_verify() -> None:
             index.find(outside)
 
 
+@pytest.mark.parametrize(("hashes", "size"), [("sha256", 32), ("sha512", 64), ("", 0)])
+def test_the_hashes_that_there_are(hashes: str, size: int) -> None:
+    payload = index_of(cut(IMAGE, CHUNK), hashes=hashes)
+    index = parse(payload, at(payload))
+    assert index is not None and index.hash_size == size
+    for number in range(len(index)):
+        chunk = index.chunk(number)
+        good = IMAGE[chunk.start : chunk.start + chunk.length]
+        chunk.verify(good)
+        for changed in (0, len(good) // 2, len(good) - 1):
+            bad = bytearray(good)
+            bad[changed] ^= 1
+            if hashes:
+                with pytest.raises(ImageError, match="is corrupt"):
+                    chunk.verify(bytes(bad))
+            else:
+                chunk.verify(bytes(bad))
+
+
+def test_what_lies_between_image_and_index_is_in_no_chunk() -> None:
+    index = parse(raw(), at(raw(), len(IMAGE) + 4096))
+    assert index is not None and index.size == len(IMAGE)
+
+
 def test_zstd_chunks_end_where_the_next_begins() -> None:
-    index = parse(*framed(zstd()))
+    index = parse(*framed(zstd(), magic=0x184D2A50))
     assert index is not None
     assert [index.chunk(n)[:4] for n in range(3)] == [(0, 8192, 0, 100), (8192, 8192, 100, 50), (16384, 4096, 150, 50)]
+    index = parse(*framed(zstd((9, 100, 199))))  # something else lies at the beginning
+    assert index is not None
+    assert [index.chunk(n)[2:4] for n in range(3)] == [(9, 91), (100, 99), (199, 1)]
 
 
 @pytest.mark.parametrize(("place", "value", "error"), [
@@ -97,9 +125,10 @@ def test_zstd_chunks_end_where_the_next_begins() -> None:
     (16, b"\xff\xff\xff\xff", "chunks do not take"),
     (20, b"\x00", "hashes have 32 bytes"),
     (21, b"\x00", "hashes have 0 bytes"),
+    (21, b"\x14", "hashes have 20 bytes"),
+    (21, b"\x30", "hashes have 48 bytes"),
     (21, b"\x40", "3 chunks do not take"),
-    (22, b"\x01", "reserved byte"),
-    (31, b"\x01", "reserved byte"),
+    *((reserved, b"\x01", "reserved byte") for reserved in range(22, 32)),
     (8, b"\x00\x40\0\0\0\0\0\0", "do not cover the image"),  # ends before the last chunk
     (8, b"\x00\x50\x01\0\0\0\0\0", "lies within the image"),
     (40, b"\x01", "do not cover the image"),  # the first chunk does not begin at 0
@@ -114,11 +143,16 @@ def test_corrupt(place: int, value: bytes, error: str) -> None:
         parse(bytes(payload), at(bytes(payload)))
 
 
-@pytest.mark.parametrize(("offset", "value"), [(4, 2), (5, 2), (6, 1), (7, 1), (20, 2)])
-def test_what_is_not_known_is_ignored(offset: int, value: int) -> None:
-    payload = bytearray(raw())
+@pytest.mark.parametrize("frame", [False, True])
+@pytest.mark.parametrize(("offset", "value"), [(4, 0), (4, 2), (5, 2), (6, 1), (6, 0x80), (7, 1), (20, 2)])
+def test_what_is_not_known_is_ignored(frame: bool, offset: int, value: int) -> None:
+    """Whatever else is in it: who knows what that means there."""
+    payload = bytearray(zstd() if frame else raw())
     payload[offset] = value
-    assert parse(bytes(payload), at(bytes(payload))) is None
+    for reserved in (0, 1):
+        payload[22] = reserved
+        section, where = framed(bytes(payload)) if frame else (bytes(payload), at(bytes(payload)))
+        assert parse(section, where) is None
 
 
 def test_the_digest_comes_first() -> None:
@@ -151,6 +185,7 @@ def test_no_chunks() -> None:
     (framed(zstd(), length=5), "skippable frame"),
     ((b"1234567", Place(200, 207, digest_of(b""), True)), "skippable frame"),
     (framed(zstd((0, 100, 100))), "not in order in the blob"),
+    (framed(zstd((0, 100, 50))), "not in order in the blob"),
     (framed(zstd((0, 100, 200))), "not in order in the blob"),  # within the index itself
     (framed(raw()), "compression is not the layer's"),
 ])  # fmt: skip
@@ -188,8 +223,12 @@ def test_place() -> None:
     assert place({**both, chunkindex.RANGE: "4096"}, 5000, True) == Place(4096, 5000, digest, True)
     assert place({**both, chunkindex.KIND: chunkindex.MEDIA_TYPE}, 5000, False) is not None
     assert place({**both, chunkindex.KIND: "application/x"}, 5000, False) is None
+    unknown = {"org.erofs.chunk-index.future": "x", "org.erofs.unheard": "x"}
+    assert place({**both, **unknown}, 5000, False) == place(both, 5000, False)
+    assert place({**both, chunkindex.KIND: "application/x", chunkindex.RANGE: "x"}, 5000, False) is None
     assert place({chunkindex.RANGE: "4096"}, 5000, False) is None  # what cannot be verified is not used
-    assert place({}, 5000, False) is None
+    assert place({chunkindex.DIGEST: digest}, 5000, False) is None
+    assert place(unknown, 5000, False) is None
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1:", ":5", "10:5", "5:5", "0:5001", "5000", "1:2:3", "9" * 30])

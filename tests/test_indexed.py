@@ -161,6 +161,7 @@ LAYERS = {
     "even": raw(DATA, 8192),
     "zstd": compressed(DATA, 5000),
     "unnamed": compressed(DATA, 8192, write_content_size=False),
+    "behind another frame": compressed(DATA, 5000, hashes="sha512", lead=b"\x50\x2a\x4d\x18\3\0\0\0abc"),
 }
 kinds = pytest.mark.parametrize("kind", LAYERS)
 
@@ -189,7 +190,8 @@ def test_no_wrong_byte_goes_on(data: st.DataObject) -> None:
     """A place is spoiled at every mirror: what comes before its chunk may go on, nothing else."""
     content = image(3)
     sizes = data.draw(st.lists(st.integers(1, 4000), max_size=12))
-    made = (raw if data.draw(st.booleans()) else compressed)(content, sizes)
+    hashes = data.draw(st.sampled_from(["sha256", "sha512"]))
+    made = (raw if data.draw(st.booleans()) else compressed)(content, sizes, hashes=hashes)
     layer, index = described(made)
     assert layer.index is not None
     at = data.draw(st.integers(0, layer.index.offset - 1))
@@ -244,9 +246,10 @@ def test_a_transfer_that_breaks_later_is_the_fetcher_s() -> None:
 
 @kinds
 def test_a_registry_that_ignores_the_range(kind: str) -> None:
-    found, _ = source(LAYERS[kind], all_of_it)
+    found, blob = source(LAYERS[kind], all_of_it)
     sink = read(found, 20_000, 5000)
     assert (sink.start, sink.data) == (0, DATA)
+    assert len(blob.asked) == 1
 
 
 def test_one_that_ignores_it_and_is_wrong() -> None:
@@ -276,19 +279,19 @@ def test_what_a_source_says_of_itself() -> None:
     assert found.storage.key.startswith("sha256+chunks:")
     assert source(LAYERS["raw"])[0].storage.align == 4096  # no multiple of a granule
     assert source(raw(DATA, [4096, 8192]))[0].storage.align == 4096
-    bare, _ = source(compressed(DATA, 8192, hashed=False))
+    bare, _ = source(compressed(DATA, 8192, hashes=""))
     assert not bare.storage.verified and bare.storage.key.startswith("sha256+zstd:")
     assert bare.content() == bare.origin.content != ""
     assert read(bare, 5, 20_000).data == DATA[5:20_005]
-    without, _ = source(compressed(DATA, 8192, hashed=False, content=False))
+    without, _ = source(compressed(DATA, 8192, hashes="", content=False))
     assert without.content() is None
 
 
-@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("hashes", ["sha256", ""])
 @pytest.mark.parametrize("named", [True, False])
-def test_a_chunk_that_decompresses_to_more_than_the_index_says(hashed: bool, named: bool) -> None:
+def test_a_chunk_that_decompresses_to_more_than_the_index_says(hashes: str, named: bool) -> None:
     """Its hash is right: who made the layer lies."""
-    bomb = compressed(bytes(64 << 20), 64 << 20, hashed=hashed, says=4096, write_content_size=named)
+    bomb = compressed(bytes(64 << 20), 64 << 20, hashes=hashes, says=4096, write_content_size=named)
     found, _ = source(bomb)
     assert found.size == 4096
     with pytest.raises(CorruptError, match="frame"):

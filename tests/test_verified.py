@@ -180,7 +180,7 @@ def test_a_registry_that_ignores_ranges(rig: Rig) -> None:
 # What an index can lack
 
 
-@pytest.mark.parametrize("layer", [Layer(DATA), raw(DATA, CHUNK, hashed=False)], ids=["none", "without hashes"])
+@pytest.mark.parametrize("layer", [Layer(DATA), raw(DATA, CHUNK, hashes="")], ids=["none", "without hashes"])
 def test_require_refuses_what_cannot_be_verified(rig: Rig, layer: Layer) -> None:
     reference = push(rig, layer)
     with pytest.raises(ImageError, match=r"layer 0 has no chunk index with hashes.*oci\.verify=none"):
@@ -190,7 +190,7 @@ def test_require_refuses_what_cannot_be_verified(rig: Rig, layer: Layer) -> None
 
 
 def test_require_refuses_compressed_layers_too(rig: Rig) -> None:
-    for layer in (compressed(DATA, CHUNK, hashed=False), Layer(frames(DATA, CHUNK)[0], "application/vnd.erofs+zstd")):
+    for layer in (compressed(DATA, CHUNK, hashes=""), Layer(frames(DATA, CHUNK)[0], "application/vnd.erofs+zstd")):
         reference = push(rig, layer)
         with pytest.raises(ImageError, match="no chunk index with hashes"):
             rig.open(reference, "oci=0,oci.verify=require")
@@ -198,7 +198,7 @@ def test_require_refuses_compressed_layers_too(rig: Rig) -> None:
 
 def test_a_compressed_layer_with_an_index_without_hashes(rig: Rig) -> None:
     """It is read lazily all the same, and verified as a whole when it is there."""
-    layer = compressed(DATA, CHUNK, hashed=False)
+    layer = compressed(DATA, CHUNK, hashes="")
     reference = push(rig, layer)
     with rig.open(reference) as blob:
         assert blob.pread(100, 30 * CHUNK) == DATA[30 * CHUNK : 30 * CHUNK + 100]
