@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .chunkindex import MEDIA_TYPE
 from .errors import ImageError
 from .layer import TARGET
 from .manifest import (
@@ -80,10 +81,11 @@ def compose(manifest: Manifest, layer: int | None = None, blob: str | None = Non
 
 
 def _needs_composition(manifest: Manifest) -> bool:
+    """Whether more takes part than one EROFS layer. An ordinary layer does if it has a role, whichever."""
     layers = [layer for layer in manifest.layers if not is_index(layer)]
-    native = sum(native_media_type(layer.media_type) for layer in layers)
-    roles = any(layer.annotations.get(ROLE) not in (None, "overlay-lower") for layer in layers)
-    return native > 1 or (native == 1 and roles)
+    native = [layer for layer in layers if native_media_type(layer.media_type)]
+    taking_part = [layer for layer in layers if layer in native or ROLE in layer.annotations]
+    return bool(native) and (len(taking_part) > 1 or native[0].annotations.get(ROLE) not in (None, "overlay-lower"))
 
 
 def _whole(manifest: Manifest) -> tuple[Part, ...]:
@@ -126,6 +128,10 @@ def _device(manifest: Manifest, i: int) -> Part:
 
 
 def _check_target(manifest: Manifest, i: int) -> None:
-    target = manifest.layers[i].annotations.get(TARGET)
-    if i == 0 or target not in (None, manifest.layers[i - 1].digest):
-        raise ImageError(f"layer {i} is a chunk index, but not of the layer just before it")
+    """Of what is no index that we know, nothing is asked: it is not used."""
+    index = manifest.layers[i]
+    target = index.annotations.get(TARGET)
+    if index.media_type == MEDIA_TYPE and (i == 0 or target != manifest.layers[i - 1].digest):
+        raise ImageError(
+            f"layer {i} is a chunk index, but not of the layer just before it: its {TARGET} is {target!a:.80}"
+        )

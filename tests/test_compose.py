@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyerofs.compose import LOWERS_MAX, ROLE, Part, compose
+from pyerofs.compose import LOWERS_MAX, ROLE, Part, compose, role_of
 from pyerofs.errors import ImageError
 from pyerofs.layer import TARGET
 from pyerofs.manifest import Descriptor, Manifest
@@ -14,6 +14,7 @@ from pyerofs.manifest import Descriptor, Manifest
 EROFS = "application/vnd.erofs"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 INDEX = "application/vnd.erofs.chunk-index.v1"
+INDEX2 = "application/vnd.erofs.chunk-index.v2"  # which nobody knows yet
 LOWER, DATA, DEVICE = "overlay-lower", "overlay-data", "device"
 
 
@@ -22,14 +23,14 @@ def digest(number: int) -> str:
 
 
 def image(*layers: tuple[str, str | None]) -> Manifest:
-    """Of (media type, role), base first."""
-    return Manifest(
-        "application/vnd.oci.image.manifest.v1+json",
-        tuple(
-            Descriptor(kind, digest(number), 4096, {} if role is None else {ROLE: role})
-            for number, (kind, role) in enumerate(layers)
-        ),
-    )
+    """Of (media type, role), base first; an index is of the layer before it."""
+    made = []
+    for number, (kind, role) in enumerate(layers):
+        annotations = {} if role is None else {ROLE: role}
+        if kind == INDEX and number:
+            annotations[TARGET] = digest(number - 1)
+        made.append(Descriptor(kind, digest(number), 4096, annotations))
+    return Manifest("application/vnd.oci.image.manifest.v1+json", tuple(made))
 
 
 def shape(parts: tuple[Part, ...]) -> list[tuple[int, str] | tuple[int, str, tuple[int, ...]]]:
@@ -48,6 +49,7 @@ def shape(parts: tuple[Part, ...]) -> list[tuple[int, str] | tuple[int, str, tup
     ([(EROFS, None)] * 100, [(n, "lower") for n in range(100)]),
     # Indexes are skipped, wherever they are.
     ([(EROFS, None), (INDEX, None), (EROFS, None), (INDEX, None)], [(0, "lower"), (2, "lower")]),
+    ([(INDEX2, None), (EROFS, None), (INDEX2, "unheard"), (EROFS, None)], [(1, "lower"), (3, "lower")]),
     ([(f"{EROFS}+zstd", None), (EROFS, None)], [(0, "lower"), (1, "lower")]),
     # Devices, of any type, belong to the next layer that is none.
     ([(EROFS, DEVICE), (EROFS, None)], [(0, "device"), (1, "lower", (0,))]),
@@ -85,6 +87,9 @@ def test_the_whole_image(
     ([(EROFS, None), ("application/x-target", None), (EROFS, None)], "the unknown type application/x-target"),
     ([(EROFS, None), (TAR, LOWER), (EROFS, None)], "layer 1 is not EROFS but an ordinary tar layer"),
     ([(TAR, DATA), (EROFS, None)], "layer 0 is not EROFS but an ordinary tar layer"),
+    ([(TAR, LOWER), (EROFS, None)], "layer 0 is not EROFS but an ordinary tar layer"),
+    ([(EROFS, LOWER), (TAR, LOWER)], "layer 1 is not EROFS but an ordinary tar layer"),
+    ([(TAR, "unheard"), (EROFS, None)], "layer 0: org.erofs.role is 'unheard'"),
     ([(EROFS, DEVICE)], "layer 0 has the role device, but no layer follows that could use it"),
     ([(EROFS, None), (TAR, DEVICE)], "layer 1 has the role device"),
     ([(EROFS, None), (EROFS, DATA)], "layer 1 has the role overlay-data"),
@@ -104,17 +109,50 @@ def test_what_breaks_the_rules(layers: list[tuple[str, str | None]], text: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("target", "fits"), [(digest(0), True), (digest(2), False)])
-def test_the_target_of_a_chunk_index(target: str, fits: bool) -> None:
-    manifest = image((EROFS, None), (INDEX, None), (EROFS, None))
+def with_target(manifest: Manifest, i: int, target: str | None) -> Manifest:
     layers = list(manifest.layers)
-    layers[1] = Descriptor(INDEX, digest(1), 4096, {TARGET: target})
-    manifest = Manifest(manifest.media_type, tuple(layers))
+    annotations = {} if target is None else {TARGET: target}
+    layers[i] = Descriptor(layers[i].media_type, layers[i].digest, 4096, annotations)
+    return Manifest(manifest.media_type, tuple(layers))
+
+
+@pytest.mark.parametrize(("kind", "target", "fits"), [
+    (INDEX, digest(0), True),
+    (INDEX, digest(2), False),
+    (INDEX, None, False),
+    (INDEX, "", False),
+    (INDEX, digest(0).upper(), False),
+    (INDEX2, digest(2), True),
+    (INDEX2, None, True),
+])  # fmt: skip
+def test_the_target_of_a_chunk_index(kind: str, target: str | None, fits: bool) -> None:
+    manifest = with_target(image((EROFS, None), (kind, None), (EROFS, None)), 1, target)
     if fits:
         assert shape(compose(manifest)) == [(0, "lower"), (2, "lower")]
     else:
-        with pytest.raises(ImageError, match="layer 1 is a chunk index, but not of the layer just before it"):
+        with pytest.raises(ImageError) as caught:
             compose(manifest)
+        text = f"layer 1 is a chunk index, but not of the layer just before it: its {TARGET} is {target!a}"
+        assert text in str(caught.value)
+
+
+def test_nothing_lies_before_the_first_layer() -> None:
+    manifest = with_target(image((INDEX, None), (EROFS, None), (EROFS, None)), 0, digest(2))
+    with pytest.raises(ImageError, match="layer 0 is a chunk index, but not of the layer just before it"):
+        compose(manifest)
+
+
+@pytest.mark.parametrize(("kind", "role", "expected"), [
+    (EROFS, None, "lower"),
+    (EROFS, DATA, "data"),
+    (TAR, DEVICE, "device"),
+    (TAR, None, None),
+    (INDEX, None, None),
+    (INDEX, LOWER, None),
+    (INDEX2, "unheard", None),
+])  # fmt: skip
+def test_the_role_of_a_layer(kind: str, role: str | None, expected: str | None) -> None:
+    assert role_of(image((kind, role)).layers[0]) == expected
 
 
 def test_a_layer_that_is_named_comes_with_its_devices() -> None:

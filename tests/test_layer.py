@@ -11,8 +11,8 @@ from indexedlayers import CONTENT, INDEX, ZSTD, alone, compressed, image, index_
 from pyerofs import chunkindex
 from pyerofs.chunkindex import Place, parse
 from pyerofs.errors import ImageError
+from pyerofs.layer import TARGET, describe, section_of
 from pyerofs.layer import Layer as Described
-from pyerofs.layer import describe, section_of
 from pyerofs.manifest import Manifest
 from pyerofs.manifest import parse as parse_manifest
 
@@ -29,6 +29,7 @@ def test_a_layer_without_an_index() -> None:
     layer = Layer(DATA)
     found = describe(manifest(Layer(b"x", TAR), layer), 1)
     assert found == Described(1, layer.digest, len(DATA), content=layer.digest)
+    assert describe(manifest(Layer(b"x", TAR), Layer(DATA, **{"org.erofs.unheard": "x"})), 1) == found
     assert found.plain_key == layer.digest
 
 
@@ -75,6 +76,8 @@ def test_a_stand_alone_index_for_another_layer() -> None:
     with pytest.raises(ImageError, match="is None"):
         describe(manifest(layer, Layer(index_of([DATA]), INDEX)), 0)
     assert describe(manifest(layer, Layer(b"x", TAR), index), 0).index is None  # not right behind it
+    later = Layer(index.data, "application/vnd.erofs.chunk-index.v2", **{TARGET: layer.digest})
+    assert describe(manifest(layer, later), 0).index is None
     assert describe(manifest(Layer(DATA + DATA), index), 0, use_index=False).index is None
 
 
