@@ -151,9 +151,11 @@ class ChunkReader:
     def _look(self, number: int) -> Chunk:
         chunk = self._index.chunk(number)
         if max(chunk.length, chunk.stored) > CHUNK_MAX:
+            raw = self._index.compression == NONE
+            way_out = "oci.verify=none reads it without that" if raw else "make the layer with smaller ones"
             raise ImageError(
                 f"the chunk at {chunk.start} has {chunk.length} bytes, more than {CHUNK_MAX >> 20} MiB: "
-                "it is too large to be verified before it is read (oci.verify=none reads it without that)"
+                f"it is too large to be verified before it is read ({way_out})"
             )
         return chunk
 

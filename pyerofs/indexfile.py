@@ -46,9 +46,8 @@ def obtain(
     assert place is not None  # noqa: S101 - the caller has looked
     length = place.end - place.offset
     if length > SIZE_MAX:
-        raise ImageError(
-            f"the chunk index has {length} bytes, more than {SIZE_MAX >> 20} MiB (oci.verify=none ignores it)"
-        )
+        way_out = "make the layer with larger chunks" if layer.compressed else "oci.verify=none ignores it"
+        raise ImageError(f"the chunk index has {length} bytes, more than {SIZE_MAX >> 20} MiB ({way_out})")
     found = find(layer, directory)
     if found:
         return found

@@ -304,6 +304,10 @@ def test_a_chunk_that_is_too_large_to_hold(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ImageError, match=r"oci\.verify=none"):
         read(found, 0, 10)
     assert blob.asked == []
+    found, blob = source(compressed(DATA, 8192))
+    with pytest.raises(ImageError, match=r"make the layer with smaller ones"):
+        read(found, 0, 10)
+    assert blob.asked == []
     found, _ = source(raw(DATA, [4096, 4096, 20_000]))
     sink = Sink(0)
     with pytest.raises(ImageError, match="chunk at 8192 has 20000 bytes"):

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from blobs import Rig
 from fakeregistry import Exchange, FakeRegistry, honest, status
-from images import FakePusher, Layer, push_image
+from images import FakePusher, Layer, digest_of, push_image
 from indexedlayers import alone, compressed, cut, frames, image, index_of, raw, stream
 from scene import until
 
 import pyerofs
-from pyerofs import chunkindex, cli, indexed, indexfile
+from pyerofs import chunkindex, cli, imagesource, indexed, indexfile
 from pyerofs.errors import CorruptError, ImageError, PyerofsError, RegistryError
 from pyerofs.layer import Layer as Described
 from pyerofs.options import OCIOptions, parse_oci_options
@@ -209,19 +209,61 @@ def test_a_compressed_layer_with_an_index_without_hashes(rig: Rig) -> None:
     assert entries(rig) == [f"sha256+zstd/{layer.digest[7:]}"]
 
 
-def test_an_index_of_another_kind_is_none(rig: Rig) -> None:
-    layer = raw(DATA, CHUNK, **{chunkindex.KIND: "application/vnd.other"})
+def other_kind(layer: Layer) -> Layer:
+    layer.descriptor["annotations"][chunkindex.KIND] = "application/vnd.other"  # type: ignore[index]
+    return layer
+
+
+def with_byte(layer: Layer, at: int, value: int) -> Layer:
+    """Another layer: its index has this byte, and the digest that it then has."""
+    annotations: dict[str, str] = layer.descriptor["annotations"]  # type: ignore[assignment]
+    kind = str(layer.descriptor["mediaType"])
+    start = int(annotations[chunkindex.RANGE].partition(":")[0]) + (8 if kind.endswith("+zstd") else 0)
+    data = bytearray(layer.data)
+    data[start + at] = value
+    return Layer(bytes(data), kind, **{**annotations, chunkindex.DIGEST: digest_of(data[start:])})
+
+
+@kinds
+@pytest.mark.parametrize("change", [other_kind, lambda layer: with_byte(layer, 4, 9)], ids=["kind", "version"])
+def test_an_index_that_is_not_known_is_none(rig: Rig, kind: str, change: Callable[[Layer], Layer]) -> None:
+    """A compressed layer is then one stream."""
+    layer = change(KINDS[kind](DATA, CHUNK))
     reference = push(rig, layer)
-    assert read_all(rig, reference) == layer.data
+    assert read_all(rig, reference) == (layer.data if kind == "raw" else DATA)
+    assert entries(rig) == [f"sha256{'' if kind == 'raw' else '+zstd'}/{layer.digest[7:]}"]
     with pytest.raises(ImageError, match="no chunk index"):
         rig.open(reference, "oci=0,oci.verify=require")
 
 
-def test_an_index_of_a_later_version_is_none(rig: Rig) -> None:
-    index = bytearray(index_of([DATA]))
-    index[4] = 9
-    layer = Layer(DATA + index, **chunkindex.describe(len(DATA), bytes(index)))
-    assert read_all(rig, push(rig, layer)) == layer.data
+@kinds
+def test_an_index_that_breaks_a_rule_is_not_passed_over(rig: Rig, kind: str) -> None:
+    """Its digest is right: who made the layer has made it wrong, and it is not read as if it had no index."""
+    with pytest.raises(PyerofsError, match="a reserved byte is not zero"):
+        rig.open(push(rig, with_byte(KINDS[kind](DATA, CHUNK), 22, 1)))
+    assert entries(rig) == []
+
+
+@pytest.mark.parametrize("layer", [
+    Layer(DATA + index_of([]), **chunkindex.describe(len(DATA), index_of([]))),
+    compressed(DATA, CHUNK, says=(1 << 44) + 1),
+], ids=["empty", "endless"])  # fmt: skip
+def test_an_image_of_a_size_that_none_has(rig: Rig, layer: Layer) -> None:
+    with pytest.raises(ImageError, match="the chunk index says that the image has"):
+        rig.open(push(rig, layer))
+    assert entries(rig) == []
+
+
+@pytest.mark.parametrize(("most", "fits"), [(len(DATA), True), (len(DATA) - 1, False)])
+def test_a_layer_that_is_larger_than_any(rig: Rig, monkeypatch: pytest.MonkeyPatch, most: int, fits: bool) -> None:
+    monkeypatch.setattr(imagesource, "SIZE_MAX", most)
+    reference = push(rig, Layer(DATA))
+    if fits:
+        assert read_all(rig, reference) == DATA
+    else:
+        with pytest.raises(ImageError, match=f"says that it has {len(DATA)} bytes, more than EROFS can have"):
+            rig.open(reference)
+        assert rig.ranges == []
 
 
 # The index itself
@@ -265,10 +307,11 @@ def test_a_stand_alone_index(rig: Rig, zstd: bool) -> None:
         rig.open(reference, "oci.verify=require")
 
 
-def test_an_index_that_is_too_large(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "way_out"), [("raw", r"oci\.verify=none"), ("zstd", "with larger chunks")])
+def test_an_index_that_is_too_large(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str, way_out: str) -> None:
     monkeypatch.setattr(indexfile, "SIZE_MAX", 1000)
-    reference = push(rig, raw(DATA, CHUNK))
-    with pytest.raises(ImageError, match="more than"):
+    reference = push(rig, KINDS[kind](DATA, CHUNK))
+    with pytest.raises(ImageError, match=f"more than .*{way_out}"):
         rig.open(reference)
     assert rig.ranges == []
 
