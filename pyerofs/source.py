@@ -268,17 +268,21 @@ def parts_of(
         hint = "; an ordinary image is mounted whole, without oci.layer and oci.blob"
         raise ImageError(f"{image.name}: {e}{'' if native_layers(manifest) else hint}") from None
 
-    def opener(layer: Layer) -> Opener:
+    def opener(part: Part, layer: Layer) -> Opener:
         def open_(log: Callable[[str], None]) -> Source:
             try:
                 return open_source(image.name, layer, blobs, connections, options, cancel=cancel, log=log)
-            except BaseException:
+            except BaseException as e:
                 connections.close()
+                if isinstance(e, ImageError) and part.role == "device" and layer.compressed and not layer.index:
+                    raise ImageError(f"{e}; a compressed device needs a chunk index, which tells its size") from None
                 raise
 
         return open_
 
-    return [(part, opener(replace(layer, converted=converted))) for part, layer in zip(parts, layers, strict=True)]
+    return [
+        (part, opener(part, replace(layer, converted=converted))) for part, layer in zip(parts, layers, strict=True)
+    ]
 
 
 def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -78,10 +79,17 @@ def test_what_is_checked(tmp_path: Path, name: str, devices: list[int], options:
     ("plain", [0], "wants 0 more devices, and the image has 1 for it (layers 0)"),
     ("far", [0, 2], "wants 1 more devices, and the image has 2 for it (layers 0, 2)"),
     ("far.blob", [], "not an EROFS image"),
+    ("wide", [], "blocks of 65536 bytes, more than this kernel's pages of 4096"),
+    ("cut", [], "the EROFS image is truncated"),
 ])  # fmt: skip
-def test_what_is_refused(tmp_path: Path, name: str, devices: list[int], text: str) -> None:
-    small(tmp_path, "plain", {"a": b"0"})
+def test_what_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, devices: list[int], text: str
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda _: 4096)
+    plain = small(tmp_path, "plain", {"a": b"0"}).data
     with_device(tmp_path, "far", b"far" * 2000)
+    (tmp_path / "wide.erofs").write_bytes(plain[: 1024 + 12] + b"\x10" + plain[1024 + 13 :])
+    (tmp_path / "cut.erofs").write_bytes(plain[:-1])
     made = part(tmp_path / (name if "." in name else f"{name}.erofs"), [], devices)
     with pytest.raises(ImageError) as caught:
         made.check(MountOptions())

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from fakeregistry import FakeRegistry
 from images import OCI_INDEX, OCI_MANIFEST, TAR, FakePusher, Layer, digest_of, push_image, push_index
+from indexedlayers import compressed, image, stream
 
+from pyerofs.compose import ROLE
 from pyerofs.errors import ImageError, NotFoundError, UsageError
 from pyerofs.options import parse_oci_options
-from pyerofs.source import INDEX_DEPTH, LocalSource, open_image
+from pyerofs.source import INDEX_DEPTH, LocalSource, find_parts, open_image
 
 AMD64 = "oci.platform=linux/amd64"
 
@@ -59,6 +61,39 @@ def test_layers_that_are_none(pusher: FakePusher, options: list[str], text: str)
     with pytest.raises(ImageError, match=text) as caught:
         layer_of(f"{pusher.host}/app:1", *options)
     assert f"{pusher.host}/app:1" in str(caught.value)
+
+
+ANYTHING = bytes(range(256)) * 100
+EROFS_DEVICE = image(20)
+
+
+@pytest.mark.parametrize(("device", "content", "error"), [
+    (compressed(ANYTHING, 4096), ANYTHING, ""),
+    (stream(EROFS_DEVICE), EROFS_DEVICE, ""),
+    (stream(ANYTHING), b"", "not an EROFS image: .*; a compressed device needs a chunk index"),
+], ids=["index", "superblock", "neither"])  # fmt: skip
+def test_a_compressed_device(pusher: FakePusher, tmp_path: Path, device: Layer, content: bytes, error: str) -> None:
+    """Of any type: the suffix alone tells how to read it. Its size has to be known before it is attached."""
+    device.descriptor["mediaType"] = "application/vnd.example.blob+zstd"
+    device.descriptor["annotations"] = {**device.descriptor["annotations"], ROLE: "device"}  # type: ignore[dict-item]
+    push_image(pusher, "app", "1", [device, PLAIN])
+    (part, open_), _ = find_parts(f"{pusher.host}/app:1", parse_oci_options([f"oci.cache={tmp_path}"]))
+    assert (part.layer, part.role) == (0, "device")
+    if error:
+        with pytest.raises(ImageError, match=error) as caught:
+            open_(print)
+        assert "\n" not in str(caught.value)
+        return
+    source = open_(print)
+    found = bytearray()
+    try:
+        assert source.size == len(content)
+        source.read_range(
+            0, source.size, lambda at, piece: found.extend(piece) is None, whole=lambda: None, cancel=lambda: False
+        )
+    finally:
+        source.close()
+    assert found == content
 
 
 def test_a_tag_a_digest_and_both(pusher: FakePusher) -> None:

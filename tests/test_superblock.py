@@ -58,6 +58,14 @@ def test_block_sizes(bits: int) -> None:
     assert parse(image(bits=bits)).block_size == 1 << bits
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_every_byte_of_the_magic_counts(at: int) -> None:
+    head = bytearray(image())
+    head[OFFSET + at] ^= 1
+    with pytest.raises(ImageError, match="not an EROFS image: there is no EROFS superblock in it"):
+        parse(bytes(head))
+
+
 def test_block_size_and_page_size() -> None:
     assert parse(image(bits=14), page_size=16384).block_size == 16384
     with pytest.raises(ImageError, match=r"blocks of 16384 bytes, more than this kernel's pages of 4096.*-b4096"):

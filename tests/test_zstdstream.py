@@ -202,8 +202,11 @@ def test_it_never_becomes_complete_before_its_end(rig: Rig) -> None:
     (zstandard.ZstdCompressor().compress(b"x" * 5000), "no EROFS superblock"),
     (zstandard.ZstdCompressor().compress(b"x" * 50), "at least 1152"),
     (zstandard.ZstdCompressor().compress(DATA[:50_000]), "truncated"),
+    (zstandard.ZstdCompressor().compress(DATA[: 1024 + 12] + b"\x10" + DATA[1024 + 13 :]), "this kernel's pages"),
+    (zstandard.ZstdCompressor().compress(DATA[: 1024 + 36] + bytes(4) + DATA[1024 + 40 :]), "the image has 0 bytes"),
 ])  # fmt: skip
-def test_layers_that_are_none(rig: Rig, data: bytes, text: str) -> None:
+def test_layers_that_are_none(rig: Rig, monkeypatch: pytest.MonkeyPatch, data: bytes, text: str) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda _: 4096)
     reference = push(rig, Layer(data, ZSTD))
     with pytest.raises(ImageError, match=text) as caught, rig.open(reference) as blob:
         blob.read()
