@@ -12,7 +12,7 @@ import pytest
 from blobs import Rig
 from fakeregistry import Exchange, FakeRegistry, honest, status
 from images import FakePusher, Layer, digest_of, push_image
-from indexedlayers import alone, compressed, cut, frames, image, index_of, raw, stream
+from indexedlayers import CONTENT, alone, compressed, cut, frames, image, index_of, raw, stream
 from scene import until
 
 import pyerofs
@@ -209,9 +209,23 @@ def test_a_compressed_layer_with_an_index_without_hashes(rig: Rig) -> None:
     assert entries(rig) == [f"sha256+zstd/{layer.digest[7:]}"]
 
 
-def other_kind(layer: Layer) -> Layer:
-    layer.descriptor["annotations"][chunkindex.KIND] = "application/vnd.other"  # type: ignore[index]
+def test_one_that_is_not_its_content_stays_unverified(rig: Rig) -> None:
+    """Nothing but the annotation vouches for what such a layer decompresses to."""
+    layer = annotated(compressed(DATA, CHUNK, hashes=""), CONTENT, f"sha256:{'0' * 64}")
+    with rig.open(push(rig, layer)) as blob:
+        said = "they stay unverified"
+        until(lambda: blob.pread(len(DATA), 0) == DATA and any(said in line for line in rig.log), said)
+        assert blob._export.verification == "mismatch"
+    assert not (rig.cache / entries(rig)[0] / "verified").exists()
+
+
+def annotated(layer: Layer, key: str, value: str) -> Layer:
+    layer.descriptor["annotations"][key] = value  # type: ignore[index]
     return layer
+
+
+def other_kind(layer: Layer) -> Layer:
+    return annotated(layer, chunkindex.KIND, "application/vnd.other")
 
 
 def with_byte(layer: Layer, at: int, value: int) -> Layer:
