@@ -29,6 +29,8 @@ Role = Literal["lower", "data", "device"]
 ROLE = "org.erofs.role"
 LOWERS_MAX = 500  # the kernel's fs/overlayfs, OVL_MAX_STACK
 _INDEX_TYPE = "application/vnd.erofs.chunk-index."
+# What a layer takes of those before it; one that has names takes both, or its files would hold nothing but zeros.
+_NEEDS: dict[str, tuple[str, ...]] = {"overlay-data": ("device",), "device": ()}
 _ROLES: dict[str, Role] = {"overlay-lower": "lower", "overlay-data": "data", "device": "device"}
 
 
@@ -62,22 +64,20 @@ def role_of(descriptor: Descriptor) -> Role | None:
 
 
 def compose(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[Part, ...]:
-    """The parts of a mount in the order of their layers: of the layer with this number or digest, with the devices
-    that it needs, or else of the whole image. Raises ImageError.
+    """The parts of a mount in the order of their layers: of the layer with this number or digest, with the devices and
+    the data that it needs, or else of the whole image. Raises ImageError.
 
     Of an image with a single EROFS layer beside ordinary ones (a copy of them in another format, say) it is that.
     """
     if layer is None and blob is None and _needs_composition(manifest):
         return _whole(manifest)
     number, descriptor = choose_layer(manifest, layer, blob)
-    devices: list[Part] = []
-    for before in range(number - 1, -1, -1):
-        if is_index(manifest.layers[before]):
-            continue
-        if manifest.layers[before].annotations.get(ROLE) != "device":
-            break
-        devices.insert(0, _device(manifest, before))
-    return (*devices, Part(number, descriptor, "lower", tuple(part.layer for part in devices)))
+    needs = _NEEDS.get(descriptor.annotations.get(ROLE, ""), ("device", "overlay-data"))
+    first = number
+    while first and (is_index(manifest.layers[first - 1]) or manifest.layers[first - 1].annotations.get(ROLE) in needs):
+        first -= 1
+    parts, devices = _parts(manifest, range(first, number))
+    return (*parts, Part(number, descriptor, "lower", devices))
 
 
 def _needs_composition(manifest: Manifest) -> bool:
@@ -88,10 +88,12 @@ def _needs_composition(manifest: Manifest) -> bool:
     return bool(native) and (len(taking_part) > 1 or native[0].annotations.get(ROLE) not in (None, "overlay-lower"))
 
 
-def _whole(manifest: Manifest) -> tuple[Part, ...]:
+def _parts(manifest: Manifest, numbers: range) -> tuple[list[Part], tuple[int, ...]]:
+    """Of these layers; and the devices for the next one."""
     parts: list[Part] = []
-    devices: list[int] = []  # for the next layer that is not one
-    for i, layer in enumerate(manifest.layers):
+    devices: list[int] = []
+    for i in numbers:
+        layer = manifest.layers[i]
         if is_index(layer):
             _check_target(manifest, i)
             continue
@@ -111,6 +113,11 @@ def _whole(manifest: Manifest) -> tuple[Part, ...]:
             mountable(manifest, i)
             parts.append(Part(i, layer, role, tuple(devices)))
             devices.clear()
+    return parts, tuple(devices)
+
+
+def _whole(manifest: Manifest) -> tuple[Part, ...]:
+    parts, _ = _parts(manifest, range(len(manifest.layers)))
     if parts[-1].role != "lower":
         role_text = manifest.layers[parts[-1].layer].annotations[ROLE]
         raise ImageError(f"layer {parts[-1].layer} has the role {role_text}, but no layer follows that could use it")

@@ -167,11 +167,24 @@ def test_a_layer_that_is_named_comes_with_its_devices() -> None:
         compose(manifest, 9)
 
 
-def test_a_layer_that_is_named_is_mounted_whatever_its_role() -> None:
-    manifest = image((EROFS, DEVICE), (EROFS, DATA), (EROFS, "of another time"), (EROFS, None))
-    for number in (1, 2, 3):
-        assert compose(manifest, number)[-1].layer == number
-        assert compose(manifest, number)[-1].role == "lower"
+@pytest.mark.parametrize(("number", "expected"), [
+    (0, [(0, "lower")]),
+    (1, [(1, "lower")]),  # the device before it is not its own
+    (2, [(0, "device"), (1, "device"), (2, "lower", (0, 1))]),
+    (3, [(3, "lower")]),
+    (4, [(0, "device"), (1, "device"), (2, "data", (0, 1)), (3, "data"), (4, "lower")]),
+    (5, [(5, "lower")]),
+    # By itself it would show its files with nothing but zeros in them.
+    (7, [(5, "device"), (6, "data", (5,)), (7, "lower")]),
+    (10, [(8, "data"), (9, "device"), (10, "lower", (9,))]),
+])  # fmt: skip
+def test_a_layer_that_is_named_is_mounted_whatever_its_role(
+    number: int, expected: list[tuple[int, str] | tuple[int, str, tuple[int, ...]]]
+) -> None:
+    roles = (DEVICE, DEVICE, DATA, DATA, "of another time", DEVICE, DATA, LOWER, DATA, DEVICE, None)
+    manifest = image(*((EROFS, role) for role in roles))
+    assert shape(compose(manifest, number)) == expected
+    assert shape(compose(manifest, blob=digest(number))) == expected
 
 
 kinds = st.sampled_from([EROFS, TAR, INDEX, f"{EROFS}+zstd", f"{TAR}+gzip", f"{INDEX}.erofs"])

@@ -160,10 +160,15 @@ def test_devices_and_data_in_a_stack(scene: Scene, registry: LoggingRegistry) ->
     contents = {name: os.urandom(50_000) for name in ("one", "two", "lent")}
     layers = [layer for name in ("one", "two") for layer in with_device(scene.directory, name, contents[name])]
     layers[2:2] = with_data(scene.directory, "lent", contents["lent"])
-    scene.mount_image(push(registry, scene, layers), fstype=FUSE)
+    reference = push(registry, scene, layers)
+    scene.mount_image(reference, fstype=FUSE)
     assert {path.name: path.read_bytes() for path in scene.mnt.iterdir()} == contents
     roles = [part["role"] for part in row_of(scene)["parts"]]
     assert roles == ["device", "lower", "data", "lower", "device", "lower"]
+    by_pyerofs(scene)
+    scene.mount_image(reference, "oci=3", fstype=FUSE)
+    assert {path.name: path.read_bytes() for path in scene.mnt.iterdir()} == {"lent": contents["lent"]}
+    assert [part["role"] for part in row_of(scene)["parts"]] == ["data", "lower"]
     by_pyerofs(scene)
 
 
