@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 from fakeregistry import FakeRegistry
@@ -24,6 +25,32 @@ class Rig:
         data = random.Random(seed).randbytes(size)
         push_image(FakePusher(self.fake), "app", str(seed), [Layer(data)])
         return f"{self.fake.host}/app:{seed}", data
+
+    def push(self, *layers: Layer, tag: str = "1") -> str:
+        """The reference of an image of these layers."""
+        push_image(FakePusher(self.fake), "app", tag, layers)
+        return f"{self.fake.host}/app:{tag}"
+
+    def spoil(self, layer: Layer, *places: int) -> None:
+        """From now on the registry has a wrong byte at each of these places."""
+        data = bytearray(layer.data)
+        for at in places:
+            data[at] ^= 0x10
+        self.fake.blobs[layer.digest] = bytes(data)
+
+    def read(self, reference: str, options: str = "oci=0") -> bytes:
+        """All of it."""
+        with self.open(reference, options) as blob:
+            return blob.read()
+
+    @property
+    def entries(self) -> list[str]:
+        """The cache's entries, as KIND/HEX."""
+        return sorted(str(path.relative_to(self.cache).parent) for path in self.cache.glob("*/*/data"))
+
+    def check_log(self) -> None:
+        """One line for each thing, none of them a bug's."""
+        assert not [line for line in self.log if re.search(r"\n|Traceback|internal", line)]
 
     def open(self, reference: str, options: str = "oci=0") -> BlobFile:
         return open_blob(reference, [options, f"oci.cache={self.cache}"], log=self.log.append)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import zstandard
 from images import EROFS, Layer, digest_of
@@ -114,3 +114,6 @@ def stream(data: bytes, sizes: int | Iterable[int] = 1 << 20, *, content: bool =
     """A +zstd layer without an index."""
     found = {CONTENT: digest_of(data)} if content else {}
     return Layer(frames(data, sizes)[0] + tail, ZSTD, **found)
+
+
+KINDS: dict[str, Callable[..., Layer]] = {"raw": raw, "zstd": compressed}

@@ -13,7 +13,7 @@ import pytest
 from blobs import Rig
 from fakeregistry import Exchange, FakeRegistry, honest
 from images import FakePusher, Layer, push_image
-from indexedlayers import compressed, raw
+from indexedlayers import KINDS
 from trees import MIB, make_image, make_tree
 
 from pyerofs import chunkindex, indexed
@@ -21,7 +21,6 @@ from pyerofs.errors import CorruptError, RegistryError
 
 CHUNK = 128 << 10
 PLACES = 120  # in each kind of layer
-KINDS: dict[str, Callable[[bytes, int], Layer]] = {"raw": raw, "zstd": compressed}
 
 
 class Large(NamedTuple):
