@@ -71,14 +71,15 @@ class Supervision:
 
     def watch(self, **what: Any) -> None:
         """Gives a supervisor that start() has started its work, and waits until it does it."""
-        if self._channel is None:
+        channel = self._channel
+        if channel is None:
             return
         heart, ours = socket.socketpair()
         try:
             self._server.add(ours, handshake=False, monitor=True)
-            self._channel.send({"watch": what}, [heart.fileno()])
-            self._channel.receive()
-            self._channel.socket.settimeout(None)
+            channel.send({"watch": what}, [heart.fileno()])
+            channel.receive()
+            channel.socket.settimeout(None)
         except (OSError, ValueError, EOFError) as e:
             self._log(f"the supervisor does not come up ({e}): {ALONE}")
             self.pause = longer(self.pause)

@@ -64,6 +64,7 @@ def test_help_and_version(scene: Scene) -> None:
     ["read"], ["read", "--offset", "-1", "a"], ["read", "--length", "x", "a"], ["read", "--nonsense", "a"],
     ["push"], ["push", "a"], ["pull", "a", "b", "c"], ["pull", "-O"],
     ["convert", "a"], ["convert", "--chunk-size", "5000", "a", "b"], ["build"], ["build", "a"],
+    ["build", "--chunk-size", "64M", "a", "b"],
 ])  # fmt: skip
 def test_wrong_invocations(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 1

@@ -31,7 +31,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "qemu: runs in the newer kernel: it needs it, or CPUs, or is what everybody does")
+    config.addinivalue_line("markers", "qemu: runs in the newer kernel: it needs that, or CPUs, or must be seen there")
 
 
 @pytest.fixture(scope="session", autouse=True)
