@@ -71,9 +71,8 @@ def pattern(tmp_path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def restarting(registry: DockerRegistry) -> Iterator[list[int]]:
+def restarting(registry: DockerRegistry, count: list[int]) -> Iterator[None]:
     """Stops and starts the registry, without a pause between, until the end of the with statement."""
-    count = [0]
     end = threading.Event()
 
     def work() -> None:
@@ -84,7 +83,7 @@ def restarting(registry: DockerRegistry) -> Iterator[list[int]]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield count
+        yield
     finally:
         end.set()
         thread.join()
@@ -102,8 +101,14 @@ def verify(url: str, directory: Path) -> float:
     return float(job["read"]["clat_ns"]["max"]) / 1e9
 
 
-def one_round(scene: Scene, reference: str, options: str) -> tuple[float, list[str]]:
-    """A cold `serve` that all is read from: the longest read, in seconds, and what it said."""
+def one_round(
+    scene: Scene, reference: str, options: str, registry: DockerRegistry, restarts: list[int]
+) -> tuple[float, list[str]]:
+    """A cold `serve` that all is read from: the longest read, in seconds, and what it said.
+
+    Restarts begin when it is ready: an opening has only a few seconds' patience, in which a slow machine's registry may
+    never be there.
+    """
     socket = scene.directory / "socket"
     process = scene.start("serve", "--unix", str(socket), "-o", options, reference)
     lines: list[str] = []
@@ -114,7 +119,8 @@ def one_round(scene: Scene, reference: str, options: str) -> tuple[float, list[s
         if not process.stdout.readline().startswith("ready: "):
             reader.join(TIMEOUT)
             pytest.fail(f"it does not come up: {lines}")
-        longest = verify(f"nbd+unix:///?socket={socket}", scene.directory)
+        with restarting(registry, restarts):
+            longest = verify(f"nbd+unix:///?socket={socket}", scene.directory)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     except BaseException:
@@ -138,13 +144,12 @@ def test_fio_while_everything_fails(scene: Scene, tmp_path: Path, pattern: bytes
         push_image(registry, "app", "1", [Layer(pattern)])
         log = tmp_path / "faults"
         front = stack.enter_context(Nginx(tmp_path / "nginx", FRONT.format(log=log, registry=registry.host)))
-        restarts = stack.enter_context(restarting(registry))
-        longest, rounds = 0.0, 0
+        restarts, longest, rounds = [0], 0.0, 0
         while restarts[0] < RESTARTS or len(tokens.asked) < 4:
             rounds += 1
             assert rounds <= 10
             options = f"oci=0,oci.timeout={TIMEOUT},oci.cache={tmp_path / f'cache{rounds}'}"
-            spent, lines = one_round(scene, f"{front.host}/app:1", options)
+            spent, lines = one_round(scene, f"{front.host}/app:1", options, registry, restarts)
             longest = max(longest, spent)
             # Each try again is told, and nothing was given up.
             gave_up = [line for line in lines if "; again in " not in line]
