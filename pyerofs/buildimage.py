@@ -11,7 +11,7 @@ from .convert import add_config
 from .copyimage import Meter, meter, short
 from .errors import ImageError, SystemFailure, UsageError
 from .imagedoc import make_manifest, new_config
-from .layermaker import Recipe, make_layer
+from .layermaker import Made, Recipe, make_layer
 from .mkfs import find_mkfs, make_image
 from .place import Target
 from .platforms import Platform
@@ -20,8 +20,7 @@ from .platforms import Platform
 def build_image(sources: Sequence[str], target: Target, platform: Platform, recipe: Recipe, shown: Meter) -> str:
     """Makes an image of one platform. Gives the digest of its manifest. Raises PyerofsError."""
     mkfs = None
-    descriptions = []
-    diff_ids = []
+    layers: list[Made] = []
     with tempfile.TemporaryDirectory(prefix="pyerofs-") as directory:
         for number, source in enumerate(sources):
             image = f"{directory}/{number}.erofs"
@@ -38,12 +37,11 @@ def build_image(sources: Sequence[str], target: Target, platform: Platform, reci
             how = target.add_file(made.digest, image, meter(shown, f"{what}: write", made.size))
             os.unlink(image)
             shown.done(f"{what}  {source} -> {short(made.digest)}", made.size, how)
-            descriptions.append(made.description)
-            diff_ids.append(made.diff_id)
+            layers.append(made)
         names = [os.path.basename(os.path.abspath(source)) for source in sources]
-        config = new_config(platform, diff_ids, names)
+        config = new_config(platform, [made.diff_id for made in layers], names)
         add_config(target, config, directory)
-    document = make_manifest(config, descriptions, {})
+    document = make_manifest(config, [made.description for made in layers], {})
     target.add_document(document, root=True)
     return document.digest
 

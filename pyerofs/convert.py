@@ -22,7 +22,7 @@ from .imagedoc import (
     make_manifest,
     read_config,
 )
-from .layermaker import Recipe, make_layer
+from .layermaker import Made, Recipe, make_layer
 from .layerstream import LayerStream
 from .manifest import MAX_SIZE, Descriptor, Index, Manifest, explain_foreign, is_attestation, native_media_type, parse
 from .mkfs import find_mkfs, make_image
@@ -95,8 +95,7 @@ class _Conversion:
         if manifest.config is None or manifest.config.media_type not in CONFIGS:
             raise ImageError("this is not the image of a container: it has no config of one")
         config, diff_ids = read_config(self._read(manifest.config), len(manifest.layers))
-        descriptions = []
-        made_ids = []
+        layers: list[Made] = []
         with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
             for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
@@ -111,11 +110,10 @@ class _Conversion:
                 how = self._target.add_layer(made, meter(self._shown, f"{what}: write", made.size))
                 os.unlink(image)
                 self._shown.done(f"{what}  {short(layer.digest)} -> {short(made.digest)}", made.size, how)
-                descriptions.append(made.description)
-                made_ids.append(made.diff_id)
-            body = make_config(config, made_ids)
+                layers.append(made)
+            body = make_config(config, [made.diff_id for made in layers])
             add_config(self._target, body, directory)
-        return make_manifest(body, descriptions, manifest.annotations)
+        return make_manifest(body, [made.description for made in layers], manifest.annotations)
 
     def _unpack(self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], what: str) -> None:
         name = f"layer {short(layer.digest)}"

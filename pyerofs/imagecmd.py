@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .place import Origin, Target
     from .platforms import Platform
 
-_CHUNK_MAX = 32 << 20  # bytes: what indexed.py reads
 _PLACES = "REFERENCE at a registry, or oci:DIR[:TAG]"
 
 
@@ -75,10 +74,12 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _chunk_size(text: str) -> int:
+    from .indexed import CHUNK_MAX  # what is read of such layers
+
     found = re.fullmatch(r"([0-9]{1,9})([KM]?)", text)
     size = int(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[found[2]] if found else 0
-    if not 4096 <= size <= _CHUNK_MAX or size & (size - 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 4K to {_CHUNK_MAX >> 20}M")
+    if not 4096 <= size <= CHUNK_MAX or size & (size - 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 4K to {CHUNK_MAX >> 20}M")
     return size
 
 

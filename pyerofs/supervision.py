@@ -90,7 +90,7 @@ class Supervision:
     def lost(self) -> None:
         """The supervisor has died, as fileno() has told."""
         self._log("the supervisor has died")
-        self.pause = longer(self.pause) if time.monotonic() - self._began < LIFE_MIN else 0.0
+        self.pause = longer(self.pause, time.monotonic() - self._began)
         self._close()
 
     def end(self, word: str) -> None:
@@ -106,10 +106,10 @@ class Supervision:
         self._channel, self.pid, self.started = None, 0, 0
 
 
-def longer(pause: float) -> float:
-    """The next pause before a process that does not live is started once more: no two shall keep a machine busy with
-    starting one another."""
-    return min(max(2 * pause, PAUSE_FIRST), PAUSE_MAX)
+def longer(pause: float, lived: float = 0.0) -> float:
+    """The next pause before a process that has died after `lived` seconds, or did not come up, is started once more: no
+    two shall keep a machine busy with starting one another."""
+    return 0.0 if lived >= LIFE_MIN else min(max(2 * pause, PAUSE_FIRST), PAUSE_MAX)
 
 
 def reap() -> None:

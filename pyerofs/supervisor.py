@@ -30,7 +30,7 @@ from .log import open_logger
 from .nbdnode import attribute, index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
-from .supervision import LIFE_MIN, longer
+from .supervision import longer
 
 LOOK = 5.0  # seconds between two looks at the device
 HEARTBEAT_PATIENCE = 5.0  # seconds; more each time that it was wrong
@@ -216,7 +216,7 @@ class Supervisor:
         elif not self._record.attached():
             self._clean_up()
         else:
-            self._pause = longer(self._pause) if time.monotonic() - self._began < LIFE_MIN else 0.0
+            self._pause = longer(self._pause, time.monotonic() - self._began)
             self._log.warning(f"the daemon {pid} has died: another one takes its place")
             self._events.after(self._pause, self._restart)
 

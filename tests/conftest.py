@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fakeregistry import FakeRegistry
@@ -17,6 +18,9 @@ from needs import need, need_root
 from realregistry import LoggingRegistry
 from scene import Scene
 from trees import MIB, Tree, make_image, make_tree
+
+if TYPE_CHECKING:
+    from blobs import Rig
 
 os.environ["PYEROFS_CONFIG"] = ""  # whatever the machine's owner has configured is no matter of the tests'
 GUEST = bool(os.environ.get("PYEROFS_GUEST"))
@@ -57,9 +61,7 @@ def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory on a filesystem that takes every kind of file and xattr."""
     if GUEST:
-        path = Path("/run/pyerofs-tests")  # vm_init.sh's; the guest's /tmp is the host's
-        path.mkdir(exist_ok=True)
-        return path
+        return Path("/run/pyerofs-tests")  # vm_init.sh's; the guest's /tmp is the host's
     return tmp_path_factory.mktemp("work")
 
 
@@ -111,6 +113,16 @@ def published(registry: LoggingRegistry, images: Images) -> Published:
 def fake() -> Iterator[FakeRegistry]:
     with FakeRegistry() as registry:
         yield registry
+
+
+@pytest.fixture
+def rig(fake: FakeRegistry, tmp_path: Path) -> Iterator[Rig]:
+    """Blobs of the fake registry; what is said of them is one line for each thing."""
+    from blobs import Rig  # deferred: the guest's tests do without it
+
+    found = Rig(fake, tmp_path)
+    yield found
+    found.check_log()
 
 
 @pytest.fixture

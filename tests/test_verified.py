@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from pyerofs.source import known_layers, open_image
 CHUNK = 8192
 DATA = image(64)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture
-def rig(fake: FakeRegistry, tmp_path: Path) -> Iterator[Rig]:
-    found = Rig(fake, tmp_path)
-    yield found
-    found.check_log()
 
 
 @kinds

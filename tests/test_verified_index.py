@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from blobs import Rig
@@ -18,13 +17,6 @@ from pyerofs.errors import ImageError, PyerofsError, RegistryError
 CHUNK = 8192
 DATA = image(64)
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture
-def rig(fake: FakeRegistry, tmp_path: Path) -> Iterator[Rig]:
-    found = Rig(fake, tmp_path)
-    yield found
-    found.check_log()
 
 
 # What an index can lack
