@@ -31,12 +31,21 @@ static bool belongs(const struct plan_stream *s, uint64_t offset)
 	return s->tick && offset + slack >= s->pos && offset <= s->pos + slack;
 }
 
+/* A file's end is not announced: the longer the reads before, the more may be fetched beyond it. */
+static uint64_t longest(const struct plan *plan, const struct plan_stream *s)
+{
+	uint64_t earned = max(s->read / PLAN_EARNED_PART, PLAN_WINDOW_EARNED);
+
+	return max(min(plan->ceiling, earned), plan->first);
+}
+
 static void grow(struct plan *plan, struct plan_stream *s, uint64_t offset, uint64_t end)
 {
 	/* Each step costs a round trip: who reads without a gap is trusted to go on. */
 	uint64_t factor = offset == s->pos ? 4 : 2;
 
 	s->used += end - offset;
+	s->read += end - offset;
 	if (end <= s->pos)
 		return;
 	s->advanced += end - s->pos;
@@ -44,7 +53,7 @@ static void grow(struct plan *plan, struct plan_stream *s, uint64_t offset, uint
 	if (s->advanced < s->window / 2)
 		return;
 	if (s->used >= s->advanced / 2) {
-		s->window = min(s->window * factor, max(plan->ceiling, plan->first));
+		s->window = min(s->window * factor, longest(plan, s));
 		s->grown = true;
 	} else {
 		/* It looks in here and there: most of what is fetched for it is of no use. */
@@ -73,6 +82,7 @@ unsigned plan_touch(struct plan *plan, uint64_t offset, uint64_t length)
 	plan->stream[oldest] = (struct plan_stream){
 		.pos = offset + length,
 		.ahead = offset,
+		.read = length,
 		.window = plan->first,
 		.tick = plan->tick,
 	};
@@ -128,7 +138,8 @@ bool plan_ahead(struct plan *plan, uint64_t size, unsigned busy, unsigned *strea
 		/* Only a stream that has grown has shown that it goes forward. */
 		if (!s->tick || !s->grown || (busy & 1U << i))
 			continue;
-		if (s->ahead >= size || s->ahead >= s->pos + s->window)
+		/* Where the source is faster than the reader, twice what a request takes to come in is early enough. */
+		if (s->ahead >= size || s->ahead >= s->pos + min(s->window, 2 * plan->lead))
 			continue;
 		*stream = i;
 		*offset = max(s->ahead, s->pos);

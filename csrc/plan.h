@@ -3,7 +3,7 @@
  *
  * A stream is a reader that goes forward. It is recognised by its place, not by its connection, since several
  * connections may share one reader's work and deliver it out of order. Its window is the length of the runs that are
- * fetched for it: small at first, doubled for as long as the stream goes on.
+ * fetched for it: small at first, longer for as long as the stream goes on.
  */
 #ifndef PE_PLAN_H
 #define PE_PLAN_H
@@ -18,6 +18,8 @@ enum {
 	PLAN_CHEAP = 4, /* so many runs in a row have to say so */
 	PLAN_WINDOW_FLOOR = 1 << 20, /* slow networks too may grow up to this */
 	PLAN_WINDOW_MAX = 16 << 20,
+	PLAN_WINDOW_EARNED = 8 << 20, /* beyond it a window is no longer than this part of what the reader has read: */
+	PLAN_EARNED_PART = 4,
 	PLAN_LONG = 1 << 20, /* from this length on a run costs more in bytes than in latency */
 	PLAN_LONG_FLIGHTS = 2, /* so many of them keep a line busy; more only disturb one another */
 	PLAN_BRIDGE = 64 << 10, /* a present stretch up to this long is fetched again rather than split a run */
@@ -29,6 +31,7 @@ struct plan_stream {
 	uint64_t window;
 	uint64_t advanced; /* bytes since the window last changed */
 	uint64_t used; /* bytes that were read since then */
+	uint64_t read; /* bytes that were read since it began */
 	bool grown; /* it has shown that it goes forward */
 	uint64_t tick; /* of the last touch; 0: unused */
 };

@@ -47,6 +47,24 @@ def test_sequential_reads_widen_the_window() -> None:
         assert all(a.offset + a.length == b.offset for a, b in pairwise(runs))
 
 
+def test_long_windows_have_to_be_earned() -> None:
+    """Where the source would allow 16 MiB at once, since it is fast and answers late. A file's end is not announced:
+    what is fetched beyond it is no more than a part of what was read of it."""
+    with Rig(SIZE, data=DATA) as rig:
+        client = rig.client()
+        longest = 0
+        for offset in range(0, SIZE, MIB):
+            cookie = client.read(offset, MIB)
+            while not rig.store.has(offset, MIB):
+                run = rig.take()
+                assert run.length <= max(8 * MIB, (offset + MIB) // 4)
+                longest = max(longest, run.length)
+                time.sleep(0.02)
+                rig.fetch(run, piece=MIB)
+            assert client.reply() == (cookie, 0, rig.slice(offset, MIB))
+        assert longest > MIB
+
+
 def test_random_reads_stay_small() -> None:
     with Rig(SIZE, data=DATA) as rig:
         client = rig.client()
