@@ -94,7 +94,10 @@ static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offse
 
 int reply_flush(struct pe_conn *c, struct reply_batch *batch)
 {
-	return batch->count ? transmit(c, batch, 0, 0) : 0;
+	if (batch->count)
+		return transmit(c, batch, 0, 0);
+	reply_clear(batch); /* a look at the data file is good for no later batch, also where no reply came of it */
+	return 0;
 }
 
 static void add_header(struct reply_batch *batch, uint64_t cookie, int status, uint64_t arrived)

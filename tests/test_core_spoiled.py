@@ -363,6 +363,21 @@ def test_what_is_spoiled_after_somebody_has_found_it_right(damage: Damage, said_
         assert rig.store.health()[1] == 93
 
 
+def test_a_look_at_the_file_serves_one_batch_only() -> None:
+    """Also where no reply came of it, since what it was for had to be fetched anew."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        flip(rig, 3, 4)
+        settled_epoch(rig)
+        for granule in (50, 3):
+            place = granule * GRANULE
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        flip(rig, 50, 51)
+        assert client.call(nbd.CMD_READ, 50 * GRANULE, GRANULE).data == rig.slice(50 * GRANULE, GRANULE)
+
+
 def test_an_epoch_that_is_none_is_no_reason_for_trust() -> None:
     with Rig(SIZE) as rig:
         rig.preset(0, GRANULES)
