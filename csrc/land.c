@@ -27,6 +27,14 @@ static uint64_t length_of(const struct pe_store *s, uint64_t first, uint64_t end
 	return (end * PE_GRANULE < s->size ? end * PE_GRANULE : s->size) - first * PE_GRANULE;
 }
 
+static int write_one(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length)
+{
+	uint32_t epoch = trust_before_write(s);
+	int err = io_pwrite(s->data_fd, bytes, length, first * PE_GRANULE);
+
+	return trust_after_write(s, epoch, first, bytes, length, err);
+}
+
 /* Writes what is absent of a span. A granule that is present is being read by others and stays as it is. */
 static int write_absent(struct pe_store *s, struct span *span)
 {
@@ -35,10 +43,8 @@ static int write_absent(struct pe_store *s, struct span *span)
 		uint64_t present = map_next_present(&s->map, absent, span->end);
 		const char *bytes = span->bytes + (absent - span->first) * PE_GRANULE;
 		uint64_t length = absent < present ? length_of(s, absent, present) : 0;
-		int err = length ? io_pwrite(s->data_fd, bytes, length, absent * PE_GRANULE) : 0;
+		int err = length ? write_one(s, absent, bytes, length) : 0;
 
-		if (!err)
-			err = trust_write_sums(s, absent, bytes, length);
 		if (err)
 			return err;
 		span->wrote += length;

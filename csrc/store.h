@@ -51,8 +51,9 @@ struct flight {
 };
 
 /*
- * Lock order: trust.lock, store.lock, a connection's ready_lock. No I/O is done under any, but that the first is held
- * over an fstat, and the second while claims are taken. A connection's send_lock is never taken with another one held.
+ * Lock order: trust.lock (and under it the watch's, which is taken alone), store.lock, a connection's ready_lock. No I/O
+ * is done under any, but that the first is held over an fstat, and the second while claims are taken. A connection's
+ * send_lock is never taken with another one held.
  */
 struct pe_store {
 	int data_fd, map_fd;

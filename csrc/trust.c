@@ -9,6 +9,7 @@
 #include "io.h"
 #include "store.h"
 #include "sum.h"
+#include "watch.h"
 
 enum {
 	WORD_GRANULES = 32,
@@ -40,8 +41,12 @@ int trust_open(struct trust *t, int sums_fd, uint64_t sums_offset, uint64_t gran
 	return 0;
 }
 
-void trust_close(struct trust *t)
+void trust_close(struct pe_store *s)
 {
+	struct trust *t = &s->trust;
+
+	if (t->watched == WATCHED)
+		watch_remove(s->data_fd);
 	if (t->word)
 		munmap(t->word, t->length);
 	pthread_mutex_destroy(&t->lock);
@@ -59,35 +64,60 @@ static void next_epoch(struct trust *t)
 	t->seen = now_ns();
 }
 
-/* The file has changed, or may be about to settle. It is looked at again, since looks outside the lock have no order. */
+/* Has somebody else written? Where nobody watches that is not known, and yes. Under the lock. */
+static bool others_wrote(struct trust *t)
+{
+	uint64_t changes;
+
+	if (t->watched != WATCHED)
+		return true;
+	changes = watch_changes();
+	if (changes == t->changes)
+		return false;
+	t->changes = changes;
+	return true;
+}
+
+/*
+ * The file has changed, or may be about to settle. Under the lock. It is looked at again, since looks outside the lock
+ * have no order; and the watch after the file, so that what the file shows of others is not taken for our own.
+ */
 static uint32_t look_again(struct pe_store *s)
 {
 	struct trust *t = &s->trust;
 	struct stat st;
+	bool watched = t->watched == WATCHED, failed, others, own;
 
-	pthread_mutex_lock(&t->lock);
-	if (fstat(s->data_fd, &st)) {
+	failed = fstat(s->data_fd, &st);
+	others = others_wrote(t);
+	own = !others && (t->writing || t->wrote);
+	t->wrote = false;
+	if (failed) {
 		next_epoch(t);
-	} else if (stamp_of(&st) != t->stamp || (uint64_t)st.st_size != t->size) {
+		return 0;
+	}
+	if ((uint64_t)st.st_size != t->size || (stamp_of(&st) != t->stamp && !own) || (watched && others)) {
 		next_epoch(t);
 		if ((uint64_t)st.st_size < s->size && (uint64_t)st.st_size < t->size)
 			store_spoil(s, granule_of((uint64_t)st.st_size), s->map.granules);
-		/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
-		__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
-		__atomic_store_n(&t->stamp, stamp_of(&st), __ATOMIC_RELEASE);
+	} else if (stamp_of(&st) != t->stamp) { /* nobody but this store has written: the epoch goes on */
+		__atomic_store_n(&t->settled, 0, __ATOMIC_RELEASE);
+		t->seen = now_ns();
 	} else if (!t->settled) {
 		uint64_t needed = t->stamp % 1000000000U ? settle_time : settle_time_of_seconds;
 
 		if (now_ns() - t->seen >= needed)
 			__atomic_store_n(&t->settled, t->epoch, __ATOMIC_RELEASE);
 	}
-	pthread_mutex_unlock(&t->lock);
-	return __atomic_load_n(&t->settled, __ATOMIC_ACQUIRE);
+	/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
+	__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
+	__atomic_store_n(&t->stamp, stamp_of(&st), __ATOMIC_RELEASE);
+	return watched ? t->epoch : t->settled;
 }
 
 uint32_t trust_look(struct pe_store *s)
 {
-	const struct trust *t = &s->trust;
+	struct trust *t = &s->trust;
 	uint32_t settled;
 	struct stat st;
 
@@ -99,7 +129,10 @@ uint32_t trust_look(struct pe_store *s)
 		if (settled)
 			return settled;
 	}
-	return look_again(s);
+	pthread_mutex_lock(&t->lock);
+	settled = look_again(s);
+	pthread_mutex_unlock(&t->lock);
+	return settled;
 }
 
 void trust_end(struct pe_store *s)
@@ -221,13 +254,31 @@ int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end,
 	return result;
 }
 
-int trust_write_sums(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length)
+uint32_t trust_before_write(struct pe_store *s)
 {
-	const struct trust *t = &s->trust;
+	struct trust *t = &s->trust;
+	uint32_t epoch = 0;
+
+	if (!t->word)
+		return 0;
+	pthread_mutex_lock(&t->lock);
+	if (t->watched == WATCH_NOT_YET) {
+		t->watched = watch_add(s->data_fd) ? WATCHED : WATCH_NEVER;
+		look_again(s); /* what came before the watch must not pass for our own */
+	}
+	t->writing++;
+	if (t->watched == WATCHED)
+		epoch = t->epoch;
+	pthread_mutex_unlock(&t->lock);
+	return epoch;
+}
+
+static int write_sums(const struct trust *t, uint64_t first, const char *bytes, uint64_t length)
+{
 	uint32_t sums[BATCH];
 	int err = 0;
 
-	while (t->word && length && !err) {
+	while (length && !err) {
 		uint64_t n = length < BATCH * PE_GRANULE ? length : BATCH * PE_GRANULE;
 
 		sum_granules(bytes, n, sums);
@@ -236,5 +287,22 @@ int trust_write_sums(struct pe_store *s, uint64_t first, const char *bytes, uint
 		bytes += n;
 		length -= n;
 	}
+	return err;
+}
+
+int trust_after_write(struct pe_store *s, uint32_t epoch, uint64_t first, const char *bytes, uint64_t length, int err)
+{
+	struct trust *t = &s->trust;
+
+	if (!t->word)
+		return err;
+	pthread_mutex_lock(&t->lock);
+	t->writing--;
+	t->wrote = true;
+	pthread_mutex_unlock(&t->lock);
+	if (!err)
+		err = write_sums(t, first, bytes, length);
+	if (!err)
+		add(t, epoch, first, first + granule_end(length));
 	return err;
 }

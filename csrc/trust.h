@@ -2,11 +2,15 @@
  * What keeps spoiled bytes from going out. Each granule has a sum (CRC32C) in a file beside the data, written before
  * the granule's bit is set. A granule is compared with its sum before this store sends it for the first time; then it
  * is trusted, until the data file's ctime or size is another one than at the last look: every write and every cut
- * moves the ctime, by whomever, the landing of new bytes included. What is not trusted is sent from a copy that was
- * compared, never from the file.
+ * moves the ctime, by whomever. What is not trusted is sent from a copy that was compared, never from the file.
  *
- * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted.
- * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping.
+ * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted. And
+ * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (watch.h): while it is only
+ * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, all
+ * is compared until the landing is over.
+ *
+ * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping; and
+ * beside our own landing a single write of somebody else's until that system call ends.
  */
 #ifndef PE_TRUST_H
 #define PE_TRUST_H
@@ -29,11 +33,15 @@ struct trust {
 	pthread_mutex_t lock; /* over fstat and what follows */
 	uint32_t epoch;
 	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
+	enum { WATCH_NOT_YET, WATCHED, WATCH_NEVER } watched; /* since the first landing */
+	uint64_t changes; /* the watch's, as last seen */
+	unsigned writing; /* writes of this store under way */
+	bool wrote; /* and whether there were some since the last look */
 };
 
 /* sums_fd -1: nothing is ever compared, and a read error is the reader's. */
 int trust_open(struct trust *trust, int sums_fd, uint64_t sums_offset, uint64_t granules);
-void trust_close(struct trust *trust);
+void trust_close(struct pe_store *s);
 /*
  * Looks at the data file: the epoch that the two functions below want, 0 when nothing is trusted now. Once before a
  * batch of replies is enough. A file that was cut short has lost its last granules, and they are marked absent.
@@ -48,7 +56,9 @@ void trust_end(struct pe_store *s);
  * -errno: the file cannot be read, and there are no sums to know that as spoiled by.
  */
 int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end, char *buffer);
-/* Writes the sums of granules that have just been written. */
-int trust_write_sums(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length);
+/* Around a write of granules to the data file: the first returns the epoch that the second wants. */
+uint32_t trust_before_write(struct pe_store *s);
+/* err: what the write came to. Writes the sums of what was written, which is trusted at once where that may be. */
+int trust_after_write(struct pe_store *s, uint32_t epoch, uint64_t first, const char *bytes, uint64_t length, int err);
 
 #endif

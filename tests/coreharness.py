@@ -110,7 +110,7 @@ class Served:
 class Rig:
     """`size` bytes of blob, all absent at first, in memory files: `data_fd`, `map_fd`, `sums_fd`.
 
-    `sums` False: the store has no sums to doubt its data by.
+    `data_path`: where the data file is instead. `sums` False: the store has no sums to doubt its data by.
     """
 
     def __init__(
@@ -122,13 +122,19 @@ class Rig:
         full: bool = False,
         sums: bool = True,
         align: int = GRANULE,
+        data_path: Path | None = None,
     ):
         self.size = size
         self.align = align
         self.data = pattern(size) if data is None else data
         self.granules = -(-size // GRANULE)
         self._stack = ExitStack()
-        self.data_fd = self._memory("data", self.data if full else b"", size)
+        if data_path:
+            self.data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._stack.callback(os.close, self.data_fd)
+            os.truncate(self.data_fd, size)
+        else:
+            self.data_fd = self._memory("data", self.data if full else b"", size)
         self.map_fd = self._memory("map", b"", HEADER + -(-self.granules // 64) * 8)
         self.sums_fd = self._memory("sums", b"", HEADER + 4 * self.granules) if sums else None
         self._stores: list[Store] = []

@@ -1,0 +1,91 @@
+#define _GNU_SOURCE
+#include "watch.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <pthread.h>
+#include <sys/fanotify.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int group = -1;
+static pid_t owner; /* of the group: a forked process needs its own */
+static uint64_t changes;
+
+/* Under the lock. Without FAN_REPORT_FID each event would open the file; with it the group needs no privilege. */
+static bool open_group(void)
+{
+	if (group >= 0 && owner == getpid())
+		return true;
+	group = fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK | FAN_CLOEXEC, 0);
+	owner = getpid();
+	return group >= 0;
+}
+
+/* On a network's or a stacked filesystem others may write where this kernel, or this inode, does not see it. */
+static bool can_be_watched(int fd)
+{
+	static const __fsword_t known[] = { EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,
+					    TMPFS_MAGIC };
+	struct statfs fs;
+	struct stat st;
+
+	/* Of a file in memory without a name newer kernels tell nothing, and say nothing of that. */
+	if (fstatfs(fd, &fs) || fstat(fd, &st) || !st.st_nlink)
+		return false;
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (fs.f_type == known[i])
+			return true;
+	return false;
+}
+
+bool watch_add(int fd)
+{
+	bool watched;
+
+	if (!can_be_watched(fd))
+		return false;
+	pthread_mutex_lock(&lock);
+	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD, FAN_MODIFY, fd, NULL);
+	pthread_mutex_unlock(&lock);
+	return watched;
+}
+
+void watch_remove(int fd)
+{
+	pthread_mutex_lock(&lock);
+	if (owner == getpid())
+		fanotify_mark(group, FAN_MARK_REMOVE, FAN_MODIFY, fd, NULL);
+	pthread_mutex_unlock(&lock);
+}
+
+/* Is there an event that is not certainly this process's own? An overflow of the queue has no process. */
+static bool by_others(const char *events, ssize_t length)
+{
+	const struct fanotify_event_metadata *event = (const void *)events;
+
+	for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length))
+		if (event->pid != owner || event->mask & FAN_Q_OVERFLOW || event->vers != FANOTIFY_METADATA_VERSION)
+			return true;
+	return false;
+}
+
+uint64_t watch_changes(void)
+{
+	char events[4096] __attribute__((aligned(8)));
+	uint64_t found;
+	ssize_t n;
+
+	pthread_mutex_lock(&lock);
+	do {
+		errno = EBADF;
+		n = owner == getpid() ? read(group, events, sizeof(events)) : -1;
+		if (n > 0 ? by_others(events, n) : n == 0 || errno != EAGAIN)
+			changes++;
+	} while (n > 0);
+	found = changes;
+	pthread_mutex_unlock(&lock);
+	return found;
+}

@@ -1,0 +1,119 @@
+"""Bytes that have just landed are sent straight from the data file while the kernel says that nobody else writes to it,
+and not once somebody has: in the middle of landing, when the file's ctime moves all the time anyway."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbdclient as nbd
+import pytest
+from coreharness import HEADER, MIB, Rig
+
+from pyerofs.core import GRANULE
+
+SIZE = 8 * MIB
+GRANULES = SIZE // GRANULE
+
+
+def elsewhere(function: Callable[[], object]) -> None:
+    """In another process."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def flip(rig: Rig, granule: int) -> None:
+    place = granule * GRANULE + 99
+    os.pwrite(rig.data_fd, bytes([rig.data[place] ^ 4]), place)
+
+
+def zero(rig: Rig, granule: int) -> None:
+    os.pwrite(rig.data_fd, bytes(GRANULE), granule * GRANULE)
+
+
+def cut_and_lengthen(rig: Rig, granule: int) -> None:
+    os.truncate(rig.data_fd, granule * GRANULE)
+    os.truncate(rig.data_fd, rig.size)
+
+
+def mistake_sums(rig: Rig) -> None:
+    """What is compared from now on is found spoiled."""
+    assert rig.sums_fd is not None
+    os.pwrite(rig.sums_fd, os.urandom(4 * GRANULES), HEADER)
+
+
+def test_what_has_landed_is_not_compared_while_more_lands(tmp_path: Path) -> None:
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        client.read(0, GRANULE)
+        run = rig.take()
+        for granule in range(run.length // GRANULE):
+            rig.land(run, granule * GRANULE, GRANULE)
+            mistake_sums(rig)
+            reply = client.call(nbd.CMD_READ, granule * GRANULE, GRANULE) if granule else client.reply()
+            assert (reply.error, reply.data) == (0, rig.slice(granule * GRANULE, GRANULE))
+        rig.store.finish(run.id)
+        assert rig.store.health()[1] == 0
+
+
+@pytest.mark.parametrize("damage", [flip, zero, cut_and_lengthen])
+def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Rig, int], None], tmp_path: Path) -> None:
+    """Each time right between two pieces, so that the ctime may be the same before and after."""
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        rig.source()
+        for granule in range(0, GRANULES, GRANULES // 32):
+            place = granule * GRANULE
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+            elsewhere(lambda granule=granule: damage(rig, granule))  # type: ignore[misc]
+            absent = (place + SIZE // 2 + MIB) % SIZE
+            assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        assert rig.store.health()[1] >= 32
+        assert rig.stats().failed == 0
+
+
+def test_what_somebody_wrote_before_the_first_landing_is_seen(tmp_path: Path) -> None:
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        rig.preset(0, 64)
+        client = rig.client()
+        rig.source()
+        assert client.call(nbd.CMD_READ, 0, 64 * GRANULE).data == rig.slice(0, 64 * GRANULE)
+        flip(rig, 5)
+        assert client.call(nbd.CMD_READ, 100 * GRANULE, 1).error == 0
+        assert client.call(nbd.CMD_READ, 5 * GRANULE, GRANULE).data == rig.slice(5 * GRANULE, GRANULE)
+        assert rig.store.health()[1] == 1
+
+
+def test_where_the_kernel_does_not_say_who_writes_all_is_compared(tmp_path: Path) -> None:
+    """A user namespace in which nobody may have a fanotify group."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import test_core_watch as t\n"
+        "from coreharness import Rig\n"
+        "import nbdclient as nbd\n"
+        f"with Rig(t.SIZE, data_path=t.Path({str(tmp_path / 'data')!r})) as rig:\n"
+        "    client = rig.client()\n"
+        "    rig.source()\n"
+        "    assert client.call(nbd.CMD_READ, 0, t.GRANULE).data == rig.slice(0, t.GRANULE)\n"
+        "    t.mistake_sums(rig)\n"
+        "    assert client.call(nbd.CMD_READ, 0, t.GRANULE).data == rig.slice(0, t.GRANULE)\n"
+        "    assert rig.store.health()[1] == 1, rig.store.health()\n"
+    )
+    tests = Path(__file__).parent
+    command = f"echo 0 > /proc/sys/user/max_fanotify_groups && exec {sys.executable} {script}"
+    subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", command],
+        check=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tests}:{tests.parent}"},  # no sanitizer is preloaded
+        timeout=60,
+    )
