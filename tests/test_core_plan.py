@@ -82,7 +82,7 @@ def test_random_reads_stay_small() -> None:
 
 
 def test_a_miss_asks_for_more_where_bytes_come_fast_after_a_long_wait() -> None:
-    """And for less again where they do not. The clock decides: on a slow machine it takes more rounds, and longer ones."""
+    """And for less again where they do not. The clock decides: a slow machine takes more and longer rounds."""
     with Rig(SIZE, data=DATA) as rig:
         client = rig.client()
         places = iter(list(range(0, 63)) * 8)
