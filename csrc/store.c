@@ -107,7 +107,7 @@ void pe_store_free(pe_store *s)
 		return;
 	munmap((void *)(uintptr_t)s->data, s->size);
 	map_close(&s->map);
-	trust_close(s);
+	trust_close(&s->trust);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->whole);
 	pthread_cond_destroy(&s->timer);

@@ -41,12 +41,8 @@ int trust_open(struct trust *t, int sums_fd, uint64_t sums_offset, uint64_t gran
 	return 0;
 }
 
-void trust_close(struct pe_store *s)
+void trust_close(struct trust *t)
 {
-	struct trust *t = &s->trust;
-
-	if (t->watched == WATCHED)
-		watch_remove(s->data_fd);
 	if (t->word)
 		munmap(t->word, t->length);
 	pthread_mutex_destroy(&t->lock);

@@ -41,7 +41,7 @@ struct trust {
 
 /* sums_fd -1: nothing is ever compared, and a read error is the reader's. */
 int trust_open(struct trust *trust, int sums_fd, uint64_t sums_offset, uint64_t granules);
-void trust_close(struct pe_store *s);
+void trust_close(struct trust *trust);
 /*
  * Looks at the data file: the epoch that the two functions below want, 0 when nothing is trusted now. Once before a
  * batch of replies is enough. A file that was cut short has lost its last granules, and they are marked absent.

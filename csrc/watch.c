@@ -9,6 +9,10 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#ifndef FAN_MARK_EVICTABLE
+#define FAN_MARK_EVICTABLE 0x200
+#endif
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int group = -1;
 static pid_t owner; /* of the group: a forked process needs its own */
@@ -48,17 +52,10 @@ bool watch_add(int fd)
 	if (!can_be_watched(fd))
 		return false;
 	pthread_mutex_lock(&lock);
-	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD, FAN_MODIFY, fd, NULL);
+	/* There is one mark, however many stores have the file; it goes with the inode, when nobody has the file open. */
+	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY, fd, NULL);
 	pthread_mutex_unlock(&lock);
 	return watched;
-}
-
-void watch_remove(int fd)
-{
-	pthread_mutex_lock(&lock);
-	if (owner == getpid())
-		fanotify_mark(group, FAN_MARK_REMOVE, FAN_MODIFY, fd, NULL);
-	pthread_mutex_unlock(&lock);
 }
 
 /* Is there an event that is not certainly this process's own? An overflow of the queue has no process. */

@@ -82,6 +82,24 @@ def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Ri
         assert rig.stats().failed == 0
 
 
+def test_a_file_is_watched_for_as_long_as_a_store_has_it(tmp_path: Path) -> None:
+    """Another store of this process on the same file comes and goes."""
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        rig.source()
+        for place, length in ((0, MIB), (7 * MIB, MIB)):
+            assert client.call(nbd.CMD_READ, place, length).data == rig.slice(place, length)
+            with Rig(SIZE, data_path=tmp_path / "data") as other:
+                other.source()
+                assert other.client().call(nbd.CMD_READ, place, length).data == rig.slice(place, length)
+        for granule in range(16):
+            elsewhere(lambda granule=granule: flip(rig, granule))  # type: ignore[misc]
+            absent, place = 2 * MIB + granule * MIB // 4, granule * GRANULE
+            assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        assert rig.store.health()[1] >= 16
+
+
 def test_what_somebody_wrote_before_the_first_landing_is_seen(tmp_path: Path) -> None:
     with Rig(SIZE, data_path=tmp_path / "data") as rig:
         rig.preset(0, 64)
