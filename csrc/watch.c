@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <string.h>
 #include <sys/fanotify.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -59,19 +60,23 @@ bool watch_add(int fd)
 }
 
 /* Is there an event that is not certainly this process's own? An overflow of the queue has no process. */
-static bool by_others(const char *events, ssize_t length)
+static bool by_others(const char *events, size_t length)
 {
-	const struct fanotify_event_metadata *event = (const void *)events;
+	struct fanotify_event_metadata event; /* a copy: those with a file handle of 28 bytes are not aligned */
 
-	for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length))
-		if (event->pid != owner || event->mask & FAN_Q_OVERFLOW || event->vers != FANOTIFY_METADATA_VERSION)
+	for (size_t at = 0; at + sizeof(event) <= length; at += event.event_len) {
+		memcpy(&event, events + at, sizeof(event));
+		if (event.vers != FANOTIFY_METADATA_VERSION || event.event_len < sizeof(event))
 			return true;
+		if (event.pid != owner || event.mask & FAN_Q_OVERFLOW)
+			return true;
+	}
 	return false;
 }
 
 uint64_t watch_changes(void)
 {
-	char events[4096] __attribute__((aligned(8)));
+	char events[4096];
 	uint64_t found;
 	ssize_t n;
 
@@ -79,7 +84,7 @@ uint64_t watch_changes(void)
 	do {
 		errno = EBADF;
 		n = owner == getpid() ? read(group, events, sizeof(events)) : -1;
-		if (n > 0 ? by_others(events, n) : n == 0 || errno != EAGAIN)
+		if (n > 0 ? by_others(events, (size_t)n) : n == 0 || errno != EAGAIN)
 			changes++;
 	} while (n > 0);
 	found = changes;
