@@ -9,7 +9,6 @@
 #include "io.h"
 #include "store.h"
 #include "sum.h"
-#include "watch.h"
 
 enum {
 	WORD_GRANULES = 32,
@@ -60,18 +59,20 @@ static void next_epoch(struct trust *t)
 	t->seen = now_ns();
 }
 
-/* Has somebody else written? Where nobody watches that is not known, and yes. Under the lock. */
+/*
+ * Has somebody else written? Where nobody watches that is not known, and yes. Who has opened the file may be writing:
+ * the ctime tells from the beginning on, the watch at the end only, so that is the end of the watch. Under the lock.
+ */
 static bool others_wrote(struct trust *t)
 {
-	uint64_t changes;
+	struct watch_news before = t->news;
 
 	if (t->watched != WATCHED)
 		return true;
-	changes = watch_changes();
-	if (changes == t->changes)
-		return false;
-	t->changes = changes;
-	return true;
+	t->news = watch_news();
+	if (t->news.opened != before.opened)
+		t->watched = WATCH_NEVER;
+	return t->news.opened != before.opened || t->news.written != before.written;
 }
 
 /*
@@ -108,7 +109,7 @@ static uint32_t look_again(struct pe_store *s)
 	/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
 	__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
 	__atomic_store_n(&t->stamp, stamp_of(&st), __ATOMIC_RELEASE);
-	return watched ? t->epoch : t->settled;
+	return t->watched == WATCHED ? t->epoch : t->settled;
 }
 
 uint32_t trust_look(struct pe_store *s)
@@ -260,6 +261,7 @@ uint32_t trust_before_write(struct pe_store *s)
 	pthread_mutex_lock(&t->lock);
 	if (t->watched == WATCH_NOT_YET) {
 		t->watched = watch_add(s->data_fd) ? WATCHED : WATCH_NEVER;
+		t->news = watch_news();
 		look_again(s); /* what came before the watch must not pass for our own */
 	}
 	t->writing++;

@@ -6,11 +6,10 @@
  *
  * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted. And
  * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (watch.h): while it is only
- * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, all
- * is compared until the landing is over.
+ * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, or
+ * once somebody else has opened the file, all is compared until the landing is over.
  *
- * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping; and
- * beside our own landing a single write of somebody else's until that system call ends.
+ * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping.
  */
 #ifndef PE_TRUST_H
 #define PE_TRUST_H
@@ -19,6 +18,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "watch.h"
 
 struct pe_store;
 
@@ -34,7 +35,7 @@ struct trust {
 	uint32_t epoch;
 	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
 	enum { WATCH_NOT_YET, WATCHED, WATCH_NEVER } watched; /* since the first landing */
-	uint64_t changes; /* the watch's, as last seen */
+	struct watch_news news; /* as last seen */
 	unsigned writing; /* writes of this store under way */
 	bool wrote; /* and whether there were some since the last look */
 };

@@ -17,7 +17,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int group = -1;
 static pid_t owner; /* of the group: a forked process needs its own */
-static uint64_t changes;
+static struct watch_news news;
 
 /* Under the lock. Without FAN_REPORT_FID each event would open the file; with it the group needs no privilege. */
 static bool open_group(void)
@@ -54,40 +54,54 @@ bool watch_add(int fd)
 		return false;
 	pthread_mutex_lock(&lock);
 	/* There is one mark, however many stores have the file; it goes with the inode, when nobody has the file open. */
-	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY, fd, NULL);
+	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY | FAN_OPEN, fd,
+					       NULL);
 	pthread_mutex_unlock(&lock);
 	return watched;
 }
 
-/* Is there an event that is not certainly this process's own? An overflow of the queue has no process. */
-static bool by_others(const char *events, size_t length)
+static void anything(void)
+{
+	news.opened++;
+	news.written++;
+}
+
+/* Under the lock. What is not certainly this process's own is somebody else's. */
+static void take_in(const char *events, size_t length)
 {
 	struct fanotify_event_metadata event; /* a copy: those with a file handle of 28 bytes are not aligned */
 
 	for (size_t at = 0; at + sizeof(event) <= length; at += event.event_len) {
 		memcpy(&event, events + at, sizeof(event));
-		if (event.vers != FANOTIFY_METADATA_VERSION || event.event_len < sizeof(event))
-			return true;
-		if (event.pid != owner || event.mask & FAN_Q_OVERFLOW)
-			return true;
+		if (event.vers != FANOTIFY_METADATA_VERSION || event.event_len < sizeof(event)) {
+			anything();
+			return;
+		}
+		if (event.mask & FAN_Q_OVERFLOW) {
+			anything();
+		} else if (event.pid != owner) {
+			news.opened += !!(event.mask & FAN_OPEN);
+			news.written += !!(event.mask & FAN_MODIFY);
+		}
 	}
-	return false;
 }
 
-uint64_t watch_changes(void)
+struct watch_news watch_news(void)
 {
+	struct watch_news found;
 	char events[4096];
-	uint64_t found;
 	ssize_t n;
 
 	pthread_mutex_lock(&lock);
 	do {
 		errno = EBADF;
 		n = owner == getpid() ? read(group, events, sizeof(events)) : -1;
-		if (n > 0 ? by_others(events, (size_t)n) : n == 0 || errno != EAGAIN)
-			changes++;
+		if (n > 0)
+			take_in(events, (size_t)n);
+		else if (n == 0 || errno != EAGAIN)
+			anything();
 	} while (n > 0);
-	found = changes;
+	found = news;
 	pthread_mutex_unlock(&lock);
 	return found;
 }

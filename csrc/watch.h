@@ -1,9 +1,10 @@
 /*
- * Tells what other processes write to a file from what this one does, which a ctime does not: the kernel's word for each
- * change, with the process that made it (fanotify(7), since Linux 5.19 as it is used here). One group for the process, since
- * a user may have only 128; so what is told is that one of the files was changed.
+ * Tells what other processes do to a file from what this one does, which a ctime does not: the kernel's word for each
+ * change, with the process that made it (fanotify(7), since Linux 5.19 as it is used here). One group for the process,
+ * since a user may have only 128; so what is told is that something was done to one of the files.
  *
- * A write is told of when its system call is done; one through a mapping, or by io_submit(2), never is.
+ * A write is told of when its system call is done, and one through a mapping never is. But who is about to do either has
+ * to open the file first, unless he has had it open since before it was watched.
  */
 #ifndef PE_WATCH_H
 #define PE_WATCH_H
@@ -13,7 +14,11 @@
 
 /* Watches the file of fd for as long as somebody has it open. false: that cannot be had here. */
 bool watch_add(int fd);
-/* Another number than before: somebody else may have written to a watched file since. Any thread. */
-uint64_t watch_changes(void);
+/* Somebody else has opened, or may have written to, a watched file since, where a number is another than before. */
+struct watch_news {
+	uint64_t opened, written;
+};
+/* Any thread. */
+struct watch_news watch_news(void);
 
 #endif

@@ -45,6 +45,11 @@ def cut_and_lengthen(rig: Rig, granule: int) -> None:
     os.truncate(rig.data_fd, rig.size)
 
 
+def open_and_zero(rig: Rig, granule: int) -> None:
+    fd = rig.reopen(rig.data_fd)
+    os.pwrite(fd, bytes(GRANULE), granule * GRANULE)
+
+
 def mistake_sums(rig: Rig) -> None:
     """What is compared from now on is found spoiled."""
     assert rig.sums_fd is not None
@@ -65,7 +70,7 @@ def test_what_has_landed_is_not_compared_while_more_lands(tmp_path: Path) -> Non
         assert rig.store.health()[1] == 0
 
 
-@pytest.mark.parametrize("damage", [flip, zero, cut_and_lengthen])
+@pytest.mark.parametrize("damage", [flip, zero, cut_and_lengthen, open_and_zero])
 def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Rig, int], None], tmp_path: Path) -> None:
     """Each time right between two pieces, so that the ctime may be the same before and after."""
     with Rig(SIZE, data_path=tmp_path / "data") as rig:
@@ -80,6 +85,20 @@ def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Ri
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
         assert rig.store.health()[1] >= 32
         assert rig.stats().failed == 0
+
+
+def test_once_somebody_else_has_opened_the_file_all_is_compared(tmp_path: Path) -> None:
+    """Of a write the watch tells only when it is over, and he may be about to begin a long one."""
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        rig.source()
+        assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
+        elsewhere(lambda: rig.reopen(rig.data_fd, os.O_RDONLY))
+        assert client.call(nbd.CMD_READ, MIB, GRANULE).data == rig.slice(MIB, GRANULE)
+        mistake_sums(rig)
+        for place in (0, MIB):
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        assert rig.store.health()[1] == 2
 
 
 def test_a_file_is_watched_for_as_long_as_a_store_has_it(tmp_path: Path) -> None:
