@@ -59,7 +59,7 @@ def test_long_windows_have_to_be_earned() -> None:
                 run = rig.take()
                 assert run.length <= max(8 * MIB, (offset + MIB) // 4)
                 longest = max(longest, run.length)
-                time.sleep(0.02)
+                time.sleep(0.02)  # the source's latency, which is what allows long windows
                 rig.fetch(run, piece=MIB)
             assert client.reply() == (cookie, 0, rig.slice(offset, MIB))
         assert longest > MIB

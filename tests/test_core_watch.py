@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nbdclient as nbd
@@ -79,7 +80,7 @@ def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Ri
         for granule in range(0, GRANULES, GRANULES // 32):
             place = granule * GRANULE
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
-            elsewhere(lambda granule=granule: damage(rig, granule))  # type: ignore[misc]
+            elsewhere(partial(damage, rig, granule))
             absent = (place + SIZE // 2 + MIB) % SIZE
             assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
@@ -112,7 +113,7 @@ def test_a_file_is_watched_for_as_long_as_a_store_has_it(tmp_path: Path) -> None
                 other.source()
                 assert other.client().call(nbd.CMD_READ, place, length).data == rig.slice(place, length)
         for granule in range(16):
-            elsewhere(lambda granule=granule: flip(rig, granule))  # type: ignore[misc]
+            elsewhere(partial(flip, rig, granule))
             absent, place = 2 * MIB + granule * MIB // 4, granule * GRANULE
             assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
