@@ -40,8 +40,17 @@ int trust_open(struct trust *t, int sums_fd, uint64_t sums_offset, uint64_t gran
 	return 0;
 }
 
+/* Under the lock. */
+static void end_watch(struct trust *t, enum watched next)
+{
+	if (t->watched == WATCHED)
+		watch_end();
+	t->watched = next;
+}
+
 void trust_close(struct trust *t)
 {
+	end_watch(t, WATCH_NEVER);
 	if (t->word)
 		munmap(t->word, t->length);
 	pthread_mutex_destroy(&t->lock);
@@ -71,7 +80,7 @@ static bool others_wrote(struct trust *t)
 		return true;
 	t->news = watch_news();
 	if (t->news.opened != before.opened)
-		t->watched = WATCH_NEVER;
+		end_watch(t, WATCH_NEVER);
 	return t->news.opened != before.opened || t->news.written != before.written;
 }
 
@@ -103,8 +112,12 @@ static uint32_t look_again(struct pe_store *s)
 	} else if (!t->settled) {
 		uint64_t needed = t->stamp % 1000000000U ? settle_time : settle_time_of_seconds;
 
-		if (now_ns() - t->seen >= needed)
+		if (now_ns() - t->seen >= needed) {
 			__atomic_store_n(&t->settled, t->epoch, __ATOMIC_RELEASE);
+			/* From here on the ctime tells all; the next landing, if there is one, watches anew. */
+			if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE) && !t->writing)
+				end_watch(t, WATCH_NOT_YET);
+		}
 	}
 	/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
 	__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
@@ -120,7 +133,9 @@ uint32_t trust_look(struct pe_store *s)
 
 	if (!t->word)
 		return 0;
-	if (!fstat(s->data_fd, &st) && __atomic_load_n(&t->stamp, __ATOMIC_ACQUIRE) == stamp_of(&st) &&
+	/* Unsettled, the file is looked at below anyway. */
+	if (__atomic_load_n(&t->settled, __ATOMIC_RELAXED) && !fstat(s->data_fd, &st) &&
+	    __atomic_load_n(&t->stamp, __ATOMIC_ACQUIRE) == stamp_of(&st) &&
 	    __atomic_load_n(&t->size, __ATOMIC_ACQUIRE) == (uint64_t)st.st_size) {
 		settled = __atomic_load_n(&t->settled, __ATOMIC_ACQUIRE);
 		if (settled)

@@ -23,6 +23,9 @@
 
 struct pe_store;
 
+/* From the first landing on, until all is present. */
+enum watched { WATCH_NOT_YET, WATCHED, WATCH_NEVER };
+
 struct trust {
 	uint64_t *word; /* 32 granules each: the epoch in which they were compared, and a bit each. NULL: no sums */
 	size_t length;
@@ -34,7 +37,7 @@ struct trust {
 	pthread_mutex_t lock; /* over fstat and what follows */
 	uint32_t epoch;
 	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
-	enum { WATCH_NOT_YET, WATCHED, WATCH_NEVER } watched; /* since the first landing */
+	enum watched watched;
 	struct watch_news news; /* as last seen */
 	unsigned writing; /* writes of this store under way */
 	bool wrote; /* and whether there were some since the last look */

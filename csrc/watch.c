@@ -17,6 +17,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int group = -1;
 static pid_t owner; /* of the group: a forked process needs its own */
+static unsigned watched; /* files, counted once for each store that has one */
 static struct watch_news news;
 
 /* Under the lock. Without FAN_REPORT_FID each event would open the file; with it the group needs no privilege. */
@@ -26,7 +27,17 @@ static bool open_group(void)
 		return true;
 	group = fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK | FAN_CLOEXEC, 0);
 	owner = getpid();
+	watched = 0;
 	return group >= 0;
+}
+
+/* Under the lock. */
+static void close_unused(void)
+{
+	if (watched || group < 0)
+		return;
+	close(group);
+	group = -1;
 }
 
 /* On a network's or a stacked filesystem others may write where this kernel, or this inode, does not see it. */
@@ -48,16 +59,28 @@ static bool can_be_watched(int fd)
 
 bool watch_add(int fd)
 {
-	bool watched;
+	bool added;
 
 	if (!can_be_watched(fd))
 		return false;
 	pthread_mutex_lock(&lock);
-	/* There is one mark, however many stores have the file; it goes with the inode, when nobody has the file open. */
-	watched = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY | FAN_OPEN, fd,
-					       NULL);
+	/* There is one mark, however many stores have the file; it goes with the inode or the group. */
+	added = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY | FAN_OPEN, fd,
+					     NULL);
+	watched += added;
+	close_unused();
 	pthread_mutex_unlock(&lock);
-	return watched;
+	return added;
+}
+
+void watch_end(void)
+{
+	pthread_mutex_lock(&lock);
+	if (owner == getpid() && watched) { /* a forked process may end what its parent began */
+		watched--;
+		close_unused();
+	}
+	pthread_mutex_unlock(&lock);
 }
 
 static void anything(void)

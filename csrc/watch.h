@@ -1,7 +1,8 @@
 /*
  * Tells what other processes do to a file from what this one does, which a ctime does not: the kernel's word for each
  * change, with the process that made it (fanotify(7), since Linux 5.19 as it is used here). One group for the process,
- * since a user may have only 128; so what is told is that something was done to one of the files.
+ * and only while a file is watched, since a user may have only 128; so what is told is that something was done to one of
+ * the files.
  *
  * A write is told of when its system call is done, and one through a mapping never is. But who is about to do either has
  * to open the file first, unless he has had it open since before it was watched.
@@ -12,8 +13,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Watches the file of fd for as long as somebody has it open. false: that cannot be had here. */
+/* Watches the file of fd until watch_end(). false: that cannot be had here. Any thread. */
 bool watch_add(int fd);
+/* Once for each watch_add() that said true. With the last of them the group is closed. Any thread. */
+void watch_end(void);
 /* Somebody else has opened, or may have written to, a watched file since, where a number is another than before. */
 struct watch_news {
 	uint64_t opened, written;

@@ -7,11 +7,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
 from errno import EIO
 
 import nbdclient as nbd
 import pytest
+from coredamage import Damage, exchange, flip, spoil_sums, zero
 from coreharness import HEADER, KIB, MIB, Rig, Task, bits_of, until
 
 from pyerofs.core import GRANULE
@@ -19,35 +19,6 @@ from pyerofs.core import GRANULE
 SIZE = 2 * MIB + 777
 GRANULES = -(-SIZE // GRANULE)
 SETTLED = 0.12  # seconds: more than a ctime needs to be old enough for trust
-
-Damage = Callable[[Rig, int, int], None]
-
-
-def flip(rig: Rig, first: int, end: int) -> None:
-    """One bit of each granule."""
-    for granule in range(first, end):
-        place = min(granule * GRANULE + granule * 797 % GRANULE, rig.size - 1)
-        byte = os.pread(rig.data_fd, 1, place)[0]
-        os.pwrite(rig.data_fd, bytes([byte ^ 1 << granule % 8]), place)
-
-
-def zero(rig: Rig, first: int, end: int) -> None:
-    start, stop = first * GRANULE, min(end * GRANULE, rig.size)
-    os.pwrite(rig.data_fd, bytes(stop - start), start)
-
-
-def exchange(rig: Rig, first: int, end: int) -> None:
-    """Right bytes, but of another place."""
-    for granule in range(first, end):
-        start = granule * GRANULE
-        length = min(GRANULE, rig.size - start)
-        os.pwrite(rig.data_fd, rig.slice((start + MIB) % MIB, length)[::-1], start)
-
-
-def spoil_sums(rig: Rig, first: int, end: int) -> None:
-    assert rig.sums_fd is not None
-    os.pwrite(rig.sums_fd, os.urandom(4 * (end - first)), HEADER + 4 * first)
-
 
 DAMAGES: list[Damage] = [flip, zero, exchange]
 

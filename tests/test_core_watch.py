@@ -6,13 +6,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import nbdclient as nbd
 import pytest
-from coreharness import HEADER, MIB, Rig
+from coredamage import Damage, flip, spoil_sums, zero
+from coreharness import MIB, Rig
 
 from pyerofs.core import GRANULE
 
@@ -32,29 +34,14 @@ def elsewhere(function: Callable[[], object]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def flip(rig: Rig, granule: int) -> None:
-    place = granule * GRANULE + 99
-    os.pwrite(rig.data_fd, bytes([rig.data[place] ^ 4]), place)
-
-
-def zero(rig: Rig, granule: int) -> None:
-    os.pwrite(rig.data_fd, bytes(GRANULE), granule * GRANULE)
-
-
-def cut_and_lengthen(rig: Rig, granule: int) -> None:
+def cut_and_lengthen(rig: Rig, granule: int, _end: int) -> None:
     os.truncate(rig.data_fd, granule * GRANULE)
     os.truncate(rig.data_fd, rig.size)
 
 
-def open_and_zero(rig: Rig, granule: int) -> None:
+def open_and_zero(rig: Rig, granule: int, _end: int) -> None:
     fd = rig.reopen(rig.data_fd)
     os.pwrite(fd, bytes(GRANULE), granule * GRANULE)
-
-
-def mistake_sums(rig: Rig) -> None:
-    """What is compared from now on is found spoiled."""
-    assert rig.sums_fd is not None
-    os.pwrite(rig.sums_fd, os.urandom(4 * GRANULES), HEADER)
 
 
 def test_what_has_landed_is_not_compared_while_more_lands(tmp_path: Path) -> None:
@@ -64,7 +51,7 @@ def test_what_has_landed_is_not_compared_while_more_lands(tmp_path: Path) -> Non
         run = rig.take()
         for granule in range(run.length // GRANULE):
             rig.land(run, granule * GRANULE, GRANULE)
-            mistake_sums(rig)
+            spoil_sums(rig, 0, GRANULES)
             reply = client.call(nbd.CMD_READ, granule * GRANULE, GRANULE) if granule else client.reply()
             assert (reply.error, reply.data) == (0, rig.slice(granule * GRANULE, GRANULE))
         rig.store.finish(run.id)
@@ -72,7 +59,7 @@ def test_what_has_landed_is_not_compared_while_more_lands(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", [flip, zero, cut_and_lengthen, open_and_zero])
-def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Rig, int], None], tmp_path: Path) -> None:
+def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Damage, tmp_path: Path) -> None:
     """Each time right between two pieces, so that the ctime may be the same before and after."""
     with Rig(SIZE, data_path=tmp_path / "data") as rig:
         client = rig.client()
@@ -80,7 +67,7 @@ def test_what_somebody_else_writes_while_bytes_land_is_seen(damage: Callable[[Ri
         for granule in range(0, GRANULES, GRANULES // 32):
             place = granule * GRANULE
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
-            elsewhere(partial(damage, rig, granule))
+            elsewhere(partial(damage, rig, granule, granule + 1))
             absent = (place + SIZE // 2 + MIB) % SIZE
             assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
@@ -96,7 +83,7 @@ def test_once_somebody_else_has_opened_the_file_all_is_compared(tmp_path: Path) 
         assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
         elsewhere(lambda: rig.reopen(rig.data_fd, os.O_RDONLY))
         assert client.call(nbd.CMD_READ, MIB, GRANULE).data == rig.slice(MIB, GRANULE)
-        mistake_sums(rig)
+        spoil_sums(rig, 0, GRANULES)
         for place in (0, MIB):
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
         assert rig.store.health()[1] == 2
@@ -113,7 +100,7 @@ def test_a_file_is_watched_for_as_long_as_a_store_has_it(tmp_path: Path) -> None
                 other.source()
                 assert other.client().call(nbd.CMD_READ, place, length).data == rig.slice(place, length)
         for granule in range(16):
-            elsewhere(partial(flip, rig, granule))
+            elsewhere(partial(flip, rig, granule, granule + 1))
             absent, place = 2 * MIB + granule * MIB // 4, granule * GRANULE
             assert client.call(nbd.CMD_READ, absent, GRANULE).data == rig.slice(absent, GRANULE)
             assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
@@ -126,10 +113,46 @@ def test_what_somebody_wrote_before_the_first_landing_is_seen(tmp_path: Path) ->
         client = rig.client()
         rig.source()
         assert client.call(nbd.CMD_READ, 0, 64 * GRANULE).data == rig.slice(0, 64 * GRANULE)
-        flip(rig, 5)
+        flip(rig, 5, 6)
         assert client.call(nbd.CMD_READ, 100 * GRANULE, 1).error == 0
         assert client.call(nbd.CMD_READ, 5 * GRANULE, GRANULE).data == rig.slice(5 * GRANULE, GRANULE)
         assert rig.store.health()[1] == 1
+
+
+def groups() -> int:
+    links = [Path("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    return sum("[fanotify]" in os.readlink(link) for link in links if link.is_symlink())
+
+
+def read_until(rig: Rig, wanted: int) -> None:
+    """Reads again and again, until the process has so many fanotify groups."""
+    client, deadline = rig.client(), time.monotonic() + 60
+    while groups() != wanted:
+        assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
+        assert time.monotonic() < deadline
+
+
+def test_the_watch_ends_when_all_is_present_and_begins_again_when_not(tmp_path: Path) -> None:
+    before = groups()
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        with Rig(SIZE, data_path=tmp_path / "other") as other:
+            for each in (rig, other):
+                each.source()
+                assert each.client().call(nbd.CMD_READ, 0, MIB).error == 0
+                assert groups() == before + 1
+        client = rig.client()
+        for place in range(0, SIZE, MIB):
+            assert client.call(nbd.CMD_READ, place, MIB).data == rig.slice(place, MIB)
+        read_until(rig, before)
+        elsewhere(partial(flip, rig, 5, 6))
+        assert client.call(nbd.CMD_READ, 5 * GRANULE, GRANULE).data == rig.slice(5 * GRANULE, GRANULE)
+        assert rig.store.health()[1] == 1
+        assert groups() == before + 1
+        read_until(rig, before)
+        elsewhere(partial(zero, rig, 6, 7))
+        assert client.call(nbd.CMD_READ, 6 * GRANULE, GRANULE).data == rig.slice(6 * GRANULE, GRANULE)
+        assert rig.store.health()[1] == 2
+    assert groups() == before
 
 
 def test_where_the_kernel_does_not_say_who_writes_all_is_compared(tmp_path: Path) -> None:
@@ -143,7 +166,7 @@ def test_where_the_kernel_does_not_say_who_writes_all_is_compared(tmp_path: Path
         "    client = rig.client()\n"
         "    rig.source()\n"
         "    assert client.call(nbd.CMD_READ, 0, t.GRANULE).data == rig.slice(0, t.GRANULE)\n"
-        "    t.mistake_sums(rig)\n"
+        "    t.spoil_sums(rig, 0, t.GRANULES)\n"
         "    assert client.call(nbd.CMD_READ, 0, t.GRANULE).data == rig.slice(0, t.GRANULE)\n"
         "    assert rig.store.health()[1] == 1, rig.store.health()\n"
     )
