@@ -1,9 +1,11 @@
-"""What happens to a cache's files: each damages granules [first, end) of a rig's data file or of their sums."""
+"""What happens to a cache's files. A Damage is of granules [first, end) of a rig's data file or of their sums."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from coreharness import HEADER, MIB, Rig
 
@@ -36,3 +38,15 @@ def exchange(rig: Rig, first: int, end: int) -> None:
 def spoil_sums(rig: Rig, first: int, end: int) -> None:
     assert rig.sums_fd is not None
     os.pwrite(rig.sums_fd, os.urandom(4 * (end - first)), HEADER + 4 * first)
+
+
+# By another process: what this one writes while bytes land is taken for the store's own (csrc/watch.h).
+
+
+def overwrite(path: Path, place: int, data: bytes) -> None:
+    command = ["dd", f"of={path}", f"seek={place}", "oflag=seek_bytes", "conv=notrunc", "status=none"]
+    subprocess.run(command, input=data, check=True)
+
+
+def cut(path: Path, size: int) -> None:
+    subprocess.run(["truncate", f"--size={size}", path], check=True)

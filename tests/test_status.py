@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from blobs import Rig
+from coredamage import overwrite
 from coreharness import until
 from fakeregistry import FakeRegistry, stall, status
 from hypothesis import given, settings
@@ -92,8 +93,7 @@ def test_nothing_has_happened_yet(blob: BlobFile, rig: Rig) -> None:
 
 def test_of_a_cache_that_was_damaged(blob: BlobFile, rig: Rig) -> None:
     blob.pread(1000, 0)
-    with open(f"{snap(blob)['cache']['directory']}/data", "r+b") as data:
-        data.write(b"damage")
+    overwrite(Path(snap(blob)["cache"]["directory"], "data"), 0, b"damage")
     blob.pread(1000, 0)
     found = snap(blob)
     assert found["cache"]["healed_granules"] == 1

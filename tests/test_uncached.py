@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from blobs import Rig
+from coredamage import cut, overwrite
 from fakeregistry import FakeRegistry
 from images import FakePusher, Images, Layer, push_image
 from needs import need, need_root
@@ -174,9 +175,7 @@ def test_damage_under_an_open_blob_is_told_once(rig: Rig, disk: Disk) -> None:
     with rig.open(reference) as blob:
         assert blob.read() == data
         for place in (5 * GRANULE, 70 * GRANULE, 200 * GRANULE):
-            with (rig.entry(data) / "data").open("r+b") as file:
-                file.seek(place)
-                file.write(b"no")
+            overwrite(rig.entry(data) / "data", place, b"no")
             assert blob.pread(SIZE, 0) == data
     assert rig.log == [DAMAGED]
 
@@ -186,7 +185,7 @@ def test_a_file_cut_short_under_an_open_blob_is_whole_again_afterwards(rig: Rig,
     reference, data = rig.publish(SIZE)
     with rig.open(reference) as blob:
         assert blob.read() == data
-        os.truncate(rig.entry(data) / "data", MIB)
+        cut(rig.entry(data) / "data", MIB)
         assert blob.pread(SIZE, 0) == data
     before = len(rig.ranges)
     with rig.open(reference) as blob:
