@@ -6,32 +6,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import nbdclient as nbd
 import pytest
-from coredamage import Damage, flip, spoil_sums, zero
-from coreharness import MIB, Rig
+from coredamage import Damage, elsewhere, flip, spoil_sums, zero
+from coreharness import MIB, Rig, until
 
 from pyerofs.core import GRANULE
 
 SIZE = 8 * MIB
 GRANULES = SIZE // GRANULE
-
-
-def elsewhere(function: Callable[[], object]) -> None:
-    """In another process."""
-    child = os.fork()
-    if not child:
-        try:
-            function()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def cut_and_lengthen(rig: Rig, granule: int, _end: int) -> None:
@@ -126,10 +112,13 @@ def groups() -> int:
 
 def read_until(rig: Rig, wanted: int) -> None:
     """Reads again and again, until the process has so many fanotify groups."""
-    client, deadline = rig.client(), time.monotonic() + 60
-    while groups() != wanted:
+    client = rig.client()
+
+    def there() -> bool:
         assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
-        assert time.monotonic() < deadline
+        return groups() == wanted
+
+    until(there, f"{wanted} groups")
 
 
 def test_the_watch_ends_when_all_is_present_and_begins_again_when_not(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blobs import Rig
-from coredamage import overwrite
+from coredamage import elsewhere, overwrite
 from coreharness import until
 from fakeregistry import FakeRegistry, stall, status
 from hypothesis import given, settings
@@ -93,7 +94,7 @@ def test_nothing_has_happened_yet(blob: BlobFile, rig: Rig) -> None:
 
 def test_of_a_cache_that_was_damaged(blob: BlobFile, rig: Rig) -> None:
     blob.pread(1000, 0)
-    overwrite(Path(snap(blob)["cache"]["directory"], "data"), 0, b"damage")
+    elsewhere(partial(overwrite, Path(snap(blob)["cache"]["directory"], "data"), 0, b"damage"))
     blob.pread(1000, 0)
     found = snap(blob)
     assert found["cache"]["healed_granules"] == 1

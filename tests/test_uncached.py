@@ -7,11 +7,12 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from blobs import Rig
-from coredamage import cut, overwrite
+from coredamage import elsewhere, overwrite
 from fakeregistry import FakeRegistry
 from images import FakePusher, Images, Layer, push_image
 from needs import need, need_root
@@ -175,7 +176,7 @@ def test_damage_under_an_open_blob_is_told_once(rig: Rig, disk: Disk) -> None:
     with rig.open(reference) as blob:
         assert blob.read() == data
         for place in (5 * GRANULE, 70 * GRANULE, 200 * GRANULE):
-            overwrite(rig.entry(data) / "data", place, b"no")
+            elsewhere(partial(overwrite, rig.entry(data) / "data", place, b"no"))
             assert blob.pread(SIZE, 0) == data
     assert rig.log == [DAMAGED]
 
@@ -185,7 +186,7 @@ def test_a_file_cut_short_under_an_open_blob_is_whole_again_afterwards(rig: Rig,
     reference, data = rig.publish(SIZE)
     with rig.open(reference) as blob:
         assert blob.read() == data
-        cut(rig.entry(data) / "data", MIB)
+        elsewhere(partial(os.truncate, rig.entry(data) / "data", MIB))
         assert blob.pread(SIZE, 0) == data
     before = len(rig.ranges)
     with rig.open(reference) as blob:
@@ -199,9 +200,7 @@ def test_damage_while_nobody_has_it_open(rig: Rig, disk: Disk) -> None:
     with rig.open(reference) as blob:
         assert blob.read() == data
     before = rig.ranges
-    with (rig.entry(data) / "data").open("r+b") as file:
-        file.seek(3 * GRANULE + 1)
-        file.write(b"no")
+    overwrite(rig.entry(data) / "data", 3 * GRANULE + 1, b"no")
     with rig.open(reference) as blob:
         assert blob.read() == data
     assert rig.ranges[len(before) :] == [(3 * GRANULE, 4 * GRANULE - 1)]
