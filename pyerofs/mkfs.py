@@ -33,9 +33,13 @@ class Mkfs(NamedTuple):
     version: tuple[int, int]
 
 
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:{_PATHS}"
+
+
 def find_mkfs() -> Mkfs:
     """Raises SystemFailure that says how to get it."""
-    path = shutil.which(_PROGRAM, path=f"{os.environ.get('PATH', os.defpath)}:{_PATHS}")
+    path = shutil.which(_PROGRAM, path=_search_path())
     if path is None:
         raise SystemFailure(f"{_PROGRAM} is not here: install the package erofs-utils")
     said = _run([path, "-V"])  # 1.5 does not know the option, but says its version

@@ -344,8 +344,8 @@ def test_what_is_missing(
     scene: Scene, source: Layout, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["convert", f"oci:{source.path}:app", f"oci:{scene.directory}/out"]
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(mkfs, "_PATHS", "/nowhere")
+    # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
+    monkeypatch.setattr(mkfs, "_search_path", lambda: "/nowhere")
     assert cli.main(command) == 2
     assert "mkfs.erofs is not here: install the package erofs-utils" in capfd.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -109,8 +109,8 @@ def test_a_program_that_will_not_do(script: Path, text: str, error: str) -> None
 
 
 def test_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(mkfs, "_PATHS", "/nowhere")
+    # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
+    monkeypatch.setattr(mkfs, "_search_path", lambda: "/nowhere")
     with pytest.raises(SystemFailure, match=r"mkfs\.erofs is not here: install the package erofs-utils"):
         find_mkfs()
 
