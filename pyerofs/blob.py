@@ -59,9 +59,15 @@ class Blob:
 
         def attempt(mirror: Mirror) -> int:
             nonlocal answer
-            answer = RangeAnswer(self.digest, self.size, offset, length, sink, whole, cancel)
+            given = 0
             try:
-                return self._copies[mirror].attempt(answer)
+                # Whoever answers with less than the range is asked for the rest (RFC 9110, 15.3.7).
+                while True:
+                    answer = RangeAnswer(self.digest, self.size, offset + given, length - given, sink, whole, cancel)
+                    answer.begun = given > 0
+                    given += self._copies[mirror].attempt(answer)
+                    if given >= length or not answer.is_short:
+                        return given
             except CorruptError as error:
                 if self._log:
                     self._log(str(error))

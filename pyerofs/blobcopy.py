@@ -21,6 +21,8 @@ _MARGIN_MAX = 30.0  # seconds before a link's end at which it is no longer used
 _AVOID = 60.0  # seconds; a mirror may get what it has not, or be put in order
 # How a link answers that has run out: S3 and CloudFront 403, Google 400, others as if there were nothing.
 _LINK_REFUSED = frozenset((400, 401, 403, 404, 410))
+# A pull-through cache sends the whole blob until it has it; who does so more often than this knows no ranges.
+_LEAVES_MAX = 2
 
 
 class _Link:
@@ -48,6 +50,7 @@ class Copy:
         self._locating = threading.Lock()  # held during one request to the registry; taken before _lock
         self._redirects = False  # whether the registry redirects, as far as it is known
         self._entity_tag = EntityTag()  # of the registry's own answers
+        self._leaves = 0  # how often the whole blob came unasked, and was left
 
     def avoided(self) -> bool:
         """Whether it was not there, was another one or could not be had for good, a short time ago."""
@@ -56,7 +59,16 @@ class Copy:
     def attempt(self, answer: RangeAnswer) -> int:
         """Lets `answer` judge one answer, and gives how many bytes it has passed on. RegistryError."""
         answer.fresh, answer.note = self._mirror.health.failures > 0, self._mirror.note
+        answer.plain, answer.thrifty = False, self._leaves < _LEAVES_MAX
         try:
+            try:
+                return self._attempt(answer)
+            except RegistryError:
+                if not answer.ambiguous:
+                    raise
+            # Without a range it can only be the whole, from its first byte on.
+            answer.plain = answer.fresh = True
+            answer.note = "it does not say what it sends"
             return self._attempt(answer)
         except RegistryError as error:
             if not error.temporary and not isinstance(error, TransportError):
@@ -65,6 +77,10 @@ class Copy:
                 raise CorruptError(f"{self._mirror.name}: {error}", error.end) from None
             raise
 
+    def _finish(self, answer: RangeAnswer, response: Response) -> int:
+        self._leaves += answer.left
+        return answer.finish(response)
+
     def _attempt(self, answer: RangeAnswer) -> int:
         hops, again = 0, False
         link = self._kept()
@@ -72,7 +88,7 @@ class Copy:
             if link is None:
                 found = self._locate(answer)
                 if isinstance(found, Response):
-                    return answer.finish(found)
+                    return self._finish(answer, found)
                 link = found
                 hops += 1
             response = self._follow(link, answer)
@@ -87,7 +103,7 @@ class Copy:
             if refused or answer.changed:
                 self._drop(link)
             if not refused or again:
-                return answer.finish(response)
+                return self._finish(answer, response)
             answer.note = f"the link was refused, {response.status}"
             link, hops, again = self._kept(), 0, True
 

@@ -17,6 +17,10 @@ from .url import Url
 Sink = Callable[[int, bytes], bool]
 Cancel = Callable[[], bool]
 
+SHORT_MIN = 4096  # bytes that a part of the range must bring, so that many small ones do not pass for progress
+HELD_MAX = 8 << 20  # bytes of a blob that is held in memory until it is known to be whole
+FAR = 4 << 20  # bytes behind the range that are not worth being read where the next request may get its range
+
 
 class EntityTag:
     """The first strong ETag that one place answered with; one that differs is another file (RFC 9110 section 8.8.3)."""
@@ -38,8 +42,13 @@ class EntityTag:
 class RangeAnswer:
     """Judges the answer to one request for [offset, offset + length) of the blob with this digest and size.
 
-    Numbers its bytes for the sink. `entity_tag`, `fresh` and `note` are for the caller to set before a request;
-    `changed`: the entity tag was another one; `begun`: the caller has been given something.
+    Numbers its bytes for the sink, and believes a place only where the answer states it: by a Content-Range, by a
+    Content-Length that is the blob's, or because the request asked for no range. A 200 that states nothing may be the
+    range or the whole: a small blob is held back until its end tells, a large one refused as `ambiguous`.
+
+    For the caller to set before a request: `entity_tag`, `fresh`, `note`; `plain`: ask for the whole blob, without a
+    range; `thrifty`: leave a whole blob that comes unasked once the range is there. Results: `changed`: the entity tag
+    was another one; `left`: a whole blob was left; `begun`: the caller has been given something.
     """
 
     def __init__(
@@ -62,7 +71,9 @@ class RangeAnswer:
         self._start = self._position = self._end = 0
         self._error: RegistryError | None = None
         self.entity_tag = EntityTag()
-        self.changed = self.begun = self.fresh = False
+        self.changed = self.begun = self.fresh = self.plain = self.thrifty = False
+        self.ambiguous = self.left = self._unasked = False
+        self._held: list[bytes] | None = None
         self.note = ""
 
     def __str__(self) -> str:
@@ -72,7 +83,7 @@ class RangeAnswer:
         wanted = ("Range", f"bytes={self._offset}-{self._offset + self._length - 1}")
         return Request(
             url,
-            (wanted,),
+            () if self.plain else (wanted,),
             sink=self.piece,
             usable=self.usable,
             cancel=self._cancel,
@@ -81,19 +92,18 @@ class RangeAnswer:
         )
 
     def usable(self, head: Response) -> bool:
-        """Whether the body that comes now is the range that was asked for, or the whole blob."""
+        """Whether the body that comes now is the range that was asked for, its beginning, or the whole blob."""
         self._error = None
+        self.ambiguous = self._unasked = False
+        self._held = None
         if head.status not in (200, 206):
             return False
-        partial = head.status == 206
-        self._start, length = (self._offset, self._length) if partial else (0, self._size)
+        declared = head.headers.combined("content-length")
+        self._start, length = self._place(head, declared is not None)
         self._position, self._end = self._start, self._start + length
-        if partial:
-            self._check_range(head)
         encoding = head.headers.combined("content-encoding")
         if encoding and encoding.lower() != "identity":
             self._refuse(head, f"the answer is encoded ({encoding[:40]!r}), which was not asked for")
-        declared = head.headers.combined("content-length")
         if declared is not None and number(declared) != length:
             self._refuse(head, f"the answer is {declared[:40]!r} bytes long instead of {length}")
         if self._is_another(head):
@@ -103,21 +113,78 @@ class RangeAnswer:
             self._refuse(head, "the ETag has changed, so this is another file")
         if self._error:
             return False
-        if not partial and self._whole:
+        if self._held is None and length > self._length:
+            self._unasked = not self.plain
+            self._begin_whole()
+        return True
+
+    def _begin_whole(self) -> None:
+        if self._whole:
             self.begun = True
             self._whole()
-        return True
+
+    def _place(self, head: Response, has_length: bool) -> tuple[int, int]:
+        """Where the body belongs: offset and length; what is refused may give any. RFC 9110, sections 14.4, 15.3.7."""
+        text = head.headers.combined("content-range")
+        if head.status == 200 and text is None:
+            if not has_length and not self.plain and self._offset:
+                self.ambiguous = True
+                if self._size <= HELD_MAX:
+                    self._held = []
+                else:
+                    self._refuse(head, "200 without a length or a Content-Range may be the range or the whole blob")
+            return 0, self._size
+        stated = content_range(text)
+        if stated is None:
+            self._refuse(head, f"{head.status} without a usable Content-Range")
+            return self._offset, self._length
+        first, last, total = stated
+        wanted = self._offset + self._length - 1
+        if total is not None and total != self._size:
+            self._refuse(head, f"it is {total} bytes long there instead of {self._size}", temporary=False)
+        elif head.status == 200 and (first, last) == (0, self._size - 1):
+            return 0, self._size
+        elif self.plain or first != self._offset or not first <= last <= wanted:
+            self._refuse(head, f"bytes {first}-{last} came instead of {self._offset}-{wanted}")
+        elif last != wanted and last - first + 1 < SHORT_MIN:
+            self._refuse(head, f"of bytes {self._offset}-{wanted} only {first}-{last} came")
+        return self._offset, max(0, last - first + 1)
 
     def piece(self, data: bytes) -> bool:
         start, room = self._position, self._end - self._position
         if len(data) > room:  # what belongs to the range is as good as if the rest had come later
             self._error = RegistryError(f"{self}: the answer is longer than it should be", temporary=True)
             data = data[:room]
+        if data and self._held is not None:
+            self._held.append(bytes(data))
+            self._position = start + len(data)
+            return not self._error
         if data:
             self._position = start + len(data)
             self.begun = True
-            return self._sink(start, data) and not self._error
+            return self._sink(start, data) and not self._error and not self._has_enough()
         return False
+
+    def _give_held(self) -> None:
+        """What was held back is the whole blob."""
+        held, self._held = self._held or [], None
+        self.ambiguous = False
+        self._position = 0
+        self._begin_whole()
+        for piece in held:
+            if not self.piece(piece):
+                break
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the answer was the beginning of the range, by its own words, and has come whole."""
+        return self._start == self._offset and self._position == self._end < self._offset + self._length
+
+    def _has_enough(self) -> bool:
+        """Whether all that was asked for has come, and so much more would that it is left."""
+        if self.thrifty and self._unasked and self._position >= self._offset + self._length:
+            self.left = self._end - self._position > FAR
+        return self.left
 
     def finish(self, response: Response) -> int:
         """Bytes given to the sink. RegistryError unless that is all, or all that the sink wanted."""
@@ -126,24 +193,16 @@ class RangeAnswer:
         where = response.url.authority
         if response.status in (200, 206):
             got, wanted = self._position - self._start, self._end - self._start
+            if got == wanted and self._held is not None:
+                self._give_held()
+                if self._error:
+                    raise self._error
             if got == wanted or response.stopped:
                 return got
             raise RegistryError(f"{where}: {self}: {got} bytes came instead of {wanted}", temporary=True)
         if response.status == 416:
             raise RegistryError(f"{where}: {self} is not {self._size} bytes long: 416, range not satisfiable")
         raise failure(response, str(self), time.time())
-
-    def _check_range(self, head: Response) -> None:
-        stated = content_range(head.headers.combined("content-range"))
-        if stated is None:
-            self._refuse(head, "206 without a usable Content-Range")
-            return
-        first, last, total = stated
-        wanted = (self._offset, self._offset + self._length - 1)
-        if total is not None and total != self._size:
-            self._refuse(head, f"it is {total} bytes long there instead of {self._size}", temporary=False)
-        elif (first, last) != wanted:
-            self._refuse(head, f"bytes {first}-{last} came instead of {wanted[0]}-{wanted[1]}")
 
     def _is_another(self, head: Response) -> bool:
         """Whether the answer says that it is of another blob: by its digest, which registries also make the ETag."""

@@ -61,6 +61,7 @@ class Rig:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last byte of each request for a blob so far."""
-        asked = [seen.headers["range"].removeprefix("bytes=").split("-") for seen in self.fake.requests("/blobs/")]
+        """First and last byte of each request for a range of a blob so far."""
+        texts = [seen.headers.get("range", "") for seen in self.fake.requests("/blobs/")]
+        asked = [text.removeprefix("bytes=").split("-") for text in texts if text]
         return [(int(first), int(last)) for first, last in asked]

@@ -168,6 +168,35 @@ def chunked(code: int, extra: bytes = b"", cut: int = 0, *headers: tuple[str, st
     return behave
 
 
+def just_the_range(*headers: tuple[str, str], stated: bool = True, length: bool = True) -> Behaviour:
+    """200 with nothing but the range, as some proxies have it; with or without a Content-Range, and a length."""
+
+    def behave(exchange: Exchange) -> None:
+        if not exchange.headers.get("Range"):
+            return honest(exchange)
+        first, end = exchange.range
+        fields = [("Content-Range", f"bytes {first}-{end - 1}/{len(exchange.blob)}")] if stated else []
+        data = exchange.blob[first:end]
+        if length:
+            return exchange.reply(200, data, *fields, *headers)
+        exchange.reply(200, b"", *fields, *headers, ("Transfer-Encoding", "chunked"))
+        exchange.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n0\r\n\r\n")
+        return None
+
+    return behave
+
+
+def at_most(count: int) -> Behaviour:
+    """A right 206 for the first `count` bytes of the range (RFC 9110, 15.3.7)."""
+
+    def behave(exchange: Exchange) -> None:
+        first, end = exchange.range
+        end = min(end, first + count)
+        exchange.partial(exchange.blob[first:end], stated=f"bytes {first}-{end - 1}/{len(exchange.blob)}")
+
+    return behave
+
+
 def content_range(text: str) -> Behaviour:
     """206 with the right bytes and this Content-Range; "" leaves it out."""
     return lambda exchange: exchange.partial(stated=text)

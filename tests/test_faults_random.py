@@ -18,10 +18,12 @@ from fakeregistry import (
     Behaviour,
     Exchange,
     FakeRegistry,
+    at_most,
     chunked,
     content_range,
     encoded,
     honest,
+    just_the_range,
     raw,
     redirect,
     reset,
@@ -85,6 +87,12 @@ FAULTS: dict[str, Behaviour] = {
     "whole, chunked": chunked(200),
     "whole, short": lambda e: e.reply(200, e.blob[:50_000], length=SIZE),
     "whole and more": chunked(200, b"x"),
+    "200, the range, stated": just_the_range(),
+    "200, the range, stated, chunked": just_the_range(length=False),
+    "200, the range, unstated": just_the_range(stated=False),
+    "200, the range, unstated, chunked": just_the_range(stated=False, length=False),
+    "a part, stated": at_most(30_000),
+    "almost nothing, stated": at_most(10),
     "login page": lambda e: e.reply(200, b"<html>log in</html>"),
     "gzip": encoded("gzip"),
     "no range stated": content_range(""),
@@ -123,7 +131,7 @@ class Cluster:
 
     def calm(self) -> None:
         for fake in (self.cdn, *self.hosts):
-            fake.default, fake.token_uses, fake.token_behaviour = honest, None, None
+            fake.default, fake.token_uses, fake.token_behaviour, fake.refusal_status = honest, None, None, 401
             fake._script.clear()
             fake.seen.clear()
 
@@ -187,6 +195,10 @@ def make_machine(cluster: Cluster, directory: Path, statistics: list[int]) -> ty
         def want_tokens(self, uses: int | None, host: int) -> None:
             self._host(host).token_uses = uses
             self._host(host).expire_tokens()
+
+        @rule(code=st.sampled_from([400, 401]), host=hosts)
+        def refuse_tokens_with(self, code: int, host: int) -> None:
+            self._host(host).refusal_status = code
 
         @rule(host=hosts, fault=st.sampled_from([None, "status 503", "status 401", "reset", "garbage"]))
         def break_token_server(self, host: int, fault: str | None) -> None:
