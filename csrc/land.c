@@ -194,6 +194,7 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	f->pos = offset + length;
 	if (!f->latency)
 		f->latency = now_ns() - f->started;
+	store_end_outage(s);
 	if (s->idle && store_near_end(s, f) && offset + s->plan.lead < f->end)
 		pthread_cond_signal(&s->work); /* the next run of its stream is due */
 	for (int i = 0; i < count; i++) {

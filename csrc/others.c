@@ -29,8 +29,10 @@ static void look(struct pe_store *s, uint32_t word)
 	bool retry = released != s->released || now - s->retried >= others_turn;
 	struct waiter *next;
 
-	if (word != s->word)
+	if (word != s->word) {
 		s->moved = now;
+		store_end_outage(s);
+	}
 	s->word = word;
 	if (retry) {
 		s->released = released;

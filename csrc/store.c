@@ -165,6 +165,35 @@ int pe_store_has(pe_store *s, uint64_t offset, uint64_t length)
 	return store_in_range(s, offset, length) ? store_has(s, offset, length) : -EINVAL;
 }
 
+/*
+ * An outage is waited for once: whoever comes while it lasts gets a moment, in which one attempt may bring the bytes. The
+ * kernel asks again for the parts of a read that has failed, and each of them would wait anew.
+ */
+static uint64_t deadline_of(const struct pe_store *s, const struct waiter *w)
+{
+	uint64_t moment = now_ns() + STORE_OUTAGE_MS * 1000000U;
+
+	return s->outage && moment < w->limit ? moment : w->limit;
+}
+
+static void begin_outage(struct pe_store *s)
+{
+	if (s->outage)
+		return;
+	s->outage = true;
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+		w->deadline = deadline_of(s, w);
+}
+
+void store_end_outage(struct pe_store *s)
+{
+	if (!s->outage)
+		return;
+	s->outage = false;
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+		w->deadline = w->limit;
+}
+
 /* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
 static uint64_t next_deadline(const struct pe_store *s)
 {
@@ -244,7 +273,8 @@ int store_want(struct pe_store *s, struct waiter *w)
 	} else if (s->stopping) {
 		result = -ESHUTDOWN;
 	} else {
-		w->deadline = w->conn && s->timeout ? now_ns() + s->timeout : 0;
+		w->limit = w->conn && s->timeout ? now_ns() + s->timeout : 0;
+		w->deadline = deadline_of(s, w);
 		link_waiter(s, w, s->parked.prev);
 		s->misses++;
 	}
@@ -266,6 +296,7 @@ int store_want_again(struct pe_store *s, struct waiter *w)
 		result = 1;
 	} else {
 		/* It has waited before: its deadline is an early one, and the list is in their order. */
+		w->deadline = deadline_of(s, w);
 		for (before = s->parked.prev; before != &s->parked; before = before->prev)
 			if (before->deadline && before->deadline <= w->deadline)
 				break;
@@ -373,6 +404,7 @@ int pe_store_expire(pe_store *s)
 			if (w->deadline && w->deadline <= deadline)
 				store_answer(s, w, -ETIMEDOUT);
 		}
+		begin_outage(s);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return 0;

@@ -16,6 +16,7 @@
 enum {
 	STORE_FLIGHTS = 64,
 	STORE_WRITABLE = 1 << 20, /* bytes written in a row that end a time without a cache */
+	STORE_OUTAGE_MS = 1000, /* what a read may wait during an outage: time for one attempt */
 };
 
 /* A read that waits for bytes. A connection's own are on the heap; a thread that waits has its own on its stack. */
@@ -30,6 +31,7 @@ struct waiter {
 	bool mistrust; /* its bytes were found spoiled: this time they are handed to it as they land */
 	uint64_t cookie;
 	uint64_t since; /* when it was parked; CLOCK_MONOTONIC, ns, as is */
+	uint64_t limit; /* what its deadline is unless there is an outage; 0: none */
 	uint64_t deadline; /* 0: none */
 	uint64_t arrived; /* when its request was read. 0: no request */
 	struct keep *keep; /* NULL: every byte comes from the data file */
@@ -91,6 +93,7 @@ struct pe_store {
 	uint64_t busy; /* when a run that somebody wanted last ended, ns: see fill.c */
 	uint64_t probed; /* when it last started one, ns */
 	uint64_t misses, failed, runs, healed, others;
+	bool outage; /* a read has failed for want of time, and nothing has landed since */
 	bool stopping;
 };
 
@@ -194,6 +197,8 @@ int store_want_again(struct pe_store *s, struct waiter *w);
 void store_answer(struct pe_store *s, struct waiter *w, int status);
 /* Marks these granules absent, since their bytes are not what had landed. */
 void store_spoil(struct pe_store *s, uint64_t first, uint64_t end);
+/* Something has landed: whoever still waits has all of its time again. The lock is held. */
+void store_end_outage(struct pe_store *s);
 /* The lock is held. */
 void store_update_complete(struct pe_store *s);
 void store_set_foreign(struct pe_store *s, struct waiter *w, bool foreign);

@@ -133,6 +133,8 @@ def test_read_into_of_a_data_file_that_was_cut() -> None:
 
 # Time
 
+OUTAGE = 4.0  # seconds
+
 
 def test_a_read_whose_time_is_up_fails_and_later_ones_do_not() -> None:
     with Rig(SIZE, timeout=SHORT) as rig:
@@ -166,6 +168,25 @@ def test_reads_expire_one_after_the_other() -> None:
             assert client.call(nbd.CMD_READ, 0, GRANULE).error == nbd.EIO
         assert rig.stats().failed == 3
         rig.parked(0)
+
+
+def test_an_outage_is_waited_for_once() -> None:
+    """The kernel asks again for the parts of a read that failed; each of them waits a second, until something lands."""
+    with Rig(SIZE, timeout=OUTAGE) as rig:
+        client = rig.client()
+
+        def waited(offset: int) -> float:
+            began = time.monotonic()
+            assert client.call(nbd.CMD_READ, offset, 1).error == nbd.EIO
+            return time.monotonic() - began
+
+        assert waited(0) >= OUTAGE - 0.001
+        again = waited(0)
+        assert 1 - 0.001 <= again < OUTAGE
+        waiting = rig.task(rig.store.wait, 0, 1, 20)
+        rig.fetch(rig.take())
+        assert waiting.result()
+        assert waited(SIZE - 1) >= OUTAGE - 0.001
 
 
 def test_a_thread_that_waits_does_not_keep_reads_from_expiring() -> None:
