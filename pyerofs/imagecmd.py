@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .layermaker import Recipe
     from .options import OCIOptions
     from .place import Origin, Target
-    from .platforms import Platform
 
 _PLACES = "REFERENCE at a registry, or oci:DIR[:TAG]"
 
@@ -112,14 +111,21 @@ def run(arguments: argparse.Namespace, console: Console) -> str:
 def _copy(arguments: argparse.Namespace, console: Console) -> str:
     from .copyimage import copy_image
 
-    return _between(arguments, console, copy_image)
+    return _between(arguments, console, lambda o, t, options, meter: copy_image(o, t, options.platform, meter))
 
 
 def _convert(arguments: argparse.Namespace, console: Console) -> str:
     from .convert import convert_image
 
     recipe = _recipe(arguments)
-    return _between(arguments, console, lambda o, t, platform, meter: convert_image(o, t, platform, recipe, meter))
+
+    def work(origin: Origin, target: Target, options: OCIOptions, meter: Lines) -> str:
+        def warn(text: str) -> None:
+            console.report(f"{origin.name}: {text}")
+
+        return convert_image(origin, target, options.platform, recipe, meter, warn, options.unpacked_max)
+
+    return _between(arguments, console, work)
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> str:
@@ -142,7 +148,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> str:
 def _between(
     arguments: argparse.Namespace,
     console: Console,
-    work: Callable[[Origin, Target, Platform | None, Lines], str],
+    work: Callable[[Origin, Target, OCIOptions, Lines], str],
 ) -> str:
     from .place import open_origin, open_target
 
@@ -152,7 +158,7 @@ def _between(
     try:
         target = open_target(arguments.dest, dest, trace, origin)
         try:
-            digest = work(origin, target, source.platform, Lines(console))
+            digest = work(origin, target, source, Lines(console))
         finally:
             target.close()
     finally:

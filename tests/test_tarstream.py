@@ -114,6 +114,31 @@ def test_xattrs() -> None:
     assert found[1].entry.xattrs == {}
 
 
+def raw(name: str, kind: bytes, content: bytes = b"") -> bytes:
+    """A header and its content, without an archive's end."""
+    whole = archive((info(name, type=kind), content), kind=tarfile.USTAR_FORMAT)
+    return whole[: 512 + len(content) + -len(content) % 512]
+
+
+@pytest.mark.parametrize(("headers", "name", "link"), [
+    ([(b"x", b"13 path=long\n")], b"long", b"to"),
+    ([(b"L", b"gnu\0"), (b"x", b"13 path=long\n")], b"gnu", b"to"),
+    ([(b"x", b"13 path=long\n"), (b"L", b"gnu\0")], b"gnu", b"to"),
+    ([(b"x", b"17 linkpath=long\n"), (b"K", b"gnu\0")], b"short", b"gnu"),
+    ([(b"x", b"13 path=long\n"), (b"L", b"\0")], b"long", b"to"),
+    ([(b"x", b"13 path=long\n"), (b"g", b"12 path=all\n")], b"short", b"to"),
+    ([(b"L", b"gnu\0"), (b"g", b"12 path=all\n")], b"short", b"to"),
+    ([(b"x", b"8 path=\n")], b"short", b"to"),
+])  # fmt: skip
+def test_extended_headers_that_contradict_each_other(
+    headers: list[tuple[bytes, bytes]], name: bytes, link: bytes
+) -> None:
+    """As Go's archive/tar reads them, by whose reading images are made and unpacked."""
+    last = archive((info("short", type=tarfile.SYMTYPE, linkname="to"), b""), kind=tarfile.USTAR_FORMAT)
+    entry = read(b"".join(raw("extended", kind, text) for kind, text in headers) + last)[0].entry
+    assert (entry.name, entry.link) == (name, link)
+
+
 def test_global_headers_have_no_effect() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"uid": "5", "x": "y"}) as tar:
