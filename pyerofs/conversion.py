@@ -39,8 +39,8 @@ def convert(task: Task, options: OCIOptions, report: Callable[[str], None], show
     """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
 
     `report` gets a line before it begins and one for what cannot be taken over, `shown` how far it is. Raises
-    PyerofsError. A conversion that fails or is interrupted leaves the layers that were complete, which the next one uses, and nothing else that counts; one that is
-    killed also leaves what it had unpacked, which the next one removes.
+    PyerofsError. A conversion that fails or is interrupted leaves the layers that were complete, which the next one
+    uses, and nothing else that counts; one that is killed also leaves what it had unpacked, which the next one removes.
     """
     directory = chosen_directory(options)
     path = path_of(directory, task.digest)

@@ -223,6 +223,52 @@ def test_a_bomb_takes_no_more_than_its_superblock_says(rig: Rig) -> None:
     assert sum(path.stat().st_blocks * 512 for path in rig.cache.rglob("*") if path.is_file()) < 1 << 20
 
 
+def claiming(blocks: int) -> bytes:
+    """The beginning of an image that says that it has so many blocks."""
+    head = bytearray(image(1))
+    head[1024 + 36 : 1024 + 40] = blocks.to_bytes(4, "little")
+    return bytes(head)
+
+
+def test_a_layer_that_would_fill_the_disk_is_refused_at_its_start(rig: Rig) -> None:
+    compressor = zstandard.ZstdCompressor()
+    bomb = Layer(compressor.compress(claiming(1 << 19)) + compressor.compress(b"b" * (1 << 20)) * 100, ZSTD)
+    reference = push(rig, bomb)
+    for options, limit in (("oci=0", "1.0 GiB"), ("oci.unpacked_max=1M", "1.0 MiB")):
+        with pytest.raises(ImageError, match=rf"more than {limit}, which may .*-o oci.unpacked_max=SIZE"):
+            rig.open(reference, options)
+    assert sum(path.stat().st_blocks * 512 for path in rig.cache.rglob("*") if path.is_file()) < 1 << 20
+    with rig.open(reference, "oci.unpacked_max=2G") as blob:
+        assert blob.size == 2 << 30
+
+
+@pytest.mark.parametrize("tail", [0, 1 << 20])
+def test_a_layer_with_more_than_is_allowed_behind_its_filesystem_is_refused(rig: Rig, tail: int) -> None:
+    reference = push(rig, stream(DATA + bytes(tail)))
+    options = f"oci.unpacked_max={len(DATA)}"
+    if tail:
+        with pytest.raises(ImageError, match=r"oci\.unpacked_max"):
+            rig.read(reference, options)
+    else:
+        assert rig.read(reference, options) == DATA
+
+
+def test_zeros_take_no_room_beside_the_cache(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+    pwrite = os.pwrite
+
+    def counted(fd: int, data: memoryview, at: int) -> int:
+        nonlocal written
+        written += len(data)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(zstdstream.os, "pwrite", counted)
+    data = claiming(2000) + bytes(1999 * 4096)
+    with rig.open(push(rig, stream(data))) as blob:
+        assert blob.read() == data
+    assert written < 1 << 20
+
+
 def test_a_registry_that_is_down(rig: Rig) -> None:
     reference = push(rig, stream(DATA))
     rig.fake.default = status(404)
