@@ -21,6 +21,7 @@ from .layer import Layer, describe
 from .layermaker import Recipe
 from .localblob import FileBlobs, NoConnections
 from .localimage import with_index
+from .location import Location
 from .manifest import Descriptor, Manifest
 from .place import open_origin
 
@@ -68,7 +69,7 @@ def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter, repo
         report(f"{task.name}: {text}")
 
     with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
-        origin = open_origin(task.source, options)
+        origin = open_origin(Location.parse(task.source), options)
         stack.callback(origin.close)
         root = origin.document(Descriptor("", task.digest, 0))  # whatever the tag means by now
         target = _CacheTarget(task, directory, options)

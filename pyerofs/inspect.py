@@ -9,10 +9,10 @@ from .compose import compose, is_index, role_of
 from .config import oci_options
 from .errors import ImageError
 from .layer import describe
+from .location import Location
 from .manifest import Index, Manifest, foreign_format, native_layers, native_media_type
 from .mountpoint import mountinfo
 from .ordinary import obstacle, summary, way_out
-from .places import Place, is_place
 from .platforms import Platform
 from .record import read_all
 from .source import connect, resolve
@@ -56,10 +56,11 @@ def inspect(
 
 
 def _resolve(image: str, oci: OCIOptions, trace: Callable[[str], None] | None) -> Image:
-    if is_place(image):
+    location = Location.parse(image)
+    if location.is_local:
         from . import localimage
 
-        return localimage.resolve(Place.parse(image), oci)
+        return localimage.resolve(location, oci)
     reference, registry, transport = connect(image, oci, trace=trace)
     try:
         return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from . import loop as loop_device
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
-from .places import is_place
 from .superblock import first_look
 
 if TYPE_CHECKING:
@@ -82,13 +81,6 @@ class MountWatch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def is_local(source: str, is_oci: bool) -> bool:
-    """A path, or the reference of an image? An oci option decides; without one, what looks or exists like a path."""
-    if is_oci or is_place(source):
-        return False
-    return source.startswith(("/", "./", "../")) or os.path.exists(source)
 
 
 def check_target(path: str) -> str:

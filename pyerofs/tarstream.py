@@ -55,10 +55,14 @@ def show(name: bytes) -> str:
 
 
 class Tar:
-    """The entries in `read`, which gives up to n bytes, and none only at its end. For one thread."""
+    """The entries in `read`, which gives up to n bytes, and none only at its end. For one thread.
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    `skip`, where there is one, passes over n bytes and says whether they were there.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], skip: Callable[[int], bool] | None = None) -> None:
         self._read = read
+        self._pass_over = skip
         self.position = 0  # bytes that have been read
         self._left = 0  # of the entry's stored content
         self._padding = 0
@@ -238,6 +242,11 @@ class Tar:
 
     def _skip(self) -> None:
         left, self._left, self._padding, self._map = self._left + self._padding, 0, 0, []
+        if left and self._pass_over:
+            if not self._pass_over(left):
+                raise _broken("an end within an entry")
+            self.position += left
+            return
         while left:
             left -= len(self._some(min(left, _PIECE)))
 

@@ -343,13 +343,3 @@ def test_pieces_out_of_order_are_a_bug() -> None:
     reader.begin()
     with pytest.raises(ValueError, match="order"):
         reader.piece(7, b"x")
-
-
-def test_a_compressed_layer_that_would_fill_the_disk_is_refused(rig: Rig) -> None:
-    """Before anything of it is fetched but its index, which says how large it is."""
-    data = image(40)
-    layer = compressed(data)
-    reference = rig.push(layer)
-    with pytest.raises(ImageError, match=r"layer 0 decompresses to more than .*-o oci.unpacked_max=SIZE"):
-        rig.open(reference, f"oci.unpacked_max={len(data) - 1}")
-    assert rig.read(reference, f"oci.unpacked_max={len(data)}") == data

@@ -12,7 +12,7 @@ import zstandard
 from blobs import Rig
 from fakeregistry import LIMIT, Exchange, FakeRegistry, honest, reset, short, stall, status
 from images import FakePusher, Layer, push_image
-from indexedlayers import CONTENT, ZSTD, frames, image, stream
+from indexedlayers import CONTENT, ZSTD, compressed, frames, image, stream
 from scene import until
 
 from pyerofs import fill, zstdstream
@@ -240,6 +240,16 @@ def test_a_layer_that_would_fill_the_disk_is_refused_at_its_start(rig: Rig) -> N
     assert sum(path.stat().st_blocks * 512 for path in rig.cache.rglob("*") if path.is_file()) < 1 << 20
     with rig.open(reference, "oci.unpacked_max=2G") as blob:
         assert blob.size == 2 << 30
+
+
+def test_a_compressed_layer_that_would_fill_the_disk_is_refused(rig: Rig) -> None:
+    """Before anything of it is fetched but its index, which says how large it is."""
+    data = image(40)
+    layer = compressed(data)
+    reference = rig.push(layer)
+    with pytest.raises(ImageError, match=r"layer 0 decompresses to more than .*-o oci.unpacked_max=SIZE"):
+        rig.open(reference, f"oci.unpacked_max={len(data) - 1}")
+    assert rig.read(reference, f"oci.unpacked_max={len(data)}") == data
 
 
 @pytest.mark.parametrize("tail", [0, 1 << 20])
