@@ -132,7 +132,7 @@ class _Conversion:
         problem = obstacle(manifest)
         if problem or manifest.config is None:
             raise ImageError(problem)
-        config, diff_ids = read_config(self._read(manifest.config), len(manifest.layers))
+        config, diff_ids = read_config(read_blob(self._origin, manifest.config, self._directory), len(manifest.layers))
         layers: list[Made] = []
         with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
@@ -173,11 +173,13 @@ class _Conversion:
             raise ImageError(f"{name} has another content than the config says: {digest} instead of {diff_id}")
         return left_out
 
-    def _read(self, config: Descriptor) -> bytes:
-        if config.size > MAX_SIZE:
-            raise ImageError(f"the image's config has {config.size} bytes; at most {MAX_SIZE} are read")
-        with self._origin.blob(config, self._directory, lambda done: None) as path, open(path, "rb") as file:
-            return file.read()
+
+def read_blob(origin: Origin, config: Descriptor, directory: str | None = None) -> bytes:
+    """Return an image's config; `directory`: where there is room. Raises ImageError, RegistryError."""
+    if config.size > MAX_SIZE:
+        raise ImageError(f"the image's config has {config.size} bytes; at most {MAX_SIZE} are read")
+    with origin.blob(config, directory, lambda done: None) as path, open(path, "rb") as file:
+        return file.read()
 
 
 def add_config(target: Receiver, body: bytes, directory: str) -> None:
