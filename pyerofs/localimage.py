@@ -14,7 +14,6 @@ from .localblob import FileBlobs, LostBlobs, NoConnections
 from .location import STDIN, Location
 from .manifest import Descriptor, Index, Manifest, choose_layer, parse
 from .ordinary import OrdinaryImage
-from .place import open_origin
 from .platforms import Platform
 
 if TYPE_CHECKING:
@@ -92,6 +91,8 @@ def resolve(location: Location, options: OCIOptions) -> Image:
     """What source.resolve() does, for an image in a file or directory. Raises UsageError, ImageError."""
     if location.path == STDIN:
         raise UsageError(f"{location}: what comes through a pipe can be read only once: save it to a file first")
+    from .place import open_origin  # deferred: a mount from a registry is to start without it
+
     origin = open_origin(location, options)
 
     def get(digest: str) -> tuple[str, Manifest | Index]:
