@@ -132,10 +132,11 @@ def test_an_ordinary_image_is_mounted_by_converting_it(scene: Scene) -> None:
 
 def test_a_file_that_changes_gives_no_wrong_byte(scene: Scene, saved: Path) -> None:
     with pyerofs.open_blob(f"oci-archive:{saved}:one", f"oci.cache={scene.directory}/other") as blob:
-        where = blob.readall().index(CONTENT) + 200_000
+        image = blob.readall()
+    where = image.index(CONTENT) + 200_000
     tar = scene.directory / "copy.tar"
     data = bytearray(saved.read_bytes())
-    at = data.index(CONTENT) + 200_000
+    at = data.index(image) + where
     tar.write_bytes(data)
     with pyerofs.open_blob(f"oci-archive:{tar}:one", f"oci.cache={scene.cache}") as blob:
         data[at] ^= 1
