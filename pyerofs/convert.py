@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from .allowance import Allowance
 from .copyimage import Meter, choose, meter, short
 from .document import Document, digest_of
 from .errors import ImageError, UsageError
@@ -39,7 +40,6 @@ from .mkfs import find_mkfs, make_image
 from .ordinary import obstacle
 from .place import Origin, Receiver
 from .platforms import Platform
-from .quantity import unpacked_limit
 from .source import INDEX_DEPTH
 from .tarstream import Tar, show
 from .unpack import LeftOut, unpack
@@ -56,8 +56,8 @@ def convert_image(
 ) -> str:
     """Convert an image with all its platforms, or what it has for one of them; return the digest of its root.
 
-    `warn` gets a line for what could not be taken over; `unpacked_max`: bytes that a layer may decompress to, None for
-    what its own size allows. Raises PyerofsError. Layers that have been written before that stay, without a tag.
+    `warn` gets a line for what could not be taken over; `unpacked_max`: bytes that its layers may decompress to, None
+    for what their size allows. Raises PyerofsError. Layers that have been written before that stay, without a tag.
     """
     if os.geteuid() != 0:
         raise UsageError("convert must be run as root: files get their owners, and devices are made")
@@ -137,11 +137,12 @@ class _Conversion:
         with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
             left_out: Counter[LeftOut] = Counter()
+            allowance = Allowance(sum(layer.size for layer in manifest.layers), self._unpacked_max)
             for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
                 what = f"{where}layer {number + 1} of {len(diff_ids)}"
                 root = os.fsencode(f"{directory}/{number}")
                 os.mkdir(root, 0o700)
-                left_out += self._unpack(layer, diff_id, root, trees, what)
+                left_out += self._unpack(layer, diff_id, root, trees, allowance, what)
                 trees.insert(0, root)
                 image = f"{directory}/{number}.erofs"
                 make_image(self._mkfs, os.fsdecode(root), image)
@@ -157,15 +158,14 @@ class _Conversion:
         return make_manifest(body, [made.description for made in layers], manifest.annotations)
 
     def _unpack(
-        self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], what: str
+        self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], allowance: Allowance, what: str
     ) -> Counter[LeftOut]:
         name = f"layer {short(layer.digest)}"
         progress = meter(self._shown, f"{what}: read", layer.size)
         with self._origin.blob(layer, self._directory, progress) as path, open(path, "rb") as file:
-            most = unpacked_limit(layer.size, self._unpacked_max)
-            stream = LayerStream(file, diff_id.partition(":")[0], most)
+            stream = LayerStream(file, diff_id.partition(":")[0], allowance)
             try:
-                left_out = unpack(Tar(stream.read), root, lowers)
+                left_out = unpack(Tar(stream.read), root, lowers, allowance.take)
                 digest = stream.finish()
             except ImageError as error:
                 raise ImageError(f"{name}: {error}") from None

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from .allowance import Allowance
 from .errors import ImageError, SystemFailure
-from .quantity import too_large
 
 _PIECE = 256 << 10  # bytes
 _GZIP = b"\x1f\x8b"
@@ -24,16 +24,15 @@ _OTHERS = ((b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x5d\0\0", "lzma"))
 class LayerStream:
     """Decompresses `file`, which stays the caller's. Raises ImageError, and SystemFailure without zstandard.
 
-    `algorithm`: of the digest; `most`: bytes that it may decompress to, None for any number.
+    `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes.
     """
 
-    def __init__(self, file: BinaryIO, algorithm: str = "sha256", most: int | None = None) -> None:
+    def __init__(self, file: BinaryIO, algorithm: str = "sha256", allowance: Allowance | None = None) -> None:
         self._pieces = _pieces(file)
         self._piece = memoryview(b"")
         self._algorithm = algorithm
         self._hasher = hashlib.new(algorithm)
-        self._most = most
-        self._given = 0
+        self._allowance = allowance
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, and none only at the end."""
@@ -42,9 +41,8 @@ class LayerStream:
                 self._piece = memoryview(next(self._pieces))
             except StopIteration:
                 return b""
-            self._given += len(self._piece)
-            if self._most is not None and self._given > self._most:
-                raise too_large("the layer", self._most)
+            if self._allowance:
+                self._allowance.take(len(self._piece))
         found, self._piece = bytes(self._piece[:count]), self._piece[count:]
         self._hasher.update(found)
         return found

@@ -37,7 +37,8 @@ class OCIOptions:
     in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
     nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: what
     is made of a layer's chunk index. `convert`: whether an image of ordinary layers is made native by mount.
-    `unpacked_max`: bytes that a compressed layer may decompress to; None for what its own size allows."""
+    `unpacked_max`: bytes that a native layer, or all of an ordinary image, may decompress to; None for what their size
+    allows."""
 
     layer: int | None = None
     blob: str | None = None
@@ -142,7 +143,7 @@ ROWS = (
         "unpacked_max",
         "=SIZE",
         parse_size,
-        "most that a layer may decompress to (K, M, G; default: 200 times its size, at least 1G)",
+        "most that layers may decompress to (K, M, G; default: 200 times their size, at least 1G)",
         kind="amount",
     ),
     Row("oci.cache", "cache", "=DIR", to.path, "directory of the cache", kind="path"),

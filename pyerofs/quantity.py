@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .errors import ImageError, UsageError
+from .errors import UsageError
 
 _UNITS = ("", "K", "M", "G", "T")  # powers of 1024
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -58,23 +58,6 @@ def parse_age(name: str, value: str) -> float:
     if not match:
         raise UsageError(f"{name}={value!r}: a time is needed, in seconds or with the unit s, m, h, d or w")
     return float(int(match[1]) * _SECONDS[match[2]])
-
-
-# What a blob may decompress to without being asked for: so many times its own size, or so many bytes.
-_RATIO, _SMALL = 200, 1 << 30
-
-
-def unpacked_limit(size: int, limit: int | None) -> int:
-    """Bytes that a blob of `size` bytes may decompress to, where `limit` is what oci.unpacked_max says."""
-    return limit or max(_RATIO * size, _SMALL)
-
-
-def too_large(what: str, limit: int) -> ImageError:
-    """What to raise for a blob that would decompress to more than `limit` bytes."""
-    return ImageError(
-        f"{what} decompresses to more than {show_bytes(limit)}, which may be meant to fill the disk: "
-        "if you trust the image, allow it with -o oci.unpacked_max=SIZE"
-    )
 
 
 def show_bytes(number: int) -> str:

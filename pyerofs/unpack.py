@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from . import tarstream
@@ -48,13 +48,16 @@ class LeftOut(NamedTuple):
     kind: str
 
 
-def unpack(tar: Tar, root: bytes, lowers: Sequence[bytes]) -> Counter[LeftOut]:
+def unpack(
+    tar: Tar, root: bytes, lowers: Sequence[bytes], take: Callable[[int], None] = lambda _: None
+) -> Counter[LeftOut]:
     """Put the layer into `root`, an empty directory; `lowers`: the layers below it, unpacked, the uppermost first.
 
+    `take` is called with the bytes of holes in sparse files, which the archive does not have; it may raise ImageError.
     Return what could not be taken over, with how many entries had it. Raises ImageError that names the entry, and
     SystemFailure where this machine or the filesystem of `root` cannot.
     """
-    work = _Unpacking(root, lowers)
+    work = _Unpacking(root, lowers, take)
     for entry in tar:
         try:
             work.add(entry, tar)
@@ -67,7 +70,8 @@ def unpack(tar: Tar, root: bytes, lowers: Sequence[bytes]) -> Counter[LeftOut]:
 
 
 class _Unpacking:
-    def __init__(self, root: bytes, lowers: Sequence[bytes]) -> None:
+    def __init__(self, root: bytes, lowers: Sequence[bytes], take: Callable[[int], None]) -> None:
+        self._take = take
         self.left_out: Counter[LeftOut] = Counter()
         self._root = root
         self._lowers = lowers
@@ -194,11 +198,14 @@ class _Unpacking:
                     f"it has {entry.size} bytes, for which {os.fsdecode(self._root)} has no room (set TMPDIR)"
                 )
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        holes = entry.size
         try:
             for offset, piece in tar.data():
+                holes -= len(piece)
                 written = 0
                 while written < len(piece):
                     written += os.pwrite(descriptor, piece[written:], offset + written)
+            self._take(holes)
             os.ftruncate(descriptor, entry.size)
         finally:
             os.close(descriptor)

@@ -15,12 +15,12 @@ import threading
 from typing import IO, TYPE_CHECKING
 
 from . import superblock
+from .allowance import Allowance
 from .cache import make_directory
 from .core import GRANULE
 from .errors import ImageError, PyerofsError, RegistryError, SpoiledError, SystemFailure
 from .inflate import Inflater
 from .layer import SIZE_MAX, Storage
-from .quantity import too_large
 from .retry import patiently
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ class StreamSource:
         connections: Connections,
         directory: str,
         size: int | None = None,
-        most: int = SIZE_MAX,
+        allowance: Allowance | None = None,
     ):
-        """`most`: bytes that the image may have."""
         self.name = name
         self.digest = layer.digest
         self.layer = layer.number
@@ -62,7 +61,7 @@ class StreamSource:
         self._blob = blob
         self._connections = connections
         self._directory = directory
-        self._most = min(most, SIZE_MAX)
+        self._allowance = allowance or Allowance(layer.size, SIZE_MAX)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -112,7 +111,7 @@ class StreamSource:
         """The lock is held."""
         if self._thread is None:
             if self._pass is None:
-                self._pass = _new_pass(self._directory, self.origin, self.size, self._most)
+                self._pass = _new_pass(self._directory, self.origin, self.size, self._allowance)
             self._error = None
             thread = threading.Thread(target=self._work, args=(self._pass,), name="pyerofs-stream", daemon=True)
             thread.start()
@@ -175,9 +174,9 @@ class _Pass:
     """One way through the stream. `position`: compressed bytes that have come; `available`: image bytes that may be
     read. feed() and finish() are for one thread, read() for any. Owns its file."""
 
-    def __init__(self, file: IO[bytes], layer: Layer, size: int, most: int = SIZE_MAX):
+    def __init__(self, file: IO[bytes], layer: Layer, size: int, allowance: Allowance):
         self.size = size
-        self._most = most
+        self._allowance = allowance
         self.position = 0
         self.available = 0
         self.content = ""  # the digest of the image's bytes, once it is there
@@ -200,8 +199,7 @@ class _Pass:
             self.available = min(self._made, (self.size - 1) // GRANULE * GRANULE)
 
     def _write(self, piece: bytes) -> None:
-        if self._made + len(piece) > self._most:
-            raise too_large("the layer", self._most)
+        self._allowance.check(self._made + len(piece))
         kept = piece[: max(0, self.size - self._made)] if self.size else piece
         view = memoryview(kept)
         if self.size and not kept.strip(b"\0"):
@@ -223,8 +221,7 @@ class _Pass:
         found = superblock.parse(head, os.sysconf("SC_PAGESIZE")).size
         if not superblock.HEAD <= found <= SIZE_MAX or found != (self.size or found):
             raise ImageError(f"by its superblock the image has {found} bytes")
-        if found > self._most:
-            raise too_large("the layer", self._most)
+        self._allowance.check(found)
         os.ftruncate(self._file.fileno(), max(found, os.fstat(self._file.fileno()).st_size))
         self.size = found
 
@@ -253,10 +250,10 @@ class _Pass:
         self._file.close()
 
 
-def _new_pass(directory: str, layer: Layer, size: int, most: int) -> _Pass:
+def _new_pass(directory: str, layer: Layer, size: int, allowance: Allowance) -> _Pass:
     """Raises UsageError, SystemFailure."""
     try:
         make_directory(directory)
-        return _Pass(tempfile.TemporaryFile(dir=directory), layer, size, most)
+        return _Pass(tempfile.TemporaryFile(dir=directory), layer, size, allowance)
     except OSError as e:
         raise SystemFailure(f"cache directory {directory}: {e.strerror}") from None

@@ -195,12 +195,13 @@ def test_blobs_of_another_algorithm(scene: Scene, layout: Layout, algorithm: str
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])
-def test_a_layer_that_would_fill_the_disk(scene: Scene, layout: Layout, kind: str) -> None:
-    content = archive(file("large", bytes(8 << 20)))
-    name = layout.tag(layout.image([content], [f"{GZIP.partition('+')[0]}+{kind}"]), "app")
+def test_layers_that_would_fill_the_disk(scene: Scene, layout: Layout, kind: str) -> None:
+    """All of them together."""
+    half = archive(file("large", bytes(4 << 20)))
+    name = layout.tag(layout.image([half] * 2, [f"{GZIP.partition('+')[0]}+{kind}"] * 2), "app")
     out = f"oci:{scene.directory}/out"
     done = scene.run("convert", "-q", "-o", "oci.unpacked_max=8M", name, out)
-    assert done.status == 32 and "decompresses to more than 8.0 MiB" in done.error
+    assert done.status == 32 and "decompresses to is more than 8.0 MiB" in done.error
     assert scene.run("convert", "-q", "-o", "oci.unpacked_max=9M", name, out).status == 0
 
 
@@ -221,3 +222,12 @@ def test_the_config_s_own_type_is_kept_out(scene: Scene, layout: Layout) -> None
     out = scene.directory / "out"
     assert scene.run("convert", "-q", name, f"oci:{out}:app").status == 0
     assert read_json(out, tags(out)["app"])["config"]["mediaType"] == OCI_CONFIG
+
+
+def test_holes_count_as_well(scene: Scene, layout: Layout) -> None:
+    """An EROFS image has them as zeros."""
+    headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(9 << 20)}
+    name = layout.tag(layout.image([archive(file("huge", b"x", pax_headers=headers))]), "app")
+    done = scene.run("convert", "-q", "-o", "oci.unpacked_max=9M", name, f"oci:{scene.directory}/out")
+    assert done.status == 32
+    assert "the entry 'huge' of the layer: what it decompresses to is more than 9.0 MiB" in done.error

@@ -38,7 +38,7 @@ LEVELS = (
     | {"netlink", "nbdnode", "device", "veritydevice", "loop", "mountpoint", "overlay", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log", "inflate"}
     | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"}
-    | {"archive", "location", "layoutindex"},
+    | {"archive", "location", "layoutindex", "allowance"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "cachehealth", "cachedir", "manifests", "record"}
     | {"download", "place", "dockerarchive", "ociarchive", "configview", "counters"}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 import zstandard
 
+from pyerofs.allowance import Allowance
 from pyerofs.errors import ImageError, SystemFailure
 from pyerofs.layerstream import LayerStream
 
@@ -93,6 +94,6 @@ def test_the_digest_of_another_algorithm() -> None:
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd, bytes])
 def test_a_stream_that_is_larger_than_it_may_be(pack: Callable[[bytes], bytes]) -> None:
-    assert LayerStream(io.BytesIO(pack(DATA)), most=len(DATA)).finish()
-    with pytest.raises(ImageError, match=r"decompresses to more than 3.5 MiB.*-o oci.unpacked_max=SIZE"):
-        LayerStream(io.BytesIO(pack(DATA)), most=len(DATA) - 1).finish()
+    assert LayerStream(io.BytesIO(pack(DATA)), allowance=Allowance(0, len(DATA))).finish()
+    with pytest.raises(ImageError, match=r"decompresses to is more than 3.5 MiB.*-o oci.unpacked_max=SIZE"):
+        LayerStream(io.BytesIO(pack(DATA)), allowance=Allowance(0, len(DATA) - 1)).finish()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyerofs.errors import UsageError
-from pyerofs.quantity import Limit, parse_age, parse_limit, parse_size, show_age, show_bytes, unpacked_limit
+from pyerofs.quantity import Limit, parse_age, parse_limit, parse_size, show_age, show_bytes
 
 
 @pytest.mark.parametrize(("text", "size"), [
@@ -72,11 +72,3 @@ def test_any_text_is_a_quantity_or_a_usage_error(text: str) -> None:
             parse("x", text)
         except UsageError as error:
             assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(("size", "limit", "most"), [
-    (1, None, 1 << 30), (98_000, None, 1 << 30), (10 << 20, None, 2000 << 20), (98_000, 5, 5),
-    (1 << 30, 5 << 40, 5 << 40),
-])  # fmt: skip
-def test_what_a_blob_may_decompress_to(size: int, limit: int | None, most: int) -> None:
-    assert unpacked_limit(size, limit) == most
