@@ -33,7 +33,7 @@ _MAX_BLOB = 2**63 - 1  # bytes, the largest file offset
 _JSON_NAMES: dict[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
 _MAX_LISTED = 16  # entries of a list in a message
 # What registries and older tools give an image's config instead of its own type: the config itself decides then.
-_GENERAL = ("", "application/octet-stream", "application/json", "text/html", "text/plain")
+_GENERAL = re.compile(r"(?:|application/(?:octet-stream|json)|text/(?:html|plain))(?: *;[ -~]*)?")
 CONFIG = "application/vnd.oci.image.config.v1+json"
 CONFIGS = (CONFIG, "application/vnd.docker.container.image.v1+json")
 
@@ -145,7 +145,7 @@ def nothing_in(index: Index) -> str:
 
 def is_image_config(descriptor: Descriptor) -> bool:
     """Tell whether a config may be that of a container's image, as far as its media type says."""
-    return descriptor.media_type in CONFIGS or descriptor.media_type.partition(";")[0].strip() in _GENERAL
+    return descriptor.media_type in CONFIGS or _GENERAL.fullmatch(descriptor.media_type) is not None
 
 
 def native_media_type(media_type: str) -> bool:
@@ -286,7 +286,7 @@ def _descriptor(value: object, where: str, smallest: int = 0, *, typed: bool = T
         raise ImageError(f"the manifest is malformed: {where} is not an object")
     where += "."
     media_type = _get(value, "mediaType", str, where) or ""
-    if not _MEDIA_TYPE.fullmatch(media_type) and (typed or media_type.partition(";")[0].strip() not in _GENERAL):
+    if not _MEDIA_TYPE.fullmatch(media_type) and (typed or not _GENERAL.fullmatch(media_type)):
         raise ImageError(f"the manifest is malformed: {where}mediaType is {_show(media_type)}")
     digest = _get(value, "digest", str, where) or ""
     if not is_digest(digest):

@@ -176,12 +176,18 @@ def check_size(superblock: Superblock, size: int) -> None:
         )
 
 
-def _looks_like(head: bytes) -> str:
+def known_format(head: bytes) -> str:
+    """Name what begins so, with an article; "" for what is not known."""
     for offset, magic, name in _FORMATS:
         if head.startswith(magic, offset):
-            return f"it looks like {name}"
-    if _has_mbr(head):
-        return f"it looks like {_DISK}"
+            return name
+    return _DISK if _has_mbr(head) else ""
+
+
+def _looks_like(head: bytes) -> str:
+    name = known_format(head)
+    if name:
+        return f"it looks like {name}"
     if len(head) < HEAD:
         return f"it has only {len(head)} bytes, and an EROFS image at least {HEAD}"
     return "it has only zeros where the superblock should be" if not any(head) else "there is no EROFS superblock in it"

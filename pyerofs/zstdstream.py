@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Sink = Callable[[int, bytes], bool]
 
 PIECE = 256 << 10  # bytes handed on at a time
+_ZSTD = b"\x28\xb5\x2f\xfd"
 LOOK = 0.2  # seconds between two looks at cancel
 
 
@@ -191,12 +192,20 @@ class _Pass:
     def feed(self, at: int, data: bytes) -> None:
         """The blob's bytes at `at`; those that have come before are passed over. Raises ImageError, OSError."""
         data = data[max(0, self.position - at) :]
+        if not self.position:
+            self._check_start(data)
         self._compressed.update(data)
         if not self.content or self._layer.content:  # else what follows the image is nobody's business
             self._inflater.feed(data)
         self.position += len(data)
         if self.size:
             self.available = min(self._made, (self.size - 1) // GRANULE * GRANULE)
+
+    def _check_start(self, data: bytes) -> None:
+        """Name what is no zstd data, where that can be told; else the decompressor calls it corrupt."""
+        name = superblock.known_format(data)
+        if name and not data.startswith(_ZSTD):
+            raise ImageError(f"the layer is no zstd data: it looks like {name}")
 
     def _write(self, piece: bytes) -> None:
         self._allowance.check(self._made + len(piece))

@@ -118,7 +118,10 @@ def test_size() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mkfs.erofs"), reason="needs mkfs.erofs")
-@pytest.mark.parametrize("options", [[], ["-zlz4"]])
+@pytest.mark.parametrize("options", [
+    [], ["-zlz4"], ["-zlz4hc,12"], ["-zlz4", "-C65536"], ["-zlz4", "-Elegacy-compress"], ["-Eforce-inode-compact"],
+    ["-Eforce-inode-extended"], ["-Enoinline_data"], ["--chunksize=8192"], ["-x-1"], ["-T0"], ["--all-root"],
+], ids=" ".join)  # fmt: skip
 def test_a_real_image(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"text " * 20_000)
@@ -130,6 +133,9 @@ def test_a_real_image(tmp_path: Path, options: list[str]) -> None:
     assert superblock.uuid == uuid
     assert superblock.size == target.stat().st_size
     check_size(superblock, target.stat().st_size)
+    check_checksum(superblock, target.read_bytes()[: superblock.checked])
+    with target.open("rb") as file:
+        first_look(file, "the image")
 
 
 @given(st.binary(max_size=2000) | st.binary(min_size=128, max_size=200).map(lambda tail: image()[: OFFSET + 4] + tail))
