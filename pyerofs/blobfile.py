@@ -13,8 +13,8 @@ from .cache import chosen_directory
 from .config import oci_options
 from .export import SLICE, Export
 from .localimage import open_image
+from .location import Location
 from .manifests import Manifests
-from .mountpoint import is_local
 from .source import LocalSource
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def open_export(
     """The export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
     oci = oci_options(texts, source)
-    if is_local(source, any(texts)):
+    if Location.parse(source, image=any(texts)).kind == "file":
         return Export(LocalSource(source), oci, log)
     kept = Manifests(chosen_directory(oci), log)
     return Export(open_image(source, oci, trace=trace, kept=kept, log=log), oci, log)

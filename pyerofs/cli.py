@@ -64,6 +64,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
         "  pyerofs mount -o oci.upperdir=/var/up,oci.workdir=/var/work quay.io/org/app:1.0 /mnt     writable\n"
         "  pyerofs mount app.erofs /mnt               a local image\n"
         "  pyerofs mount oci:images:app /mnt          an image in an OCI layout directory\n"
+        "  pyerofs mount oci-archive:app.tar /mnt     one that was saved: also docker-archive:FILE[:NAME]\n"
         "  pyerofs mount -u /mnt                      unmount",
     )
     p.add_argument(
@@ -74,7 +75,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p.add_argument("--reattach", action="store_true", help="give the mount at the target a new daemon")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
     p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
-    p.add_argument("source", metavar="SOURCE", help="an image's reference, oci:DIR[:TAG], an image file or a device")
+    p.add_argument("source", metavar="SOURCE", help="an image's reference, oci:DIR[:NAME], an archive, file or device")
     p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
 
     p = _command(commands, "umount", "unmount", "  pyerofs umount /mnt", options=False)

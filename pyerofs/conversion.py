@@ -21,6 +21,7 @@ from .layer import Layer, describe
 from .layermaker import Recipe
 from .localblob import FileBlobs, NoConnections
 from .localimage import with_index
+from .location import Location
 from .manifest import Descriptor, Manifest
 from .place import open_origin
 
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 def convert(task: Task, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
     """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
 
-    `report` gets a line before it begins, `shown` how far it is. Raises PyerofsError. A conversion that fails or is
-    interrupted leaves the layers that were complete, which the next one uses, and nothing else that counts; one that is
-    killed also leaves what it had unpacked, which the next one removes.
+    `report` gets a line before it begins and one for what cannot be taken over, `shown` how far it is. Raises
+    PyerofsError. A conversion that fails or is interrupted leaves the layers that were complete, which the next one
+    uses, and nothing else that counts; one that is killed also leaves what it had unpacked, which the next one removes.
     """
     directory = chosen_directory(options)
     path = path_of(directory, task.digest)
@@ -54,22 +55,27 @@ def convert(task: Task, options: OCIOptions, report: Callable[[str], None], show
                     f"{task.name} has no EROFS layers ({task.summary}): converting it into {directory}, once "
                     "(oci.convert=no refuses)"
                 )
-                found = _convert(task, directory, options, shown)
+                found = _convert(task, directory, options, shown, report)
             return found
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise SystemFailure(f"cannot convert {task.name}: {error.strerror or error}{where}") from None
 
 
-def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter) -> Converted:
+def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter, report: Callable[[str], None]) -> Converted:
     path = path_of(directory, task.digest)
+
+    def warn(text: str) -> None:
+        report(f"{task.name}: {text}")
+
     with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
-        origin = open_origin(task.source, options)
+        origin = open_origin(Location.parse(task.source), options)
         stack.callback(origin.close)
         root = origin.document(Descriptor("", task.digest, 0))  # whatever the tag means by now
         target = _CacheTarget(task, directory, options)
         stack.callback(target.close)
-        convert_document(origin, target, root, Recipe(), shown, os.environ.get("TMPDIR") or work)
+        room = os.environ.get("TMPDIR") or work
+        convert_document(origin, target, root, Recipe(), shown, warn, options.unpacked_max, room)
         found = find(directory, task.digest, task.name)
     if found is None:
         raise SystemFailure(f"{task.name} was converted, but is not in {directory}: who has removed it?")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from .allowance import Allowance
 from .copyimage import Meter, choose, meter, short
 from .document import Document, digest_of
 from .errors import ImageError, UsageError
 from .imagedoc import (
-    CONFIGS,
     FEATURE,
     annotations_of,
     make_config,
@@ -24,20 +25,39 @@ from .imagedoc import (
 )
 from .layermaker import Made, Recipe, make_layer
 from .layerstream import LayerStream
-from .manifest import MAX_SIZE, Descriptor, Index, Manifest, explain_foreign, is_attestation, native_media_type, parse
+from .manifest import (
+    MAX_SIZE,
+    Descriptor,
+    Index,
+    Manifest,
+    is_attestation,
+    listed,
+    native_media_type,
+    nothing_in,
+    parse,
+)
 from .mkfs import find_mkfs, make_image
-from .ordinary import is_convertible
+from .ordinary import obstacle
 from .place import Origin, Receiver
 from .platforms import Platform
 from .source import INDEX_DEPTH
-from .tarstream import Tar
-from .unpack import unpack
+from .tarstream import Tar, show
+from .unpack import LeftOut, unpack
 
 
-def convert_image(origin: Origin, target: Receiver, platform: Platform | None, recipe: Recipe, shown: Meter) -> str:
-    """Converts an image with all its platforms, or what it has for one of them. Gives the digest of its root.
+def convert_image(
+    origin: Origin,
+    target: Receiver,
+    platform: Platform | None,
+    recipe: Recipe,
+    shown: Meter,
+    warn: Callable[[str], None],
+    unpacked_max: int | None = None,
+) -> str:
+    """Convert an image with all its platforms, or what it has for one of them; return the digest of its root.
 
-    Raises PyerofsError. Layers that have been written before that stay, without a tag.
+    `warn` gets a line for what could not be taken over; `unpacked_max`: bytes that its layers may decompress to, None
+    for what their size allows. Raises PyerofsError. Layers that have been written before that stay, without a tag.
     """
     if os.geteuid() != 0:
         raise UsageError("convert must be run as root: files get their owners, and devices are made")
@@ -47,16 +67,24 @@ def convert_image(origin: Origin, target: Receiver, platform: Platform | None, r
             root = choose(origin, root, platform)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
-    return convert_document(origin, target, root, recipe, shown)
+    return convert_document(origin, target, root, recipe, shown, warn, unpacked_max)
 
 
 def convert_document(
-    origin: Origin, target: Receiver, root: Document, recipe: Recipe, shown: Meter, directory: str | None = None
+    origin: Origin,
+    target: Receiver,
+    root: Document,
+    recipe: Recipe,
+    shown: Meter,
+    warn: Callable[[str], None],
+    unpacked_max: int | None = None,
+    directory: str | None = None,
 ) -> str:
     """As convert_image(), for one document of the image. `directory`: where there is room, on a filesystem that takes
     every kind of file; None: wherever temporary files go."""
     try:
-        made = _Conversion(origin, target, recipe, shown, directory).document(root, INDEX_DEPTH, "")
+        work = _Conversion(origin, target, recipe, shown, warn, unpacked_max, directory)
+        made = work.document(root, INDEX_DEPTH, "")
         target.add_document(made, root=True)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
@@ -64,7 +92,18 @@ def convert_document(
 
 
 class _Conversion:
-    def __init__(self, origin: Origin, target: Receiver, recipe: Recipe, shown: Meter, directory: str | None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        target: Receiver,
+        recipe: Recipe,
+        shown: Meter,
+        warn: Callable[[str], None],
+        unpacked_max: int | None,
+        directory: str | None,
+    ) -> None:
+        self._warn = warn
+        self._unpacked_max = unpacked_max
         self._origin = origin
         self._target = target
         self._recipe = recipe
@@ -90,19 +129,20 @@ class _Conversion:
         for layer in manifest.layers:
             if native_media_type(layer.media_type):
                 raise ImageError(f"the layer {short(layer.digest)} is EROFS already: copy the image with push or pull")
-            if not is_convertible(layer):
-                raise ImageError(f"the layer {short(layer.digest)} cannot be converted: it is {explain_foreign(layer)}")
-        if manifest.config is None or manifest.config.media_type not in CONFIGS:
-            raise ImageError("this is not the image of a container: it has no config of one")
-        config, diff_ids = read_config(self._read(manifest.config), len(manifest.layers))
+        problem = obstacle(manifest)
+        if problem or manifest.config is None:
+            raise ImageError(problem)
+        config, diff_ids = read_config(read_blob(self._origin, manifest.config, self._directory), len(manifest.layers))
         layers: list[Made] = []
         with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
             trees: list[bytes] = []  # of the layers so far, the uppermost first
+            left_out: Counter[LeftOut] = Counter()
+            allowance = Allowance(sum(layer.size for layer in manifest.layers), self._unpacked_max)
             for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
                 what = f"{where}layer {number + 1} of {len(diff_ids)}"
                 root = os.fsencode(f"{directory}/{number}")
                 os.mkdir(root, 0o700)
-                self._unpack(layer, diff_id, root, trees, what)
+                left_out += self._unpack(layer, diff_id, root, trees, allowance, what)
                 trees.insert(0, root)
                 image = f"{directory}/{number}.erofs"
                 make_image(self._mkfs, os.fsdecode(root), image)
@@ -111,28 +151,35 @@ class _Conversion:
                 os.unlink(image)
                 self._shown.done(f"{what}  {short(layer.digest)} -> {short(made.digest)}", made.size, how)
                 layers.append(made)
+            if left_out:
+                self._warn(f"{where}{_left_out(left_out)}")
             body = make_config(config, [made.diff_id for made in layers])
             add_config(self._target, body, directory)
         return make_manifest(body, [made.description for made in layers], manifest.annotations)
 
-    def _unpack(self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], what: str) -> None:
+    def _unpack(
+        self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], allowance: Allowance, what: str
+    ) -> Counter[LeftOut]:
         name = f"layer {short(layer.digest)}"
         progress = meter(self._shown, f"{what}: read", layer.size)
         with self._origin.blob(layer, self._directory, progress) as path, open(path, "rb") as file:
-            stream = LayerStream(file)
+            stream = LayerStream(file, diff_id.partition(":")[0], allowance)
             try:
-                unpack(Tar(stream.read), root, lowers)
+                left_out = unpack(Tar(stream.read), root, lowers, allowance.take)
                 digest = stream.finish()
             except ImageError as error:
                 raise ImageError(f"{name}: {error}") from None
         if digest != diff_id:
             raise ImageError(f"{name} has another content than the config says: {digest} instead of {diff_id}")
+        return left_out
 
-    def _read(self, config: Descriptor) -> bytes:
-        if config.size > MAX_SIZE:
-            raise ImageError(f"the image's config has {config.size} bytes; at most {MAX_SIZE} are read")
-        with self._origin.blob(config, self._directory, lambda done: None) as path, open(path, "rb") as file:
-            return file.read()
+
+def read_blob(origin: Origin, config: Descriptor, directory: str | None = None) -> bytes:
+    """Return an image's config; `directory`: where there is room. Raises ImageError, RegistryError."""
+    if config.size > MAX_SIZE:
+        raise ImageError(f"the image's config has {config.size} bytes; at most {MAX_SIZE} are read")
+    with origin.blob(config, directory, lambda done: None) as path, open(path, "rb") as file:
+        return file.read()
 
 
 def add_config(target: Receiver, body: bytes, directory: str) -> None:
@@ -143,11 +190,17 @@ def add_config(target: Receiver, body: bytes, directory: str) -> None:
     target.add_file(digest_of(body), path, lambda done: None)
 
 
+def _left_out(found: Counter[LeftOut]) -> str:
+    """Say in one line which extended attributes are not in the image."""
+    kinds = [f"{show(os.fsencode(what.name))} of {what.kind} ({count})" for what, count in found.most_common()]
+    return f"left out {found.total()} extended attributes that Linux cannot store: {listed(kinds)}"
+
+
 def _ordinary(index: Index) -> list[Descriptor]:
     """The entries to convert: no attestations, and no EROFS manifest beside the ordinary one that it was made of."""
     images = [entry for entry in index.manifests if not is_attestation(entry)]
     ordinary = [entry for entry in images if not (entry.platform and FEATURE in entry.platform.os_features)]
     found = ordinary or images
     if not found:
-        raise ImageError("its index is empty")
+        raise ImageError(nothing_in(index))
     return found

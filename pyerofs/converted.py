@@ -79,7 +79,7 @@ class Row(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be converted. `source`: as Place.parse() has it; `name` of the image for people, `digest` of its
+    """What is to be converted. `source`: as Location.parse() has it; `name` of the image for people, `digest` of its
     manifest; `summary`: what it is made of."""
 
     source: str

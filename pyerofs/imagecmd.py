@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .location import ARCHIVES, IMAGES, Location, same_registry
 from .progress import Console, Lines
 
 if TYPE_CHECKING:
     from .layermaker import Recipe
     from .options import OCIOptions
     from .place import Origin, Target
-    from .platforms import Platform
-
-_PLACES = "REFERENCE at a registry, or oci:DIR[:TAG]"
 
 
 def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -29,7 +27,7 @@ def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> Non
         "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app",
     )
     _add_recipe(p)
-    _add_places(p, f"{_PLACES}, or docker-archive:FILE[:REFERENCE]")
+    _add_places(p, f"{IMAGES}, {ARCHIVES}")
     p = make(
         "build",
         "make an image out of directories and EROFS files, one layer each, base first",
@@ -37,21 +35,21 @@ def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> Non
     )
     _add_recipe(p)
     p.add_argument("sources", metavar="SOURCE", nargs="+", help="a directory or an EROFS file")
-    p.add_argument("dest", metavar="DEST", help=_PLACES)
+    p.add_argument("dest", metavar="DEST", help=IMAGES)
     p = make(
         "push",
         "copy an image, with all its platforms, to a registry",
         "  pyerofs push oci:images:app quay.io/org/app:1.0\n"
         "  pyerofs push quay.io/org/app:1.0 registry.example/app:1.0",
     )
-    _add_places(p, f"{_PLACES}, or docker-archive:FILE[:REFERENCE]")
+    _add_places(p, f"{IMAGES}, {ARCHIVES}")
     p = make(
         "pull",
         "copy an image, with all its platforms, into an OCI layout directory",
         "  pyerofs pull quay.io/org/app:1.0 oci:images:app\n"
         "  pyerofs pull -o oci.platform=linux/arm64 quay.io/org/app:1.0 oci:images:arm",
     )
-    _add_places(p, _PLACES)
+    _add_places(p, f"{IMAGES}, {ARCHIVES}")
 
 
 def _add_recipe(p: argparse.ArgumentParser) -> None:
@@ -97,7 +95,7 @@ def _add_places(p: argparse.ArgumentParser, source: str) -> None:
         help="the same for DEST (default: -o, unless SOURCE is at another registry)",
     )  # fmt: skip
     p.add_argument("source", metavar="SOURCE", help=source)
-    p.add_argument("dest", metavar="DEST", help=_PLACES)
+    p.add_argument("dest", metavar="DEST", help=IMAGES)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> str:
@@ -112,14 +110,21 @@ def run(arguments: argparse.Namespace, console: Console) -> str:
 def _copy(arguments: argparse.Namespace, console: Console) -> str:
     from .copyimage import copy_image
 
-    return _between(arguments, console, copy_image)
+    return _between(arguments, console, lambda o, t, options, meter: copy_image(o, t, options.platform, meter))
 
 
 def _convert(arguments: argparse.Namespace, console: Console) -> str:
     from .convert import convert_image
 
     recipe = _recipe(arguments)
-    return _between(arguments, console, lambda o, t, platform, meter: convert_image(o, t, platform, recipe, meter))
+
+    def work(origin: Origin, target: Target, options: OCIOptions, meter: Lines) -> str:
+        def warn(text: str) -> None:
+            console.report(f"{origin.name}: {text}")
+
+        return convert_image(origin, target, options.platform, recipe, meter, warn, options.unpacked_max)
+
+    return _between(arguments, console, work)
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> str:
@@ -130,7 +135,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> str:
 
     options = parse_oci_options(arguments.options)
     _check(options)
-    target = open_target(arguments.dest, options, console.report if arguments.verbose else None)
+    target = open_target(Location.parse(arguments.dest), options, console.report if arguments.verbose else None)
     try:
         platform = options.platform or Platform.host()
         digest = build_image(arguments.sources, target, platform, _recipe(arguments), Lines(console))
@@ -142,17 +147,18 @@ def _build(arguments: argparse.Namespace, console: Console) -> str:
 def _between(
     arguments: argparse.Namespace,
     console: Console,
-    work: Callable[[Origin, Target, Platform | None, Lines], str],
+    work: Callable[[Origin, Target, OCIOptions, Lines], str],
 ) -> str:
     from .place import open_origin, open_target
 
-    source, dest = _options(arguments)
+    where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
+    source, dest = _options(arguments, where, to)
     trace = console.report if arguments.verbose else None
-    origin = open_origin(arguments.source, source, trace)
+    origin = open_origin(where, source, trace)
     try:
-        target = open_target(arguments.dest, dest, trace, origin)
+        target = open_target(to, dest, trace, origin)
         try:
-            digest = work(origin, target, source.platform, Lines(console))
+            digest = work(origin, target, source, Lines(console))
         finally:
             target.close()
     finally:
@@ -160,17 +166,16 @@ def _between(
     return f"{digest}  {target.name}"
 
 
-def _options(arguments: argparse.Namespace) -> tuple[OCIOptions, OCIOptions]:
+def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tuple[OCIOptions, OCIOptions]:
     """Those for the source and for the destination."""
     from .options import OCIOptions, parse_oci_options
-    from .places import same_registry
 
     source, dest = parse_oci_options(arguments.options), parse_oci_options(arguments.dest_options)
     _check(source)
     _check(dest)
     if arguments.dest_options:
         return source, dest
-    return source, source if same_registry(arguments.source, arguments.dest) else OCIOptions()
+    return source, source if same_registry(where, to) else OCIOptions()
 
 
 def _check(options: OCIOptions) -> None:

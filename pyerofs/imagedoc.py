@@ -12,12 +12,10 @@ from typing import Any
 
 from .document import Document, descriptor, digest_of, dump, platform
 from .errors import ImageError
-from .manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST, Descriptor
+from .manifest import CONFIG, MAX_SIZE, OCI_INDEX, OCI_MANIFEST, Descriptor
 from .platforms import Platform
 from .reference import is_digest
 
-CONFIG = "application/vnd.oci.image.config.v1+json"
-CONFIGS = (CONFIG, "application/vnd.docker.container.image.v1+json")
 FEATURE = "erofs"
 _FEATURES = "os.features"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .allowance import Allowance
 from .cache import chosen_directory, entry_path
 from .errors import ImageError
 from .layer import SIZE_MAX, Layer, Storage
@@ -72,6 +73,7 @@ def open_source(
         raise ImageError(f"{name}: layer {layer.number} says that it has {layer.size} bytes, more than EROFS can have")
     directory = chosen_directory(options)
     blob = blobs.blob(layer.digest, layer.size, log)
+    allowance = Allowance(layer.size, options.unpacked_max)
     must = options.verify == "require"
     if layer.compressed:
         from .inflate import check
@@ -85,6 +87,11 @@ def open_source(
         if found and (found.chunks.hash_size or (layer.compressed and not must)):
             if not 0 < found.chunks.size <= SIZE_MAX:
                 raise ImageError(f"{name}: the chunk index says that the image has {found.chunks.size} bytes")
+            if layer.compressed:
+                try:
+                    allowance.check(found.chunks.size)
+                except ImageError as error:
+                    raise ImageError(f"{name}: layer {layer.number}: {error}") from None
             return IndexedSource(name, layer, blob, connections, found)
     if must:
         raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
@@ -97,7 +104,7 @@ def open_source(
         size = verified_size(directory, layer.plain_key)
         if size is None:  # a stream that did not reach its end has left what nobody can vouch for
             drop(Place(entry_path(directory, layer.plain_key), layer.plain_key, 0, 0.0))
-    source = StreamSource(name, layer, blob, connections, directory, size)
+    source = StreamSource(name, layer, blob, connections, directory, size, allowance)
     try:
         source.open(cancel, options.timeout)
     except BaseException:

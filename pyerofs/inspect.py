@@ -9,10 +9,10 @@ from .compose import compose, is_index, role_of
 from .config import oci_options
 from .errors import ImageError
 from .layer import describe
-from .manifest import Index, Manifest, foreign_format, native_layers, native_media_type
+from .location import Location
+from .manifest import CONFIGS, Index, Manifest, foreign_format, native_layers, native_media_type
 from .mountpoint import mountinfo
 from .ordinary import obstacle, summary, way_out
-from .places import Place, is_place
 from .platforms import Platform
 from .record import read_all
 from .source import connect, resolve
@@ -34,7 +34,8 @@ def inspect(
 ) -> dict[str, Any]:
     """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
     oci = oci_options([options] if isinstance(options, str) else list(options), image)
-    chosen = _resolve(image, oci, trace)
+    location = Location.parse(image)
+    chosen = _resolve(location, oci, trace)
     root = chosen.root
     found: dict[str, Any] = {"reference": chosen.name, "digest": chosen.root_digest, "media_type": root.media_type}
     if isinstance(root, Index):
@@ -51,16 +52,35 @@ def inspect(
 
     directory = chosen_directory(oci)
     found["layers"] = [_layer(i, chosen.manifest, directory) for i in range(len(chosen.manifest.layers))]
-    found["mount"] = _mount(chosen.manifest, oci, found["layers"])
+    found["mount"] = _mount(chosen.manifest, oci, found["layers"], lambda: _obstacle(chosen.manifest, location, oci))
     return found
 
 
-def _resolve(image: str, oci: OCIOptions, trace: Callable[[str], None] | None) -> Image:
-    if is_place(image):
+def _obstacle(manifest: Manifest, location: Location, oci: OCIOptions) -> str:
+    """As obstacle(), also by the config itself where its media type does not tell."""
+    problem = obstacle(manifest)
+    if problem or manifest.config is None or manifest.config.media_type in CONFIGS:
+        return problem
+    from .convert import read_blob  # deferred: few images need it
+    from .imagedoc import read_config
+    from .place import open_origin
+
+    origin = open_origin(location, oci)
+    try:
+        read_config(read_blob(origin, manifest.config), len(manifest.layers))
+    except ImageError as error:
+        return str(error)
+    finally:
+        origin.close()
+    return ""
+
+
+def _resolve(location: Location, oci: OCIOptions, trace: Callable[[str], None] | None) -> Image:
+    if location.is_local:
         from . import localimage
 
-        return localimage.resolve(Place.parse(image), oci)
-    reference, registry, transport = connect(image, oci, trace=trace)
+        return localimage.resolve(location, oci)
+    reference, registry, transport = connect(location.path, oci, trace=trace)
     try:
         return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
     finally:
@@ -104,7 +124,9 @@ def _held(directory: str, manifest: Manifest, index: int) -> Contents | None:
     return next((found for key in keys if (found := look_for(directory, key))), None)
 
 
-def _mount(manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]]) -> dict[str, Any]:
+def _mount(
+    manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]], obstacle: Callable[[], str]
+) -> dict[str, Any]:
     """What `mount` with these options would mount: the numbers of its `layers`, and whether they are `stacked`; or
     what would be converted first (`convert`); or the `error`. The rest is true where it is true for all of them."""
     convert = ""
@@ -114,10 +136,11 @@ def _mount(manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]]) ->
     except ImageError as e:
         parts, error = (), str(e)
         if not native_layers(manifest) and oci.layer is None and oci.blob is None:
-            if oci.convert == "auto" and not obstacle(manifest):
+            problem = obstacle()
+            if oci.convert == "auto" and not problem:
                 error, convert = None, summary(manifest)
             else:
-                error = f"{error}; {way_out(manifest)}"
+                error = f"{error}; {problem or way_out(manifest)}"
     chosen = [layers[part.layer] for part in parts]
     return {
         "layers": [part.layer for part in parts],

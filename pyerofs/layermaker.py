@@ -10,7 +10,7 @@ from . import chunkindex, verity
 from .document import descriptor
 from .errors import ImageError
 from .layer import CONTENT
-from .superblock import HEAD, Superblock, check_size, parse
+from .superblock import HEAD, Superblock, check_checksum, check_size, parse
 
 MEDIA_TYPE = "application/vnd.erofs"
 _ZSTD = "+zstd"
@@ -40,8 +40,10 @@ def make_layer(path: str, recipe: Recipe) -> Made:
     """Makes the EROFS file at `path` a layer, by putting its index behind it, and before that its dm-verity tree, or by
     putting its compressed chunks with their index in its place. Raises ImageError, SystemFailure."""
     with open(path, "r+b") as file:
-        superblock = parse(file.read(HEAD))
+        start = file.read(HEAD)
+        superblock = parse(start)
         check_size(superblock, os.fstat(file.fileno()).st_size)
+        check_checksum(superblock, start + file.read(max(0, superblock.checked - HEAD)))
         if superblock.extra_devices:
             raise ImageError("the EROFS image needs other devices, and so is no layer by itself")
         tree = _add_tree(file, superblock) if recipe.verity else {}

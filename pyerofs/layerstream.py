@@ -6,25 +6,33 @@ RFC 1952, RFC 8878. For one thread.
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from .allowance import Allowance
 from .errors import ImageError, SystemFailure
 
 _PIECE = 256 << 10  # bytes
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = 0x184D2A50  # to 0x184D2A5F: a frame without content
 _OTHERS = ((b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x5d\0\0", "lzma"))
 
 
 class LayerStream:
-    """Decompresses `file`, which stays the caller's. Raises ImageError, and SystemFailure without zstandard."""
+    """Decompresses `file`, which stays the caller's. Raises ImageError, and SystemFailure without zstandard.
 
-    def __init__(self, file: BinaryIO) -> None:
+    `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes.
+    """
+
+    def __init__(self, file: BinaryIO, algorithm: str = "sha256", allowance: Allowance | None = None) -> None:
         self._pieces = _pieces(file)
         self._piece = memoryview(b"")
-        self._hasher = hashlib.sha256()
+        self._algorithm = algorithm
+        self._hasher = hashlib.new(algorithm)
+        self._allowance = allowance
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, and none only at the end."""
@@ -33,6 +41,8 @@ class LayerStream:
                 self._piece = memoryview(next(self._pieces))
             except StopIteration:
                 return b""
+            if self._allowance:
+                self._allowance.take(len(self._piece))
         found, self._piece = bytes(self._piece[:count]), self._piece[count:]
         self._hasher.update(found)
         return found
@@ -41,7 +51,7 @@ class LayerStream:
         """The digest of all that was in it, what nobody has read included."""
         while self.read(_PIECE):
             pass
-        return f"sha256:{self._hasher.hexdigest()}"
+        return f"{self._algorithm}:{self._hasher.hexdigest()}"
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -88,10 +98,49 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         raise SystemFailure(
             "a layer is compressed with zstd, for which a module is missing: pip install zstandard"
         ) from None
-    # It takes a stream that is cut short for its end: whoever knows the content's digest sees it.
     with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False) as reader:
         try:
             while piece := reader.read(_PIECE):
                 yield piece
+            _check_frames(file)  # for a stream that is cut short is taken for one that has ended
         except zstandard.ZstdError as error:
             raise ImageError(f"the layer's zstd stream is corrupt: {error}") from None
+
+
+def _check_frames(file: BinaryIO) -> None:
+    """Go from block to block of a zstd stream, up to its end. Raises ImageError where that comes too early.
+
+    RFC 8878, 3.1. What is wrong in any other way is left to the decompressor.
+    """
+    end = file.seek(0, os.SEEK_END)
+    at = 0
+
+    def number(offset: int, length: int) -> int:
+        file.seek(offset)
+        field = file.read(length)
+        if len(field) < length:
+            raise _cut_short()
+        return int.from_bytes(field, "little")
+
+    while at < end:
+        magic = number(at, 4)
+        if magic >> 4 == _SKIPPABLE >> 4:
+            at += 8 + number(at + 4, 4)
+        elif magic == int.from_bytes(_ZSTD, "little"):
+            descriptor = number(at + 4, 1)
+            single = descriptor >> 5 & 1
+            at += 5 + (not single) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
+            last = False
+            while not last:
+                header = number(at, 3)
+                last = bool(header & 1)
+                at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)  # a run is one byte, said so many times
+            at += 4 if descriptor & 4 else 0  # a checksum
+        else:
+            return
+    if at > end:
+        raise _cut_short()
+
+
+def _cut_short() -> ImageError:
+    return ImageError("the layer's zstd stream is cut short")

@@ -18,6 +18,8 @@ from typing import Any
 
 from .document import REF_NAME, Document, dump
 from .errors import ImageError, SystemFailure, UsageError
+from .layoutindex import choose
+from .location import Location
 from .manifest import MAX_SIZE, OCI_INDEX, Descriptor, Index, parse, verify_digest
 
 _VERSION = {"imageLayoutVersion": "1.0.0"}
@@ -32,16 +34,15 @@ class Layout:
         self.path = path
         try:
             with open(f"{path}/oci-layout", "rb") as file:
-                found = json.loads(file.read(4096))
+                body = file.read(4096)
         except FileNotFoundError:
             raise UsageError(f"{path} is not an OCI layout directory: it has no file oci-layout") from None
         except OSError as error:
             raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None
-        except ValueError:
-            found = None
-        version = found.get("imageLayoutVersion") if isinstance(found, dict) else None
-        if not isinstance(version, str) or not version.startswith("1."):
-            raise ImageError(f"{path}/oci-layout has an unknown imageLayoutVersion; 1.0.0 is known")
+        try:
+            check_version(body)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
 
     @classmethod
     def create(cls, path: str) -> Layout:
@@ -60,8 +61,7 @@ class Layout:
         return cls(path)
 
     def blob_path(self, digest: str) -> str:
-        algorithm, _, value = digest.partition(":")
-        return f"{self.path}/blobs/{algorithm}/{value}"
+        return f"{self.path}/{blob_name(digest)}"
 
     def has(self, digest: str, size: int) -> bool:
         """Whether the blob is here and sound; one that is not counts as absent."""
@@ -128,20 +128,9 @@ class Layout:
             raise ImageError(f"{path} is corrupt: it has not the digest in its name") from None
         return Document(body, entry.media_type, entry.digest)
 
-    def find(self, tag: str | None) -> Descriptor:
-        """The image with this tag; None: the only one that there is. Raises ImageError that says what there is."""
-        entries = self._index().manifests
-        found = [entry for entry in entries if tag is None or entry.annotations.get(REF_NAME) == tag]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(
-            f"{self.path}:{entry.annotations[REF_NAME]}" for entry in entries if REF_NAME in entry.annotations
-        )
-        if found:
-            why = "says not which of several images is meant" if tag is None else "has several images with this tag"
-        else:
-            why = "has no image" if tag is None else f"has no image with the tag {tag!r}"
-        raise ImageError(f"oci:{self.path} {why}{f'; there are {names}' if names else ''}")
+    def find(self, name: str | None) -> Descriptor:
+        """The image with this name; None: the only one that there is. Raises ImageError that says what there is."""
+        return choose(read_index(dump(self._load())).manifests, Location("oci", self.path, name))
 
     def tag(self, document: Document, tag: str | None) -> None:
         """Names an image, whose parts are all here; without a tag it is listed only."""
@@ -153,25 +142,43 @@ class Layout:
             kept = [other for other in index["manifests"] if not _replaced(other, document.digest, tag)]
             _replace(f"{self.path}/index.json", dump({**index, "manifests": [*kept, entry]}))
 
-    def _index(self) -> Index:
-        found = parse(dump(self._load()))
-        if not isinstance(found, Index):
-            raise ImageError(f"{self.path}/index.json is no index")
-        return found
-
     def _load(self) -> dict[str, Any]:
         path = f"{self.path}/index.json"
         try:
             with open(path, "rb") as file:
                 body = file.read(MAX_SIZE + 1)
-            if not isinstance(parse(body), Index):
-                raise ImageError("it is no index")
+            read_index(body)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         index: dict[str, Any] = json.loads(body)
         return index
+
+
+def blob_name(digest: str) -> str:
+    """The path of a blob within a layout."""
+    algorithm, _, value = digest.partition(":")
+    return f"blobs/{algorithm}/{value}"
+
+
+def check_version(body: bytes) -> None:
+    """Refuse a layout by what is in its file oci-layout. Raises ImageError."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    version = found.get("imageLayoutVersion") if isinstance(found, dict) else None
+    if not isinstance(version, str) or not version.startswith("1."):
+        raise ImageError("its oci-layout has an unknown imageLayoutVersion; 1.0.0 is known")
+
+
+def read_index(body: bytes) -> Index:
+    """What a layout's index.json holds. Raises ImageError."""
+    found = parse(body)
+    if not isinstance(found, Index):
+        raise ImageError("it is no index")
+    return found
 
 
 _EMPTY_INDEX = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}

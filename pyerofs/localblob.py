@@ -56,10 +56,13 @@ class NoConnections:
 class FileBlob:
     """`size` bytes of the file `path`, thought to have this digest. Any number of threads; owns nothing."""
 
-    def __init__(self, path: str, digest: str, size: int) -> None:
+    def __init__(self, path: str, digest: str, size: int, at: int = 0, within: int | None = None) -> None:
+        """`at`: where in the file it begins; `within`: bytes of the whole file, None where the blob is all of it."""
         self.digest = digest
         self.size = size
         self._path = path
+        self._at = at
+        self._within = size if within is None else within
 
     def read_range(
         self,
@@ -78,10 +81,10 @@ class FileBlob:
         try:
             with open(self._path, "rb", buffering=0) as file:
                 actual = os.fstat(file.fileno()).st_size
-                if actual != self.size:
-                    raise CorruptError(f"{self._path} has {actual} bytes instead of {self.size}")
+                if actual != self._within:
+                    raise CorruptError(f"{self._path} has {actual} bytes instead of {self._within}")
                 while given < length and not (cancel and cancel()):
-                    piece = os.pread(file.fileno(), min(_PIECE, length - given), offset + given)
+                    piece = os.pread(file.fileno(), min(_PIECE, length - given), self._at + offset + given)
                     if not piece:
                         raise CorruptError(f"{self._path} was cut short while it was read")
                     given += len(piece)

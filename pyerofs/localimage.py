@@ -1,5 +1,7 @@
-"""Images wherever they are: at a registry, in an OCI layout directory, in a docker archive. What source.py does for the
-first, and the same for the others, whose blobs are files of this machine."""
+"""Images wherever they are: at a registry, in an OCI layout directory, in an archive.
+
+What source.py does for the first, and the same for the others, whose blobs are in files of this machine.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import source
-from .errors import ImageError
+from .errors import ImageError, UsageError
 from .localblob import FileBlobs, LostBlobs, NoConnections
+from .location import STDIN, Location
 from .manifest import Descriptor, Index, Manifest, choose_layer, parse
 from .ordinary import OrdinaryImage
-from .places import Place, is_place
 from .platforms import Platform
 
 if TYPE_CHECKING:
@@ -20,10 +22,16 @@ if TYPE_CHECKING:
     from .compose import Part
     from .document import Document
     from .layer import Layer
-    from .localblob import Blobs
+    from .localblob import Readable
+    from .location import Kind
     from .manifests import Manifests
     from .options import OCIOptions
     from .source import Image, Opener, Source
+
+
+def locate(text: str, image: bool) -> Location:
+    """As Location.parse()."""
+    return Location.parse(text, image=image)
 
 
 def find_parts(
@@ -36,13 +44,13 @@ def find_parts(
     kept: Manifests | None = None,
 ) -> list[tuple[Part, Opener]]:
     """As source.find_parts(). Raises OrdinaryImage where there is no EROFS layer."""
-    if not is_place(text):
+    location = Location.parse(text)
+    if not location.is_local:
         return source.find_parts(text, options, choose, trace=trace, cancel=cancel, kept=kept)
-    place = Place.parse(text)
-    image = resolve(place, options)
-    if place.kind == "docker-archive":  # which has nothing but tar archives in it
+    image = resolve(location, options)
+    if location.kind == "docker-archive":  # which has nothing but tar archives in it
         raise OrdinaryImage(image.name, image.digest, image.manifest)
-    return source.parts_of(image, _blobs(place), NoConnections(), options, choose, cancel=cancel)
+    return source.parts_of(image, _Blobs(location), NoConnections(), options, choose, cancel=cancel)
 
 
 def open_image(
@@ -68,8 +76,9 @@ def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOpt
     """As source.known_layers(); of a converted image too, which is in the cache and nowhere else."""
     if any(layer.converted for layer, _ in layers):
         return source.reopened(text, layers, LostBlobs(text), NoConnections(), with_index(options))
-    if is_place(text):
-        return source.reopened(text, layers, _blobs(Place.parse(text)), NoConnections(), options)
+    location = Location.parse(text)
+    if location.is_local:
+        return source.reopened(text, layers, _Blobs(location), NoConnections(), options)
     return source.known_layers(text, layers, options)
 
 
@@ -78,40 +87,57 @@ def with_index(options: OCIOptions) -> OCIOptions:
     return replace(options, verify="auto") if options.verify == "none" else options
 
 
-def resolve(place: Place, options: OCIOptions) -> Image:
+def resolve(location: Location, options: OCIOptions) -> Image:
     """What source.resolve() does, for an image in a file or directory. Raises UsageError, ImageError."""
-    root, document = _documents(place)
+    if location.path == STDIN:
+        raise UsageError(f"{location}: what comes through a pipe can be read only once: save it to a file first")
+    from .place import open_origin  # deferred: a mount from a registry is to start without it
+
+    origin = open_origin(location, options)
 
     def get(digest: str) -> tuple[str, Manifest | Index]:
-        return digest, _parsed(document(Descriptor("", digest, 0)))
+        return digest, _parsed(origin.document(Descriptor("", digest, 0)))
 
     try:
-        return source.follow(str(place), (root.digest, _parsed(root)), get, options.platform or Platform.host())
-    except ImageError as error:
-        raise ImageError(f"{place}: {error}") from None
+        root = origin.root()  # whose errors name the place
+        platform = options.platform or Platform.host()
+        try:
+            return source.follow(str(location), (root.digest, _parsed(root)), get, platform)
+        except ImageError as error:
+            raise ImageError(f"{location}: {error}") from None
+    finally:
+        origin.close()
 
 
 def _parsed(document: Document) -> Manifest | Index:
     return parse(document.body, document.media_type or None)
 
 
-def _documents(place: Place) -> tuple[Document, Callable[[Descriptor], Document]]:
-    """The root, and what gives the documents that it names."""
-    if place.kind == "oci":
-        from .layout import Layout
+class _Blobs:
+    """The blobs of a local image, whose place is looked up when one is asked for. Any thread."""
 
-        layout = Layout(place.path)
-        return layout.document(layout.find(place.tag)), layout.document
-    from .dockerarchive import ArchiveOrigin
+    def __init__(self, location: Location) -> None:
+        self._location = location
 
-    archive = ArchiveOrigin(place.path, place.tag)
+    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Readable:
+        """Raises UsageError, ImageError."""
+        return _BLOBS[self._location.kind](self._location, digest, size)
+
+
+def _of_layout(location: Location, digest: str, size: int) -> Readable:
+    from .layout import Layout
+
+    return FileBlobs(Layout(location.path).blob_path).blob(digest, size)
+
+
+def _of_archive(location: Location, digest: str, size: int) -> Readable:
+    from .ociarchive import LayoutArchive
+
+    archive = LayoutArchive(location)
     try:
-        return archive.root(), archive.document
+        return archive.file_blob(digest, size)
     finally:
         archive.close()
 
 
-def _blobs(place: Place) -> Blobs:
-    from .layout import Layout
-
-    return FileBlobs(Layout(place.path).blob_path)
+_BLOBS: dict[Kind, Callable[[Location, str, int], Readable]] = {"oci": _of_layout, "oci-archive": _of_archive}

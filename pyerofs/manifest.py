@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,6 +32,10 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-
 _MAX_BLOB = 2**63 - 1  # bytes, the largest file offset
 _JSON_NAMES: dict[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
 _MAX_LISTED = 16  # entries of a list in a message
+# What registries and older tools give an image's config instead of its own type: the config itself decides then.
+_GENERAL = re.compile(r"(?:|application/(?:octet-stream|json)|text/(?:html|plain))(?: *;[ -~]*)?")
+CONFIG = "application/vnd.oci.image.config.v1+json"
+CONFIGS = (CONFIG, "application/vnd.docker.container.image.v1+json")
 
 T = TypeVar("T", str, int, list[Any], dict[str, Any])
 
@@ -58,6 +62,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
     config: Descriptor | None = None
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Index:
 
 def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
     """Reads the manifest or index in `body`; `media_type` is the answer's Content-Type, if any. Raises ImageError."""
-    document = _load(body)
+    document = _load(body, media_type)
     declared = _declared(document, media_type)
     if any(kind.startswith(_SCHEMA1) for kind in declared) or "fsLayers" in document:
         raise ImageError("the image has a Docker schema 1 manifest, which is obsolete: push it again with a newer tool")
@@ -93,8 +98,9 @@ def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
     return Manifest(
         media_type=declared[0] if declared else OCI_MANIFEST,
         layers=tuple(_descriptor(entry, f"layers[{i}]", smallest=1) for i, entry in enumerate(layers or ())),
-        config=None if config is None else _descriptor(config, "config"),
+        config=None if config is None else _descriptor(config, "config", typed=False),
         annotations=_annotations(document, ""),
+        artifact_type=_get(document, "artifactType", str) or "",
     )
 
 
@@ -126,8 +132,20 @@ def select(index: Index, platform: Platform) -> Descriptor:
     if ranked:
         return candidates[min(ranked)[2]]
     names = dict.fromkeys(_plain(str(entry.platform)) if entry.platform else "one unnamed" for entry in candidates)
-    there_is = f"it has {_listed(list(names), ', ')}" if names else "its index is empty"
+    there_is = f"it has {listed(list(names))}" if names else nothing_in(index)
     raise ImageError(f"the image has nothing for the platform {platform}; {there_is} (choose with -o oci.platform=)")
+
+
+def nothing_in(index: Index) -> str:
+    """Say why an index has no image at all."""
+    if index.manifests:
+        return "its index holds nothing but attestations, which are about an image"
+    return "its index is empty"
+
+
+def is_image_config(descriptor: Descriptor) -> bool:
+    """Tell whether a config may be that of a container's image, as far as its media type says."""
+    return descriptor.media_type in CONFIGS or _GENERAL.fullmatch(descriptor.media_type) is not None
 
 
 def native_media_type(media_type: str) -> bool:
@@ -192,7 +210,7 @@ def choose_layer(manifest: Manifest, layer: int | None = None, blob: str | None 
         raise ImageError(f"choose a layer with -o oci.layer=N: {describe_native(manifest)}")
     if not native:
         foreign = dict.fromkeys(explain_foreign(entry) for entry in manifest.layers)
-        raise ImageError(f"the image has no EROFS layer: {_listed(list(foreign), ', ') or 'it has no layers at all'}")
+        raise ImageError(f"the image has no EROFS layer: {listed(list(foreign)) or 'it has no layers at all'}")
     return mountable(manifest, native[0][0])
 
 
@@ -209,7 +227,7 @@ def describe_native(manifest: Manifest) -> str:
     native = [
         f"layer {i}: {layer.media_type}, {layer.size} bytes, {layer.digest}" for i, layer in native_layers(manifest)
     ]
-    return f"the EROFS layers are {_listed(native, '; ')}" if native else "the image has no EROFS layer"
+    return f"the EROFS layers are {listed(native, '; ')}" if native else "the image has no EROFS layer"
 
 
 def is_attestation(entry: Descriptor) -> bool:
@@ -224,7 +242,7 @@ def _format_preference(entry: Descriptor, platform: Platform) -> int:
     return 0 if "erofs" in platform.os_features else 2 if platform.os_features else 1
 
 
-def _load(body: bytes) -> dict[str, Any]:
+def _load(body: bytes, content_type: str | None) -> dict[str, Any]:
     if len(body) > MAX_SIZE:
         raise ImageError(f"the manifest has {len(body)} bytes; at most {MAX_SIZE} are read")
     try:
@@ -232,6 +250,9 @@ def _load(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ImageError("the manifest is nested too deeply") from None
     except ValueError:
+        kind = _plain((content_type or "").partition(";")[0].strip())
+        if kind and kind not in MEDIA_TYPES:
+            raise ImageError(f"the answer is no manifest but of the type {kind}: is this a registry?") from None
         raise ImageError("the manifest is not JSON") from None
     if type(document) is not dict:
         raise ImageError("the manifest is not a JSON object")
@@ -260,12 +281,12 @@ def _get(document: dict[str, Any], key: str, kind: type[T], where: str = "") -> 
     return value
 
 
-def _descriptor(value: object, where: str, smallest: int = 0) -> Descriptor:
+def _descriptor(value: object, where: str, smallest: int = 0, *, typed: bool = True) -> Descriptor:
     if type(value) is not dict:
         raise ImageError(f"the manifest is malformed: {where} is not an object")
     where += "."
     media_type = _get(value, "mediaType", str, where) or ""
-    if not _MEDIA_TYPE.fullmatch(media_type):
+    if not _MEDIA_TYPE.fullmatch(media_type) and (typed or not _GENERAL.fullmatch(media_type)):
         raise ImageError(f"the manifest is malformed: {where}mediaType is {_show(media_type)}")
     digest = _get(value, "digest", str, where) or ""
     if not is_digest(digest):
@@ -318,6 +339,7 @@ def _show(value: str | int | None) -> str:
     return "absent" if value is None else _plain(str(value))
 
 
-def _listed(items: list[str], separator: str) -> str:
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """Join what a message lists; of many the first, and how many more there are."""
     more = len(items) - _MAX_LISTED
-    return separator.join(items[:_MAX_LISTED] + ([f"and {more} more"] if more > 0 else []))
+    return separator.join([*items[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])

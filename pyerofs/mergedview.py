@@ -33,12 +33,20 @@ class Found(NamedTuple):
 
 
 def split(name: bytes) -> Parts:
-    """The parts of a name in an archive; a slash in front is the image's root. ImageError for one that leads out."""
-    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
-    if b".." in parts:
-        raise ImageError("it leads out of the image")
+    """Clean a name of an archive by its text alone, as container engines do: links have no say in its `..`.
+
+    A slash in front is the image's root. Raises ImageError for a name that leads out of the image.
+    """
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ImageError("it leads out of the image")
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
     _check_depth(len(parts))
-    return parts
+    return tuple(parts)
 
 
 def _check_depth(depth: int) -> None:
@@ -90,7 +98,7 @@ def find(trees: Sequence[bytes], parts: Parts) -> Found | None:
 def resolve(trees: Sequence[bytes], parts: Parts) -> Parts:
     """The same name without symbolic links on the way, which are followed within the image; what is not there stays.
 
-    ImageError for a link that leads out, and for a file where a directory has to be.
+    As in the kernel, `..` at the image's root is the root. ImageError for a file where a directory has to be.
     """
     done: Parts = ()
     pending = list(parts)
@@ -98,8 +106,6 @@ def resolve(trees: Sequence[bytes], parts: Parts) -> Parts:
     while pending:
         part = pending.pop(0)
         if part == b"..":
-            if not done:
-                raise ImageError("a symbolic link on its way leads out of the image")
             done = done[:-1]
             continue
         found = find(trees, (*done, part))

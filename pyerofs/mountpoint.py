@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from . import loop as loop_device
 from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
-from .places import is_place
+from .superblock import first_look
 
 if TYPE_CHECKING:
     import ctypes
 
 MS_RDONLY = 1
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+_OFFSET = "fsoffset="  # the option of EROFS for an image that begins elsewhere
 
 # {source}, {target} and {fstype} are filled in.
 _MOUNT_ERRORS = {
@@ -82,13 +83,6 @@ class MountWatch:
         self.close()
 
 
-def is_local(source: str, is_oci: bool) -> bool:
-    """A path, or the reference of an image? An oci option decides; without one, what looks or exists like a path."""
-    if is_oci or is_place(source):
-        return False
-    return source.startswith(("/", "./", "../")) or os.path.exists(source)
-
-
 def check_target(path: str) -> str:
     """The absolute real path of a mount point; UsageError unless it is a directory."""
     try:
@@ -115,18 +109,22 @@ def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bo
     """Mount the EROFS image in a file or block device; returns what carries it: "device", "file" or "loop".
 
     A regular file is given to the kernel as it is, and through a loop device where the kernel cannot do that (before
-    6.12, or a filesystem that it cannot read from inside) or with `loop`. Errors as mount().
+    6.12, or a filesystem that it cannot read from inside) or with `loop`. Errors as mount(), and ImageError for what
+    is no EROFS image.
     """
     image = os.path.abspath(image)
     try:
         mode = os.stat(image).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise UsageError(f"cannot mount {image}: it is neither a regular file nor a block device")
+        if not any(option.startswith(_OFFSET) for option in data.split(",")):
+            with open(image, "rb") as file:
+                first_look(file, image)
     except OSError as error:
         raise UsageError(f"cannot use {image}: {error.strerror}") from error
     if stat.S_ISBLK(mode):
         mount(image, target, "erofs", flags, data)
         return "device"
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"cannot mount {image}: it is neither a regular file nor a block device")
     if not loop:
         try:
             _mount(image, target, "erofs", flags, data)

@@ -36,7 +36,9 @@ class OCIOptions:
     """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
     in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
     nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: what
-    is made of a layer's chunk index. `convert`: whether an image of ordinary layers is made native by mount."""
+    is made of a layer's chunk index. `convert`: whether an image of ordinary layers is made native by mount.
+    `unpacked_max`: bytes that a native layer, or all of an ordinary image, may decompress to; None for what their size
+    allows."""
 
     layer: int | None = None
     blob: str | None = None
@@ -56,6 +58,7 @@ class OCIOptions:
     cache_max: Limit | None = None
     verify: Verify = "auto"
     convert: Convert = "auto"
+    unpacked_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,14 @@ ROWS = (
         "=auto|no",
         to.one_of("auto", "no"),
         "mount an image of ordinary layers too, by converting it once (default), or refuse it",
+    ),
+    Row(
+        "oci.unpacked_max",
+        "unpacked_max",
+        "=SIZE",
+        parse_size,
+        "most that layers may decompress to (K, M, G; default: 200 times their size, at least 1G)",
+        kind="amount",
     ),
     Row("oci.cache", "cache", "=DIR", to.path, "directory of the cache", kind="path"),
     Row("oci.connections", "connections", "=N", to.whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"),

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from .errors import ImageError
-from .manifest import SOCI, explain_foreign
+from .manifest import CONFIGS, SOCI, explain_foreign, is_image_config, listed
 from .quantity import show_bytes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class OrdinaryImage(ImageError):
 
     def __init__(self, name: str, digest: str, manifest: Manifest) -> None:
         found = dict.fromkeys(explain_foreign(layer) for layer in manifest.layers)
-        what = ", ".join(list(found)[:16]) or "it has no layers at all"
+        what = listed(list(found)) or "it has no layers at all"
         super().__init__(f"{name}: the image has no EROFS layer: {what}; {way_out(manifest)}")
         self.name = name
         self.digest = digest
@@ -39,6 +39,8 @@ def is_convertible(layer: Descriptor) -> bool:
 def obstacle(manifest: Manifest) -> str:
     """Why the image cannot be converted, and what to do; "" where it can be."""
     config = manifest.config.media_type if manifest.config else ""
+    if manifest.artifact_type and config not in CONFIGS:
+        return f"this is no image of a container but an artifact of the type {manifest.artifact_type}"
     if any(kind.startswith(SOCI) for kind in (config, *(layer.media_type for layer in manifest.layers))):
         return "this is a SOCI index, not an image: name the image that it is for"
     if any(".nydus." in layer.media_type or _has(layer, _FOREIGN[0]) for layer in manifest.layers):
@@ -47,6 +49,9 @@ def obstacle(manifest: Manifest) -> str:
         return "this is an overlaybd image, which cannot be converted: name the ordinary image that it was made of"
     if not manifest.layers:
         return "an image needs at least one layer"
+    if manifest.config is None or not is_image_config(manifest.config):
+        what = f"a config of the type {config}" if config else "no config"
+        return f"this is not the image of a container: it has {what}"
     foreign = next((layer for layer in manifest.layers if not is_convertible(layer)), None)
     return f"it cannot be converted: a layer is {explain_foreign(foreign)}" if foreign else ""
 

@@ -1,6 +1,6 @@
-"""Where images are and where they go: a repository at a registry, or an OCI layout directory.
+"""Where images are and where they go: a repository at a registry, an OCI layout directory, an archive.
 
-places.py says how they are written. An Origin and a Target are for one thread at a time.
+location.py says how they are written. An Origin and a Target are for one thread at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .download import download
 from .errors import UsageError
 from .layermaker import Made
 from .layout import Layout
+from .location import Kind, Location
 from .manifest import Descriptor, digest_as, parse
 from .options import OCIOptions
-from .places import Place
 from .reference import Reference
 from .request import Content
 from .source import connect, get_answer
@@ -115,10 +115,10 @@ class RegistryOrigin:
 class LayoutOrigin:
     """An image in a layout directory."""
 
-    def __init__(self, place: Place) -> None:
-        self.name = str(place)
-        self._layout = Layout(place.path)
-        self._tag = place.tag
+    def __init__(self, location: Location) -> None:
+        self.name = str(location)
+        self._layout = Layout(location.path)
+        self._tag = location.name
 
     def root(self) -> Document:
         return self._layout.document(self._layout.find(self._tag))
@@ -187,10 +187,12 @@ class RegistryTarget:
 class LayoutTarget:
     """A layout directory, made if need be."""
 
-    def __init__(self, place: Place) -> None:
-        self.name = str(place)
-        self._layout = Layout.create(place.path)
-        self._tag = place.tag
+    def __init__(self, location: Location) -> None:
+        if location.name and location.name.startswith("@"):
+            raise UsageError(f"{location}: where an image goes is named by a tag or a reference")
+        self.name = str(location)
+        self._layout = Layout.create(location.path)
+        self._tag = location.name
 
     def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
         if self._layout.has(entry.digest, entry.size):
@@ -222,23 +224,43 @@ class LayoutTarget:
         pass
 
 
-def open_target(text: str, options: OCIOptions, trace: Trace = None, origin: Origin | None = None) -> Target:
-    """Raises UsageError, ImageError."""
-    place = Place.parse(text)
-    if place.kind == "oci":
-        return LayoutTarget(place)
-    if place.kind == "registry":
-        return RegistryTarget(text, options, trace, origin)
-    raise UsageError(f"{text!r}: a docker archive is read only; write an image to a registry or to oci:DIR[:TAG]")
+def _layout_origin(location: Location, options: OCIOptions, trace: Trace) -> Origin:
+    return LayoutOrigin(location)
 
 
-def open_origin(text: str, options: OCIOptions, trace: Trace = None) -> Origin:
-    """Raises UsageError, ImageError."""
-    place = Place.parse(text)
-    if place.kind == "oci":
-        return LayoutOrigin(place)
-    if place.kind == "registry":
-        return RegistryOrigin(text, options, trace)
+def _registry_origin(location: Location, options: OCIOptions, trace: Trace) -> Origin:
+    return RegistryOrigin(location.path, options, trace)
+
+
+def _layout_archive(location: Location, options: OCIOptions, trace: Trace) -> Origin:
+    from .ociarchive import LayoutArchive
+
+    return LayoutArchive(location)
+
+
+def _docker_archive(location: Location, options: OCIOptions, trace: Trace) -> Origin:
     from .dockerarchive import ArchiveOrigin
 
-    return ArchiveOrigin(place.path, place.tag)
+    return ArchiveOrigin(location)
+
+
+_ORIGINS: dict[Kind, Callable[[Location, OCIOptions, Trace], Origin]] = {
+    "registry": _registry_origin,
+    "oci": _layout_origin,
+    "oci-archive": _layout_archive,
+    "docker-archive": _docker_archive,
+}
+
+
+def open_origin(location: Location, options: OCIOptions, trace: Trace = None) -> Origin:
+    """Raises UsageError, ImageError."""
+    return _ORIGINS[location.kind](location, options, trace)
+
+
+def open_target(location: Location, options: OCIOptions, trace: Trace = None, origin: Origin | None = None) -> Target:
+    """Raises UsageError, ImageError."""
+    if location.kind == "oci":
+        return LayoutTarget(location)
+    if location.kind == "registry":
+        return RegistryTarget(location.path, options, trace, origin)
+    raise UsageError(f"{location}: an archive is read only; write an image to a registry or to oci:DIR[:NAME]")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from . import config, mountpoint
 from . import daemon as daemons
 from .errors import MountFailure, UsageError
+from .location import Location
 from .options import MountOptions, parse_mount_options
-from .places import Place, is_place
 from .record import Record, read_all, start_of
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def _ignore(_: str) -> None:
     pass
 
 
-def choose_driver(source: str, options: MountOptions) -> tuple[str, str]:
+def choose_driver(source: Location, options: MountOptions) -> tuple[str, str]:
     """The driver for `-t erofs`, and why. Raises UsageError for one that was named and does not fit."""
-    local = mountpoint.is_local(source, options.is_oci)
+    local = source.kind == "file"
     if options.driver == "local" and not local:
         raise UsageError(f"{source} is not a local file: an image is mounted with -t erofs.nbd or -t erofs.fuse")
     if options.driver != "auto":
@@ -54,7 +54,7 @@ def mount(
     """Mounts EROFS at the directory `target`: all layers of an image as one, or one of them, or a local image file.
     Returns when it is usable. An image of ordinary layers is converted first, by this process.
 
-    `source`: a reference of an image, oci:DIR[:TAG], docker-archive:FILE[:REFERENCE], or a path; `options`: as after
+    `source`: a reference of an image, oci:DIR[:NAME], an archive (location.py), or a path; `options`: as after
     -o; `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with
     the registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
     PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
@@ -71,16 +71,13 @@ def mount(
         from .overlay import Upper, check_upper
 
         check_upper(Upper(*parsed.upper))
-    driver, why = choose_driver(source, parsed)
+    location = Location.parse(source, image=parsed.is_oci)
+    driver, why = choose_driver(location, parsed)
     if verbosity >= 1:
         report(f"driver {driver}: {why}")
     if driver == "local":
         mountpoint.mount_local(source, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop)
         return
-    if mountpoint.is_local(source, parsed.is_oci):
-        source = os.path.abspath(source)
-    elif is_place(source):
-        source = str(Place.parse(source))
     daemon = daemons.start(target)
     with ExitStack() as held:
 
@@ -96,7 +93,7 @@ def mount(
 
         try:
             daemon.send(
-                source=source,
+                source=str(location),
                 fstype=fstype,
                 options=texts,
                 defaults=defaults,

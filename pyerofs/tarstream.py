@@ -2,7 +2,9 @@
 
 pax(1), "Extended Description"; GNU tar manual, "Basic Tar Format" and "Storing Sparse Files". Python's tarfile takes a
 header that is damaged for the archive's end, and reads a pax header of any size into memory: here both are ImageError,
-as is whatever else is wrong. As in Go's archive/tar, which all container engines use, global headers have no effect.
+as is whatever else is wrong. Where extended headers contradict each other they are read as by Go's archive/tar, which
+all container engines use: a GNU long name wins over a pax path, and a global header has no effect, but ends what was
+announced for the next entry.
 """
 
 from __future__ import annotations
@@ -53,10 +55,14 @@ def show(name: bytes) -> str:
 
 
 class Tar:
-    """The entries in `read`, which gives up to n bytes, and none only at its end. For one thread."""
+    """The entries in `read`, which gives up to n bytes, and none only at its end. For one thread.
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    `skip`, where there is one, passes over n bytes and says whether they were there.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], skip: Callable[[int], bool] | None = None) -> None:
         self._read = read
+        self._pass_over = skip
         self.position = 0  # bytes that have been read
         self._left = 0  # of the entry's stored content
         self._padding = 0
@@ -66,7 +72,7 @@ class Tar:
         """Each entry is good until the next one is asked for. Raises ImageError."""
         pax: dict[bytes, bytes] = {}
         sparse: list[tuple[bytes, bytes]] = []
-        long_name = long_link = None
+        long_name = long_link = b""
         while True:
             self._skip()
             header = self._header()
@@ -83,11 +89,12 @@ class Tar:
                 long_name = self._special(size).partition(b"\0")[0]
             elif kind == _LONG_LINK:
                 long_link = self._special(size).partition(b"\0")[0]
-            elif kind == _PAX_GLOBAL:
-                self._expect(size)
             else:
-                yield self._entry(header, pax, sparse, long_name, long_link)
-                pax, sparse, long_name, long_link = {}, [], None, None
+                if kind == _PAX_GLOBAL:
+                    self._expect(size)
+                else:
+                    yield self._entry(header, pax, sparse, long_name, long_link)
+                pax, sparse, long_name, long_link = {}, [], b"", b""
 
     def data(self) -> Iterator[tuple[int, bytes]]:
         """The content of the file just given: pieces with their offsets; what no piece covers is zeros."""
@@ -105,14 +112,14 @@ class Tar:
         header: bytes,
         pax: dict[bytes, bytes],
         sparse: list[tuple[bytes, bytes]],
-        long_name: bytes | None,
-        long_link: bytes | None,
+        long_name: bytes,
+        long_link: bytes,
     ) -> Entry:
         kind = header[156:157]
         if kind not in _KINDS:
             raise _broken(f"an entry of the unknown type {kind!r}")
-        name = pax.get(b"path") or (_name(header) if long_name is None else long_name)
-        link = pax.get(b"linkpath") or (_text(header[157:257]) if long_link is None else long_link)
+        name = long_name or pax.get(b"path") or _name(header)
+        link = long_link or pax.get(b"linkpath") or _text(header[157:257])
         if kind == _OLD_FILE and name.endswith(b"/"):
             kind = DIRECTORY
         stored = _digits(pax[b"size"]) if pax.get(b"size") else _number(header[124:136])
@@ -234,7 +241,12 @@ class Tar:
         self._left, self._padding, self._map = size, -size % _BLOCK, [(0, size)]
 
     def _skip(self) -> None:
-        left, self._left, self._padding = self._left + self._padding, 0, 0
+        left, self._left, self._padding, self._map = self._left + self._padding, 0, 0, []
+        if left and self._pass_over:
+            if not self._pass_over(left):
+                raise _broken("an end within an entry")
+            self.position += left
+            return
         while left:
             left -= len(self._some(min(left, _PIECE)))
 

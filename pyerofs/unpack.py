@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from . import tarstream
 from .errors import ImageError, SystemFailure
@@ -24,14 +26,38 @@ _SMALL = 1 << 20  # bytes that are not asked for room
 # Not taken over: overlayfs would obey the first, and labels are given by the system that runs the image.
 _OVERLAY, _LABEL = b"trusted.overlay.", b"security.selinux"
 _NODES = {tarstream.CHARACTER: stat.S_IFCHR, tarstream.BLOCK: stat.S_IFBLK, tarstream.FIFO: stat.S_IFIFO}
+_KINDS = {
+    stat.S_IFREG: "files",
+    stat.S_IFDIR: "directories",
+    stat.S_IFLNK: "symbolic links",
+    stat.S_IFIFO: "fifos",
+    stat.S_IFCHR: "devices",
+    stat.S_IFBLK: "devices",
+}
+# Times that every image is made with, in nanoseconds: ext4's range, 1901 to 2446, but for its first and last second,
+# of which the kernel keeps no fractions. What lies outside is clamped here and not by the filesystem that is unpacked
+# on, since then the same image would have another digest on another one.
+MTIME_MIN, MTIME_MAX = (1 - 2**31) * 10**9, (2**34 - 2**31 - 2) * 10**9
+_COMMON_TIMES = range(0, 2**31 * 10**9)  # which every filesystem keeps
 
 
-def unpack(tar: Tar, root: bytes, lowers: Sequence[bytes]) -> None:
-    """Puts the layer into `root`, an empty directory; `lowers`: the layers below it, unpacked, the uppermost first.
+class LeftOut(NamedTuple):
+    """Extended attributes of this name that files of this kind cannot have on Linux."""
 
-    Raises ImageError that names the entry, and SystemFailure where this machine or the filesystem of `root` cannot.
+    name: str
+    kind: str
+
+
+def unpack(
+    tar: Tar, root: bytes, lowers: Sequence[bytes], take: Callable[[int], None] = lambda _: None
+) -> Counter[LeftOut]:
+    """Put the layer into `root`, an empty directory; `lowers`: the layers below it, unpacked, the uppermost first.
+
+    `take` is called with the bytes of holes in sparse files, which the archive does not have; it may raise ImageError.
+    Return what could not be taken over, with how many entries had it. Raises ImageError that names the entry, and
+    SystemFailure where this machine or the filesystem of `root` cannot.
     """
-    work = _Unpacking(root, lowers)
+    work = _Unpacking(root, lowers, take)
     for entry in tar:
         try:
             work.add(entry, tar)
@@ -40,10 +66,13 @@ def unpack(tar: Tar, root: bytes, lowers: Sequence[bytes]) -> None:
         except OSError as error:
             raise SystemFailure(f"cannot unpack {entry}: {_reason(error, root)}") from None
     work.finish()
+    return work.left_out
 
 
 class _Unpacking:
-    def __init__(self, root: bytes, lowers: Sequence[bytes]) -> None:
+    def __init__(self, root: bytes, lowers: Sequence[bytes], take: Callable[[int], None]) -> None:
+        self._take = take
+        self.left_out: Counter[LeftOut] = Counter()
         self._root = root
         self._lowers = lowers
         self._trees = (root, *lowers)
@@ -82,7 +111,7 @@ class _Unpacking:
             if any(parts[:depth] in self._opaque for depth in range(1, len(parts))):
                 os.unlink(self._path(parts))
         for parts, time in self._times.items():
-            os.utime(self._path(parts), ns=(time, time))
+            self._set_time(self._path(parts), time)
 
     # Deletions
 
@@ -169,11 +198,14 @@ class _Unpacking:
                     f"it has {entry.size} bytes, for which {os.fsdecode(self._root)} has no room (set TMPDIR)"
                 )
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        holes = entry.size
         try:
             for offset, piece in tar.data():
+                holes -= len(piece)
                 written = 0
                 while written < len(piece):
                     written += os.pwrite(descriptor, piece[written:], offset + written)
+            self._take(holes)
             os.ftruncate(descriptor, entry.size)
         finally:
             os.close(descriptor)
@@ -196,15 +228,17 @@ class _Unpacking:
         os.link(self._path(target), self._path(parts), follow_symlinks=False)
 
     def _remove(self, parts: Parts, there: Found) -> None:
-        """Makes place for another entry of this layer with the same name."""
+        """Make place for another entry of this layer with the same name."""
+        if there.is_directory or there.is_link:
+            self._ready.clear()  # nothing else is on the way to a name
+        for gone in _tree(parts, there):
+            self._times.pop(gone, None)
+            for known in (self._copied, self._opaque, self._whiteouts):
+                known.discard(gone)
         if there.is_directory:
             shutil.rmtree(there.path)
         else:
             os.unlink(there.path)
-        self._ready.clear()
-        for known in (self._times, self._copied, self._opaque, self._whiteouts):
-            for gone in [other for other in known if other[: len(parts)] == parts]:
-                known.pop(gone) if isinstance(known, dict) else known.remove(gone)
 
     # What is taken from below
 
@@ -277,16 +311,30 @@ class _Unpacking:
     def _apply(self, parts: Parts, uid: int, gid: int, mode: int, xattrs: dict[bytes, bytes], time: int) -> None:
         path = self._path(parts)
         os.chown(path, uid, gid, follow_symlinks=False)
-        is_link = os.path.islink(path)
-        if not is_link:
+        kind = stat.S_IFMT(os.lstat(path).st_mode)
+        if kind != stat.S_IFLNK:
             os.chmod(path, stat.S_IMODE(mode))  # after chown, which takes setuid away
         for name in sorted(xattrs):  # in one order: mkfs.erofs stores them as they are listed
-            if not name.startswith(_OVERLAY) and name != _LABEL:
+            if name.startswith(_OVERLAY) or name == _LABEL:
+                continue
+            if can_store(name, kind):
                 os.setxattr(path, name, xattrs[name], follow_symlinks=False)
-        if not is_link and stat.S_ISDIR(os.lstat(path).st_mode):
+            else:
+                self.left_out[LeftOut(name.decode("utf-8", "backslashreplace"), _KINDS[kind])] += 1
+        time = min(max(time, MTIME_MIN), MTIME_MAX)
+        if kind == stat.S_IFDIR:
             self._times[parts] = time
         else:
-            os.utime(path, ns=(time, time), follow_symlinks=False)
+            self._set_time(path, time)
+
+    def _set_time(self, path: bytes, time: int) -> None:
+        """Raise SystemFailure where the filesystem would keep another time, and the image have another digest."""
+        os.utime(path, ns=(time, time), follow_symlinks=False)
+        if time not in _COMMON_TIMES and os.lstat(path).st_mtime_ns != time:
+            raise SystemFailure(
+                f"the filesystem of {os.fsdecode(self._root)} cannot keep a time of {time // 10**9} s since 1970: "
+                "set TMPDIR to a directory on another one, such as ext4, XFS or tmpfs"
+            )
 
     def _own(self, parts: Parts) -> Found | None:
         status = look(self._path(parts))
@@ -294,6 +342,30 @@ class _Unpacking:
 
     def _path(self, parts: Parts) -> bytes:
         return b"/".join((self._root, *parts))
+
+
+def can_store(name: bytes, kind: int) -> bool:
+    """Tell whether Linux lets a file of this kind (S_IFMT) have an extended attribute of this name: xattr(7)."""
+    if name.startswith(b"user."):
+        return kind in (stat.S_IFREG, stat.S_IFDIR)
+    if name == b"system.posix_acl_access":
+        return kind != stat.S_IFLNK
+    if name == b"system.posix_acl_default":
+        return kind == stat.S_IFDIR
+    return name.startswith((b"trusted.", b"security."))
+
+
+def _tree(parts: Parts, found: Found) -> Iterator[Parts]:
+    """Give the names of what was found and of all that is in it."""
+    pending = [(parts, found.path)] if found.is_directory else []
+    yield parts
+    while pending:
+        above, path = pending.pop()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield (*above, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(((*above, entry.name), entry.path))
 
 
 def _reason(error: OSError, root: bytes) -> str:

@@ -35,10 +35,10 @@ from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
 from .layer import Layer
-from .localimage import find_parts, known_layers
+from .localimage import find_parts, known_layers, locate
 from .log import open_logger
 from .manifests import Manifests
-from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, is_local, umount
+from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, umount
 from .options import MountOptions, parse_mount_options, without_secrets
 from .ordinary import OrdinaryImage
 from .part import Part, choose_tree, for_each
@@ -176,7 +176,7 @@ class Worker:
 
     def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
-        if is_local(self._source_text, self._options.is_oci):
+        if locate(self._source_text, self._options.is_oci).kind == "file":
             local = LocalSource(self._source_text)
             if self._resume and local.identity != self._resume["record"]["identity"]:
                 local.close()

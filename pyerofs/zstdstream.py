@@ -15,6 +15,7 @@ import threading
 from typing import IO, TYPE_CHECKING
 
 from . import superblock
+from .allowance import Allowance
 from .cache import make_directory
 from .core import GRANULE
 from .errors import ImageError, PyerofsError, RegistryError, SpoiledError, SystemFailure
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Sink = Callable[[int, bytes], bool]
 
 PIECE = 256 << 10  # bytes handed on at a time
+_ZSTD = b"\x28\xb5\x2f\xfd"
 LOOK = 0.2  # seconds between two looks at cancel
 
 
@@ -42,7 +44,14 @@ class StreamSource:
     """
 
     def __init__(
-        self, name: str, layer: Layer, blob: Readable, connections: Connections, directory: str, size: int | None = None
+        self,
+        name: str,
+        layer: Layer,
+        blob: Readable,
+        connections: Connections,
+        directory: str,
+        size: int | None = None,
+        allowance: Allowance | None = None,
     ):
         self.name = name
         self.digest = layer.digest
@@ -53,6 +62,7 @@ class StreamSource:
         self._blob = blob
         self._connections = connections
         self._directory = directory
+        self._allowance = allowance or Allowance(layer.size, SIZE_MAX)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -102,7 +112,7 @@ class StreamSource:
         """The lock is held."""
         if self._thread is None:
             if self._pass is None:
-                self._pass = _new_pass(self._directory, self.origin, self.size)
+                self._pass = _new_pass(self._directory, self.origin, self.size, self._allowance)
             self._error = None
             thread = threading.Thread(target=self._work, args=(self._pass,), name="pyerofs-stream", daemon=True)
             thread.start()
@@ -165,8 +175,9 @@ class _Pass:
     """One way through the stream. `position`: compressed bytes that have come; `available`: image bytes that may be
     read. feed() and finish() are for one thread, read() for any. Owns its file."""
 
-    def __init__(self, file: IO[bytes], layer: Layer, size: int):
+    def __init__(self, file: IO[bytes], layer: Layer, size: int, allowance: Allowance):
         self.size = size
+        self._allowance = allowance
         self.position = 0
         self.available = 0
         self.content = ""  # the digest of the image's bytes, once it is there
@@ -181,6 +192,8 @@ class _Pass:
     def feed(self, at: int, data: bytes) -> None:
         """The blob's bytes at `at`; those that have come before are passed over. Raises ImageError, OSError."""
         data = data[max(0, self.position - at) :]
+        if not self.position:
+            self._check_start(data)
         self._compressed.update(data)
         if not self.content or self._layer.content:  # else what follows the image is nobody's business
             self._inflater.feed(data)
@@ -188,11 +201,18 @@ class _Pass:
         if self.size:
             self.available = min(self._made, (self.size - 1) // GRANULE * GRANULE)
 
+    def _check_start(self, data: bytes) -> None:
+        """Name what is no zstd data, where that can be told; else the decompressor calls it corrupt."""
+        name = superblock.known_format(data)
+        if name and not data.startswith(_ZSTD):
+            raise ImageError(f"the layer is no zstd data: it looks like {name}")
+
     def _write(self, piece: bytes) -> None:
-        if self._made + len(piece) > SIZE_MAX:
-            raise ImageError("the layer decompresses to more bytes than EROFS can have")
+        self._allowance.check(self._made + len(piece))
         kept = piece[: max(0, self.size - self._made)] if self.size else piece
         view = memoryview(kept)
+        if self.size and not kept.strip(b"\0"):
+            view = view[:0]  # a hole, which takes no room
         while view:
             view = view[os.pwrite(self._file.fileno(), view, self._made + len(kept) - len(view)) :]
         if self._made < superblock.HEAD <= self._made + len(piece):
@@ -210,6 +230,8 @@ class _Pass:
         found = superblock.parse(head, os.sysconf("SC_PAGESIZE")).size
         if not superblock.HEAD <= found <= SIZE_MAX or found != (self.size or found):
             raise ImageError(f"by its superblock the image has {found} bytes")
+        self._allowance.check(found)
+        os.ftruncate(self._file.fileno(), max(found, os.fstat(self._file.fileno()).st_size))
         self.size = found
 
     def finish(self) -> None:
@@ -237,10 +259,10 @@ class _Pass:
         self._file.close()
 
 
-def _new_pass(directory: str, layer: Layer, size: int) -> _Pass:
+def _new_pass(directory: str, layer: Layer, size: int, allowance: Allowance) -> _Pass:
     """Raises UsageError, SystemFailure."""
     try:
         make_directory(directory)
-        return _Pass(tempfile.TemporaryFile(dir=directory), layer, size)
+        return _Pass(tempfile.TemporaryFile(dir=directory), layer, size, allowance)
     except OSError as e:
         raise SystemFailure(f"cache directory {directory}: {e.strerror}") from None

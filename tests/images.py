@@ -69,8 +69,8 @@ class Registry(Protocol):
     def put_manifest(self, repository: str, reference: str | None, body: bytes, media_type: str) -> str: ...
 
 
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def push_image(

@@ -90,10 +90,15 @@ def test_what_cannot_be_built(scene: Scene, images: Images) -> None:
     text.write_text("no image\n" * 1000)
     cut = scene.directory / "cut"
     cut.write_bytes(images.plain.read_bytes()[:8192])
+    spoiled = scene.directory / "spoiled"
+    data = bytearray(images.plain.read_bytes())
+    data[1024 + 64] ^= 1  # its name
+    spoiled.write_bytes(data)
     out = f"oci:{scene.directory}/out:x"
     for source, status, error in (
         (text, 32, f"{text}: not an EROFS image"),
         (cut, 32, f"{cut}: the EROFS image is truncated"),
+        (spoiled, 32, f"{spoiled}: the EROFS superblock is corrupt: its checksum is wrong"),
         (Path("/nowhere"), 1, "/nowhere is neither a directory nor an EROFS file"),
         (Path("/dev/null"), 1, "/dev/null is neither a directory nor an EROFS file"),
     ):

@@ -72,6 +72,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         proxy = "http://proxy:3128"
         cache = "/var/c"
         convert = "no"
+            unpacked_max = "5G"
         connections = 4
         timeout = "2m"
         fill = "idle"
@@ -100,6 +101,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         proxy=Secret("http://proxy:3128"),
         cache="/var/c",
         convert="no",
+        unpacked_max=5 << 30,
         connections=4,
         timeout=120,
         fill="idle",

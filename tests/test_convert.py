@@ -294,7 +294,7 @@ def test_compressed(scene: Scene, source: Layout, extra: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize(("layers", "error"), [
     ([[file("../x")]], "the entry '../x' of the layer: it leads out of the image"),
-    ([[symlink("s", "../.."), file("s/x")]], "the entry 's/x' of the layer: a symbolic link on its way leads out"),
+    ([[symlink("s", "s"), file("s/x")]], "the entry 's/x' of the layer: there are too many symbolic links"),
     ([[file("a")], [file(".wh..")]], "it deletes what has no name"),
     ([[file("huge", b"x", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 60)})]], "has no room"),
 ])  # fmt: skip

@@ -17,7 +17,7 @@ from scene import Scene
 from skopeo import blobs, tags
 
 from pyerofs.errors import UsageError
-from pyerofs.places import Place
+from pyerofs.location import Location
 
 ONE, TWO = bytes(range(256)) * 999, b"second" * 70_000
 
@@ -160,17 +160,17 @@ def test_a_manifest_without_media_type(scene: Scene, fake: FakeRegistry) -> None
 
 
 @pytest.mark.parametrize(("text", "place"), [
-    ("oci:/a/b:c", Place("oci", "/a/b", "c")), ("oci:/a/b", Place("oci", "/a/b")),
-    ("oci:/a:b/c", Place("oci", "/a:b/c")), ("oci:/a/b:", Place("oci", "/a/b")),
-    ("docker-archive:/a.tar", Place("docker-archive", "/a.tar")),
-    ("docker-archive:/a.tar:x/y:1", Place("docker-archive", "/a.tar", "x/y:1")),
-    ("quay.io/a/b:c", Place("registry", "quay.io/a/b:c")), ("app:1", Place("registry", "app:1")),
+    ("oci:/a/b:c", Location("oci", "/a/b", "c")), ("oci:/a/b", Location("oci", "/a/b")),
+    ("oci:/a:b/c", Location("oci", "/a", "b/c")), ("oci:/a/b:", Location("oci", "/a/b")),
+    ("docker-archive:/a.tar", Location("docker-archive", "/a.tar")),
+    ("docker-archive:/a.tar:x/y:1", Location("docker-archive", "/a.tar", "x/y:1")),
+    ("quay.io/a/b:c", Location("registry", "quay.io/a/b:c")), ("app:1", Location("registry", "app:1")),
 ])  # fmt: skip
-def test_places(text: str, place: Place) -> None:
-    assert Place.parse(text) == place
+def test_places(text: str, place: Location) -> None:
+    assert Location.parse(text) == place
 
 
 @pytest.mark.parametrize("text", ["oci:", "oci::tag", "oci:dir:-x", "docker-archive:", "docker-archive::x", "a/B", ""])
 def test_what_is_no_place(text: str) -> None:
     with pytest.raises(UsageError):
-        Place.parse(text)
+        Location.parse(text)

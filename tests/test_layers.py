@@ -17,7 +17,7 @@ LEVELS = (
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
-    | {"places", "ordinary", "progress", "verity"},
+    | {"ordinary", "progress", "verity"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -37,10 +37,11 @@ LEVELS = (
     }
     | {"netlink", "nbdnode", "device", "veritydevice", "loop", "mountpoint", "overlay", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log", "inflate"}
-    | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"},
+    | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"}
+    | {"archive", "location", "layoutindex", "allowance"},
     # L2: where bytes come from, and where they stay
     {"source", "cache", "cachehealth", "cachedir", "manifests", "record"}
-    | {"download", "place", "dockerarchive", "configview", "counters"}
+    | {"download", "place", "dockerarchive", "ociarchive", "configview", "counters"}
     | {"imagesource", "indexed", "indexfile", "zstdstream", "localimage"},
     # L3: what lives: threads and connections
     {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "part", "daemon", "supervision"}

@@ -8,10 +8,12 @@ import io
 import lzma
 import random
 import sys
+from collections.abc import Callable
 
 import pytest
 import zstandard
 
+from pyerofs.allowance import Allowance
 from pyerofs.errors import ImageError, SystemFailure
 from pyerofs.layerstream import LayerStream
 
@@ -50,6 +52,11 @@ def test_the_digest_counts_what_nobody_read(blob: bytes) -> None:
     (gzip.compress(DATA) + b"junk", "followed by something else"),
     (b"\x1f\x8bnot really", "gzip stream is corrupt"),
     (zstd(DATA)[:50_000] + b"\xff" * 500_000, "zstd stream is corrupt"),
+    (zstd(DATA)[:-1], "zstd stream is cut short"),
+    (zstd(DATA)[:5000], "zstd stream is cut short"),
+    (zstd(DATA) + SKIPPED[:-1], "zstd stream is cut short"),
+    (zstd(DATA) + zstd(DATA)[:9], "zstd stream is cut short"),
+    (lzma.compress(DATA)[:300], "compressed with xz"),
     (zstd(DATA) + b"junkjunk", "zstd stream is corrupt"),
     (lzma.compress(DATA), "compressed with xz"),
     (b"BZh91AY", "compressed with bzip2"),
@@ -64,3 +71,29 @@ def test_without_zstandard(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemFailure, match="pip install zstandard"):
         LayerStream(io.BytesIO(zstd(DATA))).read(1)
     assert LayerStream(io.BytesIO(gzip.compress(DATA))).read(1)
+
+
+FRAMES = [
+    zstandard.ZstdCompressor(level=level, write_checksum=checksum, write_content_size=size)
+    for level in (1, 19) for checksum in (False, True) for size in (False, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"y" * 300, DATA, bytes(5_000_000)], ids=len)
+@pytest.mark.parametrize("compressor", FRAMES, ids=range(len(FRAMES)))
+def test_every_kind_of_frame_ends_where_it_ends(compressor: zstandard.ZstdCompressor, data: bytes) -> None:
+    frame = compressor.compress(data)
+    assert LayerStream(io.BytesIO(frame + frame)).finish() == f"sha256:{hashlib.sha256(data + data).hexdigest()}"
+    with pytest.raises(ImageError, match="cut short"):
+        LayerStream(io.BytesIO(frame + frame[:-1])).finish()
+
+
+def test_the_digest_of_another_algorithm() -> None:
+    assert LayerStream(io.BytesIO(zstd(DATA)), "sha512").finish() == f"sha512:{hashlib.sha512(DATA).hexdigest()}"
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd, bytes])
+def test_a_stream_that_is_larger_than_it_may_be(pack: Callable[[bytes], bytes]) -> None:
+    assert LayerStream(io.BytesIO(pack(DATA)), allowance=Allowance(0, len(DATA))).finish()
+    with pytest.raises(ImageError, match=r"decompresses to is more than 3.5 MiB.*-o oci.unpacked_max=SIZE"):
+        LayerStream(io.BytesIO(pack(DATA)), allowance=Allowance(0, len(DATA) - 1)).finish()

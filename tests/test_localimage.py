@@ -124,9 +124,9 @@ def test_a_layer_is_opened_again_from_its_record(native: Path, scene: Scene) -> 
 
 @pytest.mark.parametrize(("source", "error", "text"), [
     ("oci:{0}", ImageError, "says not which of several images is meant"),
-    ("oci:{0}:none", ImageError, "has no image with the tag 'none'"),
+    ("oci:{0}:none", ImageError, "has no image with the name 'none'"),
     ("oci:{0}/blobs", UsageError, "is not an OCI layout directory"),
-    ("oci:", UsageError, "is no layout directory"),
+    ("oci:", UsageError, "names no layout directory: write oci:DIR"),
     ("oci:{0}:app", ImageError, "choose a layer with -o oci.layer=N"),
     ("docker-archive:{0}/index.json", ImageError, "index.json"),
     ("docker-archive:{0}/none", UsageError, "cannot open"),

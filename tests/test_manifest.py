@@ -291,7 +291,7 @@ def test_select(entries: list[Any], wanted: str, chosen: int) -> None:
         ([entry("linux/arm64", 1), entry("unknown/unknown", 2)], "it has linux/arm64 ("),
         ([entry("linux/386", 1)], "it has linux/386 ("),
         ([entry(None, 1), entry(None, 2)], "it has one unnamed ("),
-        ([entry("unknown/unknown", 1)], "its index is empty"),
+        ([entry("unknown/unknown", 1)], "its index holds nothing but attestations"),
         ([], "its index is empty"),
         ([entry("\ud800/x\n", 1)], "it has \\ud800/x\\n ("),
         ([entry(f"os{n}/x", n) for n in range(20)], "os15/x, and 4 more ("),

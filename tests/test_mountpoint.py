@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyerofs import loop, mountpoint
-from pyerofs.errors import MountFailure, SystemFailure, UsageError
+from pyerofs.errors import ImageError, MountFailure, SystemFailure, UsageError
 from pyerofs.mountpoint import MS_RDONLY
 
 HELLO = b"hello from inside\n" * 1000
@@ -210,9 +210,14 @@ def test_a_mount_and_an_unmount_are_events(image: Path, target: Path) -> None:
     watch.close()
 
 
-def test_what_is_no_image(target: Path, tmp_path: Path) -> None:
+def test_what_is_no_image(image: Path, target: Path, tmp_path: Path) -> None:
     noise = tmp_path / "noise {x}"
     noise.write_bytes(bytes(8192))
+    with pytest.raises(ImageError, match=r"^/.*/noise \{x\}: not an EROFS image: it has only zeros where"):
+        mount_local(noise, target)
+    data = bytearray(image.read_bytes())
+    data[1024 + 90] = 1  # directory blocks of another size, which no kernel knows
+    noise.write_bytes(data)
     with pytest.raises(MountFailure, match=r"^the kernel refused .*noise \{x\}: not an erofs image .*see `dmesg`$"):
         mount_local(noise, target)
     assert mountpoint.find(str(target)) is None

@@ -22,6 +22,7 @@ from scene import Scene, until
 
 from pyerofs import device, mountpoint, session
 from pyerofs.errors import MountFailure, UsageError
+from pyerofs.location import Location
 from pyerofs.options import parse_mount_options
 
 
@@ -216,20 +217,22 @@ def test_a_caller_with_threads_keeps_no_zombie(
     ("/dev/null", "", "erofs.nbd", True, "nbd"),
     ("/dev/null", "", "erofs.local", True, "local"),
     ("./missing", "", "erofs", True, "local"),
-    ("/dev/null", "oci", "erofs", False, "fuse"),
+    ("null", "oci", "erofs", False, "fuse"),
 ])  # fmt: skip
 def test_the_driver(
     monkeypatch: pytest.MonkeyPatch, source: str, options: str, fstype: str, module: bool, expected: str
 ) -> None:
     monkeypatch.setattr(device, "load_module", lambda: module)
-    driver, why = session.choose_driver(source, parse_mount_options([options], fstype))
+    monkeypatch.chdir("/dev")
+    parsed = parse_mount_options([options], fstype)
+    driver, why = session.choose_driver(Location.parse(source, image=parsed.is_oci), parsed)
     assert driver == expected
     assert why
 
 
 def test_an_image_is_not_local() -> None:
     with pytest.raises(UsageError, match="not a local file"):
-        session.choose_driver("host/app:1", parse_mount_options([], "erofs.local"))
+        session.choose_driver(Location.parse("host/app:1"), parse_mount_options([], "erofs.local"))
 
 
 # unmount()

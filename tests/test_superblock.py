@@ -10,13 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyerofs.errors import ImageError
-from pyerofs.superblock import HEAD, OFFSET, check_size, parse
+from pyerofs.superblock import HEAD, OFFSET, check_checksum, check_size, first_look, parse, sealed
 
 quick = settings(deadline=None, derandomize=True, print_blob=True, max_examples=200)
 
 
 def image(
-    *, bits: int = 12, blocks: int = 7, incompat: int = 0, high: int = 36, devices: int = 0, volume: bytes = b""
+    *,
+    bits: int = 12,
+    blocks: int = 7,
+    incompat: int = 0,
+    high: int = 36,
+    devices: int = 0,
+    volume: bytes = b"",
+    root: int = 0,
 ) -> bytes:
     head = bytearray(4096)
     struct.pack_into("<IIIBBH", head, OFFSET, 0xE0F5E1E2, 0, 3, bits, 0, high)
@@ -24,6 +31,7 @@ def image(
     head[OFFSET + 48 : OFFSET + 64] = bytes(range(16))
     head[OFFSET + 64 : OFFSET + 64 + len(volume)] = volume
     struct.pack_into("<IHHH", head, OFFSET + 80, incompat, 0, devices, 0)
+    struct.pack_into("<Q", head, OFFSET + 112, root)
     return bytes(head)
 
 
@@ -41,7 +49,9 @@ def test_fields() -> None:
 
 def test_fields_that_a_feature_switches_on() -> None:
     assert parse(image(high=5)).blocks == 7
-    assert parse(image(high=5, incompat=0x80)).blocks == 7 + (5 << 32)
+    assert parse(image(high=5, incompat=0x80, root=36)).blocks == 7 + (5 << 32)
+    assert parse(image(high=36, incompat=0x80)).blocks == 7  # a root that is named where it always was
+    assert parse(image(high=5, root=36)).blocks == 7
     assert parse(image(devices=5)).extra_devices == 0
     assert parse(image(volume=b"0123456789abcdef")).volume_name == "0123456789abcdef"
     assert parse(image(volume=b"\xff")).volume_name == "\\xff"
@@ -108,7 +118,10 @@ def test_size() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mkfs.erofs"), reason="needs mkfs.erofs")
-@pytest.mark.parametrize("options", [[], ["-zlz4"]])
+@pytest.mark.parametrize("options", [
+    [], ["-zlz4"], ["-zlz4hc,12"], ["-zlz4", "-C65536"], ["-zlz4", "-Elegacy-compress"], ["-Eforce-inode-compact"],
+    ["-Eforce-inode-extended"], ["-Enoinline_data"], ["--chunksize=8192"], ["-x-1"], ["-T0"], ["--all-root"],
+], ids=" ".join)  # fmt: skip
 def test_a_real_image(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"text " * 20_000)
@@ -120,6 +133,9 @@ def test_a_real_image(tmp_path: Path, options: list[str]) -> None:
     assert superblock.uuid == uuid
     assert superblock.size == target.stat().st_size
     check_size(superblock, target.stat().st_size)
+    check_checksum(superblock, target.read_bytes()[: superblock.checked])
+    with target.open("rb") as file:
+        first_look(file, "the image")
 
 
 @given(st.binary(max_size=2000) | st.binary(min_size=128, max_size=200).map(lambda tail: image()[: OFFSET + 4] + tail))
@@ -131,3 +147,60 @@ def test_any_bytes_are_a_superblock_or_an_image_error(head: bytes) -> None:
         assert "\n" not in str(error)
     else:
         assert superblock.size >= 0
+
+
+@pytest.mark.parametrize("bits", [9, 10, 11, 12, 16])
+def test_the_checksum_covers_the_rest_of_its_block(bits: int) -> None:
+    whole = image(bits=bits).ljust(65536, b"x")
+    superblock = parse(whole, 65536)
+    assert superblock.checked == {9: 1536, 10: 2048, 11: 2048, 12: 4096, 16: 65536}[bits]
+    with pytest.raises(ImageError, match="its checksum is wrong"):
+        check_checksum(superblock, whole)
+
+
+def test_the_checksum_that_mkfs_and_the_kernel_have() -> None:
+    """CRC-32C by RFC 3720, B.4, but for the inversion at its end."""
+    block = sealed(image(), bytes(16), None)
+    check_checksum(parse(block), block)
+    for at in (OFFSET, OFFSET + 5, OFFSET + 60, 4095):
+        wrong = bytearray(block)
+        wrong[at] ^= 1
+        with pytest.raises(ImageError, match="its checksum is wrong"):
+            check_checksum(parse(block), bytes(wrong))
+    with pytest.raises(ImageError, match="its checksum is wrong"):
+        check_checksum(parse(block), block[:-1])
+    without = bytearray(block)
+    without[OFFSET + 8] &= 0xFE
+    check_checksum(parse(bytes(without)), bytes(without))
+
+
+def mbr(start: bytes = b"") -> bytes:
+    head = bytearray(8192)
+    head[: len(start)] = start
+    head[446 + 4] = 0x83
+    head[510:512] = b"\x55\xaa"
+    return bytes(head)
+
+
+@pytest.mark.parametrize(("data", "error"), [
+    (b"\x3a\xff\x26\xed".ljust(8192, b"\0"), "a sparse Android image: `simg2img`"),
+    (bytes(512) + b"EFI PART".ljust(7680, b"\0"), "a whole disk with a partition table"),
+    (bytes(4096) + b"EFI PART".ljust(4096, b"\0"), "a whole disk with a partition table"),
+    (mbr(), "a whole disk with a partition table"),
+    (mbr()[:446] + b"no disk's boot code".ljust(64, b"x") + b"\x55\xaa".ljust(7682, b"\0"), "no EROFS superblock"),
+    (b"short", "it has only 5 bytes"),
+    (image(), "truncated: it has 4096 bytes, and 28672"),
+    (image(bits=16).ljust(1 << 20, b"\0"), "blocks of 65536 bytes"),
+])  # fmt: skip
+def test_the_first_look_at_a_file(tmp_path: Path, data: bytes, error: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with path.open("rb") as file, pytest.raises(ImageError, match=f"^the name: .*{error}"):
+        first_look(file, "the name")
+
+
+def test_the_first_look_at_a_sound_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(image().ljust(28672, b"\0"))
+    with path.open("rb") as file:
+        first_look(file, "the name")

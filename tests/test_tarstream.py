@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import need
 from tarballs import archive, info
 
 from pyerofs import tarstream
@@ -114,6 +115,31 @@ def test_xattrs() -> None:
     assert found[1].entry.xattrs == {}
 
 
+def raw(name: str, kind: bytes, content: bytes = b"") -> bytes:
+    """A header and its content, without an archive's end."""
+    whole = archive((info(name, type=kind), content), kind=tarfile.USTAR_FORMAT)
+    return whole[: 512 + len(content) + -len(content) % 512]
+
+
+@pytest.mark.parametrize(("headers", "name", "link"), [
+    ([(b"x", b"13 path=long\n")], b"long", b"to"),
+    ([(b"L", b"gnu\0"), (b"x", b"13 path=long\n")], b"gnu", b"to"),
+    ([(b"x", b"13 path=long\n"), (b"L", b"gnu\0")], b"gnu", b"to"),
+    ([(b"x", b"17 linkpath=long\n"), (b"K", b"gnu\0")], b"short", b"gnu"),
+    ([(b"x", b"13 path=long\n"), (b"L", b"\0")], b"long", b"to"),
+    ([(b"x", b"13 path=long\n"), (b"g", b"12 path=all\n")], b"short", b"to"),
+    ([(b"L", b"gnu\0"), (b"g", b"12 path=all\n")], b"short", b"to"),
+    ([(b"x", b"8 path=\n")], b"short", b"to"),
+])  # fmt: skip
+def test_extended_headers_that_contradict_each_other(
+    headers: list[tuple[bytes, bytes]], name: bytes, link: bytes
+) -> None:
+    """As Go's archive/tar reads them, by whose reading images are made and unpacked."""
+    last = archive((info("short", type=tarfile.SYMTYPE, linkname="to"), b""), kind=tarfile.USTAR_FORMAT)
+    entry = read(b"".join(raw("extended", kind, text) for kind, text in headers) + last)[0].entry
+    assert (entry.name, entry.link) == (name, link)
+
+
 def test_global_headers_have_no_effect() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"uid": "5", "x": "y"}) as tar:
@@ -157,6 +183,70 @@ def test_gnu_tar(tmp_path: Path, kind: str) -> None:
     assert found[b"./d/f"].entry.mtime // 10**9 == 1_500_000_000
     if kind == "posix":
         assert found[b"./d/f"].entry.mtime == 1_500_000_000_123_456_789
+
+
+@pytest.mark.parametrize("kind", ["tar", "ustar"])
+def test_cpio(tmp_path: Path, kind: str) -> None:
+    """Another program that writes tar archives, with blanks around its numbers."""
+    need("cpio", "cpio")
+    (tmp_path / "f").write_bytes(b"data" * 1000)
+    (tmp_path / "s").symlink_to("f")
+    command = ["cpio", "-o", "-H", kind, "--quiet"]
+    data = subprocess.run(command, cwd=tmp_path, input=b"f\ns\n", check=True, capture_output=True).stdout
+    found = {r.entry.name: r for r in read(data)}
+    assert (found[b"f"].content, found[b"s"].entry.link) == (b"data" * 1000, b"f")
+
+
+def put(data: bytearray, at: int, field: bytes) -> bytearray:
+    data[at : at + len(field)] = field
+    return data
+
+
+@pytest.mark.parametrize("data", [
+    put(one(), 100, b"   644 \0"), put(one(), 100, b"0000644\0"), put(one(), 100, b"644\0\0\0\0\0"),
+    put(one(), 124, b"\x80" + bytes(10) + b"\x05"), put(one(), 124, b"          5 "), put(one(), 257, bytes(8)),
+    put(one(), 257, b"ustar  \0"), put(one(), 329, b" " * 16),
+], ids=range(8))  # fmt: skip
+def test_how_numbers_and_versions_may_be_written(data: bytearray) -> None:
+    [found] = read(sealed(data))
+    assert (found.entry.mode, found.content) == (0o644, b"hello")
+
+
+def test_checksums_of_signed_bytes() -> None:
+    """As some old programs computed them."""
+    data = put(one(), 0, b"\xff\xfe")
+    data[148:156] = b" " * 8
+    total = sum(byte - 256 if byte > 127 else byte for byte in data[:512])
+    data[148:156] = b"%06o\0 " % total
+    assert read(bytes(data))[0].entry.name == b"\xff\xfe"
+
+
+def test_star_s_short_prefix() -> None:
+    """The last part of the prefix's field has times there."""
+    data = put(put(one(), 345, b"p" * 131 + b"12345678901\0" * 2), 508, b"tar\0")
+    assert read(sealed(data))[0].entry.name == b"p" * 131 + b"/f"
+
+
+def test_solaris_extended_headers() -> None:
+    data = raw("x", b"X", b"13 path=long\n") + archive((info("f"), b"1"), kind=tarfile.USTAR_FORMAT)
+    assert read(data)[0].entry.name == b"long"
+
+
+def test_content_that_is_passed_over_may_be_skipped() -> None:
+    data = archive((info("a"), b"1" * 3000), (info("b"), b"2" * 700))
+    stream = io.BytesIO(data)
+
+    def skip(count: int) -> bool:
+        return stream.seek(count, os.SEEK_CUR) <= len(data)
+
+    places = []
+    tar = Tar(stream.read, skip)
+    for entry in tar:
+        places.append((entry.name, data[tar.position : tar.position + entry.size]))
+    assert places == [(b"a", b"1" * 3000), (b"b", b"2" * 700)]
+    stream = io.BytesIO(data[:2000])
+    with pytest.raises(ImageError, match="an end within an entry"):
+        list(Tar(stream.read, lambda count: stream.seek(count, os.SEEK_CUR) <= 2000))
 
 
 def test_skipped_content() -> None:

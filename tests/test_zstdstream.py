@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import zstandard
 from blobs import Rig
 from fakeregistry import LIMIT, Exchange, FakeRegistry, honest, reset, short, stall, status
 from images import FakePusher, Layer, push_image
-from indexedlayers import CONTENT, ZSTD, frames, image, stream
+from indexedlayers import CONTENT, ZSTD, compressed, frames, image, stream
 from scene import until
 
 from pyerofs import fill, zstdstream
@@ -199,6 +200,10 @@ def test_it_never_becomes_complete_before_its_end(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("data", "text"), [
     (b"not zstd at all" * 10, "corrupt"),
+    (lzma.compress(DATA), "the layer is no zstd data: it looks like xz data"),
+    (lzma.compress(DATA)[:1000], "the layer is no zstd data: it looks like xz data"),
+    (zstandard.ZstdCompressor().compress(DATA)[:-1000], "the image is truncated: it has"),
+    (b"<html>Log in</html>" * 10, "the layer is no zstd data: it looks like HTML or XML text"),
     (zstandard.ZstdCompressor().compress(b"x" * 5000), "no EROFS superblock"),
     (zstandard.ZstdCompressor().compress(b"x" * 50), "at least 1152"),
     (zstandard.ZstdCompressor().compress(DATA[:50_000]), "truncated"),
@@ -221,6 +226,62 @@ def test_a_bomb_takes_no_more_than_its_superblock_says(rig: Rig) -> None:
         until(lambda: blob._export.verification == "verified", "verified")
         assert blob.size == len(small)
     assert sum(path.stat().st_blocks * 512 for path in rig.cache.rglob("*") if path.is_file()) < 1 << 20
+
+
+def claiming(blocks: int) -> bytes:
+    """The beginning of an image that says that it has so many blocks."""
+    head = bytearray(image(1))
+    head[1024 + 36 : 1024 + 40] = blocks.to_bytes(4, "little")
+    return bytes(head)
+
+
+def test_a_layer_that_would_fill_the_disk_is_refused_at_its_start(rig: Rig) -> None:
+    compressor = zstandard.ZstdCompressor()
+    bomb = Layer(compressor.compress(claiming(1 << 19)) + compressor.compress(b"b" * (1 << 20)) * 100, ZSTD)
+    reference = push(rig, bomb)
+    for options, limit in (("oci=0", "1.0 GiB"), ("oci.unpacked_max=1M", "1.0 MiB")):
+        with pytest.raises(ImageError, match=rf"more than {limit}, and may .*-o oci.unpacked_max=SIZE"):
+            rig.open(reference, options)
+    assert sum(path.stat().st_blocks * 512 for path in rig.cache.rglob("*") if path.is_file()) < 1 << 20
+    with pytest.raises(ImageError, match="the image is truncated"):  # which is seen at its end: so far it came
+        rig.read(reference, "oci.unpacked_max=2G")
+
+
+def test_a_compressed_layer_that_would_fill_the_disk_is_refused(rig: Rig) -> None:
+    """Before anything of it is fetched but its index, which says how large it is."""
+    data = image(40)
+    layer = compressed(data)
+    reference = rig.push(layer)
+    with pytest.raises(ImageError, match=r"layer 0: what it decompresses to is more than .*-o oci.unpacked_max=SIZE"):
+        rig.open(reference, f"oci.unpacked_max={len(data) - 1}")
+    assert rig.read(reference, f"oci.unpacked_max={len(data)}") == data
+
+
+@pytest.mark.parametrize("tail", [0, 1 << 20])
+def test_a_layer_with_more_than_is_allowed_behind_its_filesystem_is_refused(rig: Rig, tail: int) -> None:
+    reference = push(rig, stream(DATA + bytes(tail)))
+    options = f"oci.unpacked_max={len(DATA)}"
+    if tail:
+        with pytest.raises(ImageError, match=r"oci\.unpacked_max"):
+            rig.read(reference, options)
+    else:
+        assert rig.read(reference, options) == DATA
+
+
+def test_zeros_take_no_room_beside_the_cache(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+    pwrite = os.pwrite
+
+    def counted(fd: int, data: memoryview, at: int) -> int:
+        nonlocal written
+        written += len(data)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(zstdstream.os, "pwrite", counted)
+    data = claiming(2000) + bytes(1999 * 4096)
+    with rig.open(push(rig, stream(data))) as blob:
+        assert blob.read() == data
+    assert written < 1 << 20
 
 
 def test_a_registry_that_is_down(rig: Rig) -> None:
