@@ -132,8 +132,8 @@ def select(index: Index, platform: Platform) -> Descriptor:
     if ranked:
         return candidates[min(ranked)[2]]
     names = dict.fromkeys(_plain(str(entry.platform)) if entry.platform else "one unnamed" for entry in candidates)
-    there_is = f"it has {listed(list(names))}" if names else nothing_in(index)
-    raise ImageError(f"the image has nothing for the platform {platform}; {there_is} (choose with -o oci.platform=)")
+    there_is = f"it has {listed(list(names))} (choose with -o oci.platform=)" if names else nothing_in(index)
+    raise ImageError(f"the image has nothing for the platform {platform}; {there_is}")
 
 
 def nothing_in(index: Index) -> str:
