@@ -37,10 +37,11 @@ def open_export(
     """The export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
     oci = oci_options(texts, source)
-    if Location.parse(source, image=any(texts)).kind == "file":
+    location = Location.parse(source, image=any(texts))
+    if location.kind == "file":
         return Export(LocalSource(source), oci, log)
     kept = Manifests(chosen_directory(oci), log)
-    return Export(open_image(source, oci, trace=trace, kept=kept, log=log), oci, log)
+    return Export(open_image(location, oci, trace=trace, kept=kept, log=log), oci, log)
 
 
 def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:

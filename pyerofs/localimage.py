@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     from .source import Image, Opener, Source
 
 
-def locate(text: str, image: bool) -> Location:
-    """As Location.parse()."""
-    return Location.parse(text, image=image)
-
-
 def find_parts(
-    text: str,
+    location: Location,
     options: OCIOptions,
     choose: Callable[[Manifest], tuple[Part, ...]] | None = None,
     *,
@@ -44,9 +39,8 @@ def find_parts(
     kept: Manifests | None = None,
 ) -> list[tuple[Part, Opener]]:
     """As source.find_parts(). Raises OrdinaryImage where there is no EROFS layer."""
-    location = Location.parse(text)
     if not location.is_local:
-        return source.find_parts(text, options, choose, trace=trace, cancel=cancel, kept=kept)
+        return source.find_parts(location.path, options, choose, trace=trace, cancel=cancel, kept=kept)
     image = resolve(location, options)
     if location.kind == "docker-archive":  # which has nothing but tar archives in it
         raise OrdinaryImage(image.name, image.digest, image.manifest)
@@ -54,7 +48,7 @@ def find_parts(
 
 
 def open_image(
-    text: str,
+    location: Location,
     options: OCIOptions,
     *,
     trace: Callable[[str], None] | None = None,
@@ -68,18 +62,21 @@ def open_image(
 
         return (Part(*choose_layer(manifest, options.layer, options.blob)),)
 
-    [(_, open_)] = find_parts(text, options, choose, trace=trace, kept=kept)
+    [(_, open_)] = find_parts(location, options, choose, trace=trace, kept=kept)
     return open_(log)
 
 
-def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:
-    """As source.known_layers(); of a converted image too, which is in the cache and nowhere else."""
+def known_layers(
+    location: Location, layers: Sequence[tuple[Layer, int]], options: OCIOptions, name: str = ""
+) -> list[Opener]:
+    """As source.known_layers(); of a converted image too, which is in the cache and nowhere else. `name`: what the
+    image was called."""
+    name = name or str(location)
     if any(layer.converted for layer, _ in layers):
-        return source.reopened(text, layers, LostBlobs(text), NoConnections(), with_index(options))
-    location = Location.parse(text)
+        return source.reopened(name, layers, LostBlobs(name), NoConnections(), with_index(options))
     if location.is_local:
-        return source.reopened(text, layers, _Blobs(location), NoConnections(), options)
-    return source.known_layers(text, layers, options)
+        return source.reopened(name, layers, _Blobs(location), NoConnections(), options)
+    return source.known_layers(location.path, layers, options)
 
 
 def with_index(options: OCIOptions) -> OCIOptions:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .errors import UsageError
 from .reference import Reference, is_digest
@@ -91,6 +91,16 @@ class Location:
                 "NAME a tag, a reference, @DIGEST or @NUMBER"
             )
         return cls(kind, path if path == STDIN else os.path.abspath(path), name or None)
+
+    def as_list(self) -> list[str | None]:
+        """For a message or a record."""
+        return [self.kind, self.path, self.name]
+
+    @classmethod
+    def of_request(cls, request: Mapping[str, Any], image: bool) -> Location:
+        """What as_list() put into a request for a mount; in one of an older version there is the text alone."""
+        made = request.get("location")
+        return cls(*made) if made else cls.parse(request["source"], image=image)
 
     @property
     def is_local(self) -> bool:

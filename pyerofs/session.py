@@ -94,6 +94,7 @@ def mount(
         try:
             daemon.send(
                 source=str(location),
+                location=location.as_list(),
                 fstype=fstype,
                 options=texts,
                 defaults=defaults,

@@ -2,7 +2,7 @@
 
 It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
 
-    caller -> {"source", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
+    caller -> {"source", "location", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
                "directory", "environment"}
     worker -> {"convert": {...}}                    only for an ordinary image: this is to be converted (converted.py)
     caller -> {"converted": true}
@@ -35,7 +35,8 @@ from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
 from .layer import Layer
-from .localimage import find_parts, known_layers, locate
+from .localimage import find_parts, known_layers
+from .location import Location
 from .log import open_logger
 from .manifests import Manifests
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, umount
@@ -120,15 +121,14 @@ class Worker:
         self._request = request
         self._target: str = request["target"]
         self._driver: str = request["driver"]
-        self._source_text: str = request["source"]
-        self._options: MountOptions = parse_mount_options(
-            request["options"], request["fstype"], request.get("defaults", ())
-        )
+        given = request["options"], request["fstype"], request.get("defaults", ())
+        self._options: MountOptions = parse_mount_options(*given)
+        self._location = Location.of_request(request, self._options.is_oci)
         self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._alone = False
         self._held = ExitStack()  # what must not leave the cache before all parts are open
         self._started = time.monotonic()
-        about = {"target": self._target, "id": self._id, "source": self._source_text, "driver": self._driver}
+        about = {"target": self._target, "id": self._id, "source": str(self._location), "driver": self._driver}
         self.logger = open_logger(self._options.log_to, self._options.log_level, self.log, **about)
 
     def log(self, text: str) -> None:
@@ -176,23 +176,23 @@ class Worker:
 
     def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
-        if locate(self._source_text, self._options.is_oci).kind == "file":
-            local = LocalSource(self._source_text)
+        if self._location.kind == "file":
+            local = LocalSource(self._location.path)
             if self._resume and local.identity != self._resume["record"]["identity"]:
                 local.close()
-                raise MountFailure(f"{self._source_text} is not the file any more that was mounted")
+                raise MountFailure(f"{self._location} is not the file any more that was mounted")
             yield Piece(lambda _: local)
         elif self._resume:
             was = Record.from_dict(self._resume["record"])
             layers = [(Layer.from_dict(part.origin), part.size) for part in was.parts]
-            for part, open_ in zip(was.parts, known_layers(was.source, layers, oci), strict=True):
+            for part, open_ in zip(was.parts, known_layers(self._location, layers, oci, was.source), strict=True):
                 yield Piece(open_, part.layer, part.role)
         else:
             trace = self._trace if self._request["verbosity"] >= 2 else None
             kept = Manifests(chosen_directory(oci), self.log)
-            source, gone = self._source_text, self._caller.gone
+            source, gone = str(self._location), self._caller.gone
             try:
-                found = find_parts(source, oci, trace=trace, cancel=gone, kept=kept)
+                found = find_parts(self._location, oci, trace=trace, cancel=gone, kept=kept)
             except OrdinaryImage as ordinary:
                 from . import converted
 

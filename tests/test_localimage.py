@@ -22,6 +22,7 @@ from pyerofs import cli
 from pyerofs.errors import CorruptError, ImageError, RegistryError, UsageError
 from pyerofs.localblob import FileBlob
 from pyerofs.localimage import known_layers, open_image
+from pyerofs.location import Location
 from pyerofs.options import OCIOptions
 
 FUSE = "erofs.fuse"
@@ -114,8 +115,8 @@ def test_a_spoiled_blob_gives_no_wrong_byte(native: Path, scene: Scene, spoil: s
 def test_a_layer_is_opened_again_from_its_record(native: Path, scene: Scene) -> None:
     options = OCIOptions(cache=str(scene.cache))
     name = f"oci:{native}:one"
-    first = open_image(name, options, log=lambda _: None)
-    [open_] = known_layers(name, [(first.origin, first.size)], options)
+    first = open_image(Location.parse(name), options, log=lambda _: None)
+    [open_] = known_layers(Location.parse(name), [(first.origin, first.size)], options)
     again = open_(lambda _: None)
     assert (again.origin, again.size, again.name) == (first.origin, first.size, name)
     first.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,12 @@ def test_names_that_are_digests_or_numbers() -> None:
 ])  # fmt: skip
 def test_same_registry(one: str, other: str, same: bool) -> None:
     assert same_registry(Location.parse(one), Location.parse(other)) is same
+
+
+@pytest.mark.parametrize("text", ["/dir/img.erofs", "app:1", "oci:/d:x", "docker-archive:/a:b"])
+def test_a_request_carries_it(text: str) -> None:
+    """As it was made, whatever exists by then; one of an earlier version has the text."""
+    made = Location.parse(text, image=False)
+    request = json.loads(json.dumps({"source": "anything", "location": made.as_list()}))
+    assert Location.of_request(request, image=False) == made
+    assert Location.of_request({"source": text}, image=False) == made

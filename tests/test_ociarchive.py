@@ -73,8 +73,8 @@ def test_read_and_inspect(scene: Scene, saved: Path) -> None:
 def test_a_layer_is_opened_again_from_its_record(scene: Scene, saved: Path) -> None:
     options = OCIOptions(cache=str(scene.cache))
     name = f"oci-archive:{saved}:one"
-    first = open_image(name, options, log=lambda _: None)
-    [open_] = known_layers(name, [(first.origin, first.size)], options)
+    first = open_image(Location.parse(name), options, log=lambda _: None)
+    [open_] = known_layers(Location.parse(name), [(first.origin, first.size)], options)
     again = open_(lambda _: None)
     assert (again.origin, again.size, again.name) == (first.origin, first.size, name)
     first.close()

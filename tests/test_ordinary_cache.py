@@ -18,6 +18,7 @@ from pyerofs import cachedir, converted
 from pyerofs.entrylock import lock_entry
 from pyerofs.layer import describe
 from pyerofs.localimage import known_layers
+from pyerofs.location import Location
 from pyerofs.options import OCIOptions
 
 
@@ -100,7 +101,7 @@ def test_a_layer_is_opened_again_from_its_record(scene: Scene, small: tuple[Layo
         layers = [describe(found.image.manifest, number) for number in range(2)]
     options = OCIOptions(cache=str(scene.cache), verify="none")
     known = [(converted.Layer(**{**as_fields(layer), "converted": True}), size(scene, layer)) for layer in layers]
-    for open_, (layer, length) in zip(known_layers(small[1], known, options), known, strict=True):
+    for open_, (layer, length) in zip(known_layers(Location.parse(small[1]), known, options), known, strict=True):
         source = open_(lambda _: None)
         assert (source.origin, source.size, source.storage.key) == (layer, length, layer.verified_key)
         source.close()
