@@ -9,7 +9,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from .cache import chosen_directory
+from .cachepath import chosen_directory
 from .config import oci_options
 from .export import SLICE, Export
 from .localimage import open_image

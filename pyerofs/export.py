@@ -8,13 +8,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .cache import MAP_OFFSET, Entry, chosen_directory
+from .cache import MAP_OFFSET
 from .cachehealth import CacheHealth
+from .cachepath import chosen_directory
+from .checked import CheckedSource
 from .core import GRANULE, Store
 from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
 from .errors import ImageError, MountFailure, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
+from .sharing import open_entry
 from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
 from .upkeep import Upkeep
@@ -22,6 +25,7 @@ from .upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .cache import Entry
     from .options import OCIOptions
     from .source import Source
     from .verify import State
@@ -76,7 +80,7 @@ class Export:
 
     def _open_cached(self, source: Source, options: OCIOptions) -> None:
         directory = chosen_directory(options)
-        self._cache = cache = Entry(directory, source.storage.key, source.size)
+        self._cache = cache = open_entry(directory, source.storage, source.size)
         try:
             self._keep_index(source)
             self.store = Store(
@@ -94,7 +98,7 @@ class Export:
         self._health = CacheHealth(self.store, self._log)
         if cache.problem:
             self._health.lost(cache.problem)
-        counted = CountedSource(source, self.fetches)
+        counted = CountedSource(CheckedSource(source, cache) if source.storage.shared else source, self.fetches)
         self._fetcher = Fetcher(
             self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
         )

@@ -17,8 +17,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import make_directory
+from .cachepath import make_directory
 from .curlerror import TransportError
+from .entryfile import open_file
 from .errors import ImageError, RegistryError, SystemFailure
 from .manifest import MAX_SIZE, digest_as, verify_digest
 from .quantity import show_age
@@ -56,7 +57,7 @@ class Manifests:
     def find(self, image: str, what: str) -> Kept | None:
         """What the tag or digest `what` of an image (registry/repository) was; None where that is not known."""
         try:
-            with open(self._path(image, what), "rb") as f:
+            with open(open_file(self._path(image, what), os.O_RDONLY), "rb") as f:
                 head = json.loads(f.readline(_HEAD_MAX))
                 body = f.read(MAX_SIZE + 1)
                 seen = os.fstat(f.fileno()).st_mtime
@@ -75,7 +76,7 @@ class Manifests:
         try:
             make_directory(self._parent)
             make_directory(self._directory)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with open(fd, "wb") as f:
                 f.write(json.dumps(head).encode() + b"\n" + document.body)
             os.rename(temporary, path)

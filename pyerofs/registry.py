@@ -58,6 +58,7 @@ class Registry:
     ) -> None:
         self.host = host
         self.repository = repository
+        self._name = f"{namespace or host}/{repository}{' (insecure)' if insecure else ''}"
         self.mirrors = make_mirrors(
             host,
             namespace or host,
@@ -69,6 +70,12 @@ class Registry:
             environ=os.environ if environ is None else environ,
             scopes=scopes,
         )
+
+    @property
+    def giver(self) -> str:
+        """Whose bytes its blobs are: those of all who may be asked for them. A line for people."""
+        hosts = [mirror.name for mirror in self.mirrors if "pull" in mirror.capabilities]
+        return self._name if hosts == [self.host] else f"{self._name} at {', '.join(hosts)}"
 
     def capable(self, capability: str) -> list[Mirror]:
         """Those that are trusted with "pull" or "resolve". Raises UsageError where there is none."""

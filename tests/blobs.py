@@ -56,8 +56,13 @@ class Rig:
         return open_blob(reference, [options, f"oci.cache={self.cache}"], log=self.log.append)
 
     def entry(self, data: bytes) -> Path:
-        """The directory of a blob in the cache."""
-        return self.cache / "sha256" / Layer(data).digest.removeprefix("sha256:")
+        """The directory of a blob in the cache: everybody's, or else its giver's."""
+        return self.place(Layer(data).digest)
+
+    def place(self, digest: str) -> Path:
+        """The same by its digest."""
+        everybodys = self.cache / "sha256" / digest.removeprefix("sha256:")
+        return everybodys if everybodys.exists() else next(everybodys.parent.glob(f"{everybodys.name}@*"), everybodys)
 
     @property
     def ranges(self) -> list[tuple[int, int]]:

@@ -17,7 +17,8 @@ from blobs import Rig
 from fakeregistry import FakeRegistry
 
 from pyerofs import cache as module
-from pyerofs.cache import MAP_OFFSET, Entry, default_directory
+from pyerofs.cache import MAP_OFFSET, Entry
+from pyerofs.cachepath import default_directory
 from pyerofs.core import GRANULE, Store
 from pyerofs.errors import SystemFailure, UsageError
 

@@ -48,7 +48,7 @@ class Stage(NamedTuple):
         return Layer(data).digest
 
     def path(self, digest: str) -> Path:
-        return self.rig.cache / "sha256" / digest[7:]
+        return self.rig.place(digest)
 
 
 @pytest.fixture

@@ -190,11 +190,18 @@ class Bench:
         self.synced += 1
         self.entry.sync(self.store)
 
-    def digest_of(self, fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> str | None:
+    def digest_of(
+        self,
+        fd: int,
+        size: int,
+        algorithm: str,
+        cancel: Callable[[], bool],
+        each: Callable[[memoryview], None] | None = None,
+    ) -> str | None:
         self.hashed += 1
         self.begun.set()
         until(lambda: self.go.is_set() or cancel(), "go")
-        return digest_of(fd, size, algorithm, cancel)
+        return digest_of(fd, size, algorithm, cancel, each)
 
     def present(self, granules: int) -> None:
         os.pwrite(self.entry.map_fd, bytes([(1 << granules) - 1]), MAP_OFFSET)
