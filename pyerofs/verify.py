@@ -184,14 +184,15 @@ class Verifier:
         # Before a mark is made: in a crash of the machine it must not outlive the bytes that it was made for.
         self._sync()
         with self._lock:
+            if found == digest and not (self._changed or self._stopping.is_set()):
+                self._store.trust(epoch)
+                self._matched(digest, hashes)
+                return
             self._state = "unverified"
             if self._stopping.is_set():
                 return
             if self._changed or damaged:
                 self._look()
-            elif found == digest:
-                self._store.trust(epoch)
-                self._matched(digest, hashes)
             elif found is not None:
                 self._mismatched(digest, found)
         self._sync()  # what was forgotten
@@ -212,13 +213,13 @@ class Verifier:
             return False
 
     def _matched(self, digest: str, hashes: bytes) -> None:
-        self._state = "verified"
         try:
             self._entry.mark_verified(hashes)
         except OSError as e:
             self._log(f"cannot mark {digest} as verified: {e.strerror}; the next one to open it hashes it again")
-            return
-        self._share()
+        else:
+            self._share()
+        self._state = "verified"
 
     def _share(self) -> None:
         try:

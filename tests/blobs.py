@@ -10,6 +10,7 @@ from fakeregistry import FakeRegistry
 from images import FakePusher, Layer, push_image
 
 from pyerofs.blobfile import BlobFile, open_blob
+from pyerofs.layer import Layer as Described
 
 
 class Rig:
@@ -48,6 +49,11 @@ class Rig:
         """The cache's entries, as KIND/HEX."""
         return sorted(str(path.relative_to(self.cache).parent) for path in self.cache.glob("*/*/data"))
 
+    @property
+    def blobs(self) -> list[str]:
+        """The same without whose they are."""
+        return [re.split("[@=]", entry)[0] for entry in self.entries]
+
     def check_log(self) -> None:
         """One line for each thing, none of them a bug's."""
         assert not [line for line in self.log if re.search(r"\n|Traceback|internal", line)]
@@ -63,6 +69,16 @@ class Rig:
         """The same by its digest."""
         everybodys = self.cache / "sha256" / digest.removeprefix("sha256:")
         return everybodys if everybodys.exists() else next(everybodys.parent.glob(f"{everybodys.name}@*"), everybodys)
+
+    def give_back(self, data: bytes) -> Path:
+        """A blob's directory in the cache, as if nobody had got so far as to hash it: its giver's again."""
+        path = self.entry(data)
+        if "@" not in path.name:
+            key = Described(0, Layer(data).digest, len(data)).given_key(f"{self.fake.host}/app")
+            path = path.rename(path.with_name(key.removeprefix("sha256:")))
+        for name in ("verified", "hashes"):
+            (path / name).unlink(missing_ok=True)
+        return path
 
     @property
     def ranges(self) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ def test_require_refuses_what_cannot_be_verified(rig: Rig, layer: Layer) -> None
     with pytest.raises(ImageError, match=r"layer 0 has no chunk index with hashes.*oci\.verify=none"):
         rig.open(reference, "oci=0,oci.verify=require")
     assert rig.read(reference)[: len(DATA)] == DATA
-    assert rig.entries == [f"sha256/{layer.digest[7:]}"]
+    assert rig.blobs == [f"sha256/{layer.digest[7:]}"]
 
 
 def test_require_refuses_compressed_layers_too(rig: Rig) -> None:
@@ -48,7 +48,7 @@ def test_a_compressed_layer_with_an_index_without_hashes(rig: Rig) -> None:
         assert len(rig.ranges) == 2
         assert blob.read() == DATA
         until(lambda: blob._export.verification == "verified", "verified")
-    assert rig.entries == [f"sha256+zstd/{layer.digest[7:]}"]
+    assert rig.blobs == [f"sha256+zstd/{layer.digest[7:]}"]
 
 
 def test_one_that_is_not_its_content_stays_unverified(rig: Rig) -> None:
@@ -87,7 +87,7 @@ def test_an_index_that_is_not_known_is_none(rig: Rig, kind: str, change: Callabl
     layer = change(KINDS[kind](DATA, CHUNK))
     reference = rig.push(layer)
     assert rig.read(reference) == (layer.data if kind == "raw" else DATA)
-    assert rig.entries == [f"sha256{'' if kind == 'raw' else '+zstd'}/{layer.digest[7:]}"]
+    assert rig.blobs == [f"sha256{'' if kind == 'raw' else '+zstd'}/{layer.digest[7:]}"]
     with pytest.raises(ImageError, match="no chunk index"):
         rig.open(reference, "oci=0,oci.verify=require")
 
