@@ -17,9 +17,10 @@ from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
 from .errors import ImageError, MountFailure, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
-from .sharing import open_entry
+from .sharing import forget, open_entry
 from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
+from .tally import Tally
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # A thread that blocks in C does not see a signal, so whoever may be the main thread waits in slices (seconds).
 SLICE = 0.2
+SETTLING = 3600.0  # seconds for a reader who has read everything to hear whether it was right
 SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a crash of the machine may lose
 
 
@@ -65,6 +67,7 @@ class Export:
         self._cache: Entry | None = None
         self._fetcher: Fetcher | None = None
         self._upkeep: Upkeep | None = None
+        self._rejected = False
         self._expirer: threading.Thread | None = None
         try:
             if isinstance(source, LocalSource):
@@ -138,6 +141,24 @@ class Export:
         """Whether all that is in the cache is known to be what its digest says; "unverified" for a local file. Until
         close()."""
         return self._upkeep.verification if self._upkeep is not None else "unverified"
+
+    def tally(self) -> Tally | None:
+        """For a reader, who is to hear at the end whether what he was given was right; None where each byte has been
+        verified before it goes out, or nobody says a digest of all of them."""
+        if self._upkeep is None or self.verification == "verified":
+            return None
+        digest = self.source.content() if not isinstance(self.source, LocalSource) else None
+        return Tally(self.size, digest) if digest else None
+
+    def settle(self, seconds: float = SETTLING) -> State:
+        """Waits, so long at most, until what is complete has been hashed; what is known then."""
+        return self._upkeep.settle(seconds) if self._upkeep is not None else "unverified"
+
+    def reject(self) -> None:
+        """What has come is not what it should be: nothing of it stays in the cache, unless others use it."""
+        self._rejected = True
+        with contextlib.suppress(OSError):
+            self.store.forget_all()
 
     # The last thing that went wrong for good, to tell a reader more than "I/O error".
     last_error: PyerofsError | None = None
@@ -239,6 +260,7 @@ class Export:
         with self._readers_changed:
             self._readers_changed.wait_for(lambda: not self._readers and not self._users)
         if self._upkeep is not None:
+            self._rejected = self._rejected or self._upkeep.verification == "mismatch"
             self._upkeep.stop()
         self._syncing.close()
         if self._fetcher is not None:
@@ -249,4 +271,6 @@ class Export:
         self.store.close()
         if self._cache is not None:
             self._cache.close()
+            if self._rejected:
+                forget(self._cache)
         self.source.close()

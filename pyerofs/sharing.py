@@ -77,6 +77,13 @@ def finished_size(directory: str, storage: Storage) -> int | None:
     return entry.size
 
 
+def forget(entry: Entry) -> None:
+    """Removes a giver's entry, which the caller has closed, unless others use it."""
+    if entry.path != entry.everybodys:
+        with contextlib.suppress(PyerofsError):
+            drop(Place(entry.path, entry.earns, 0, 0.0))
+
+
 def share(entry: Entry) -> bool:
     """Makes an entry everybody's whose mark has been made; False: it stays its giver's, since there is one already.
     Those who have it open go on with it. Raises OSError, PyerofsError."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Literal
 
 from . import chunkindex
@@ -125,6 +126,20 @@ class Verifier:
         with self._lock:
             self._changed = True
             self._look()
+
+    def wait(self, seconds: float) -> None:
+        """Until what is complete has been hashed, but no longer than that."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            if self._state == "unverified" and not self._is_marked():
+                self._begin()
+        while True:  # what lands meanwhile has it begin anew
+            with self._lock:
+                thread = self._thread if self._state == "verifying" else None
+            left = deadline - time.monotonic()
+            if thread is None or left <= 0:
+                return
+            thread.join(left)
 
     def stop(self) -> None:
         """Gives up what is under way."""

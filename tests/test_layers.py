@@ -17,7 +17,7 @@ LEVELS = (
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
-    | {"ordinary", "progress", "verity"},
+    | {"ordinary", "progress", "verity", "tally"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",

@@ -1,0 +1,416 @@
+"""Whose bytes are served to whom: what nothing vouches for yet is its giver's, and a manifest vouches for no other."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blobs import Rig
+from fakeregistry import FakeRegistry, status
+from images import OCI_MANIFEST, FakePusher, Layer, push_image
+from indexedlayers import CONTENT, alone, compressed, frames, image, raw, stream
+from scene import until
+
+from pyerofs import cachedir, sharing
+from pyerofs.cache import MAP_OFFSET, SEAL, Entry
+from pyerofs.core import GRANULE, crc32c
+from pyerofs.document import Document
+from pyerofs.errors import ImageError, PyerofsError
+from pyerofs.layout import Layout
+
+SIZE = 1_000_003
+CHUNK = 8192
+IMAGE = image(64)
+OTHER = image(64, seed=2)
+OLD_MAGIC = b"pyerofs good 1\n\0"
+
+
+@pytest.fixture
+def rig(fake: FakeRegistry, tmp_path: Path) -> Rig:
+    return Rig(fake, tmp_path)
+
+
+@pytest.fixture
+def evil() -> Iterator[FakeRegistry]:
+    """A registry of somebody else."""
+    with FakeRegistry() as fake:
+        yield fake
+
+
+def publish_wrong(evil: FakeRegistry, layers: list[Layer], blobs: dict[str, bytes]) -> str:
+    """The reference of an image there whose manifest names these layers, and whose blobs are others."""
+    push_image(FakePusher(evil), "evil", "1", layers)
+    evil.blobs.update(blobs)
+    return f"{evil.host}/evil:1"
+
+
+def wrong(data: bytes) -> bytes:
+    return bytes(byte ^ 0xFF for byte in data)
+
+
+def finish(rig: Rig, reference: str) -> bytes:
+    """All of it, when it has been verified."""
+    with rig.open(reference) as blob:
+        data = blob.read()
+        until(lambda: blob._export.verification == "verified", "verified")
+    return data
+
+
+# Raw layers without an index
+
+
+def test_a_stranger_s_part_of_a_blob_is_not_served_to_others(rig: Rig, evil: FakeRegistry) -> None:
+    reference, data = rig.publish(SIZE)
+    bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
+    with rig.open(bad) as blob:
+        assert blob.pread(65_536, 0) == wrong(data)[:65_536]  # who asks him may get this
+    with rig.open(reference) as blob:
+        assert blob.pread(65_536, 0) == data[:65_536]
+    assert len(rig.ranges) == 1
+
+
+def test_a_layout_directory_that_has_rotted_spoils_nobody_else_s(rig: Rig, tmp_path: Path) -> None:
+    reference, data = rig.publish(SIZE)
+    layer = Layer(data)
+    layout = Layout.create(str(tmp_path / "layout"))
+    (tmp_path / "layout" / "blobs" / "sha256" / layer.digest[7:]).write_bytes(wrong(data))
+    manifest = Document.of({"schemaVersion": 2, "layers": [layer.descriptor]}, OCI_MANIFEST)
+    layout.add_document(manifest)
+    layout.tag(manifest, "1")
+    with rig.open(f"oci:{tmp_path}/layout:1") as blob:
+        assert blob.pread(10, 0) == wrong(data)[:10]
+    assert rig.read(reference) == data
+
+
+@pytest.mark.parametrize("option", ["oci.insecure", "oci.mirror"])
+def test_who_is_asked_by_another_way_is_another_giver(rig: Rig, evil: FakeRegistry, option: str) -> None:
+    reference, data = rig.publish(SIZE)
+    evil.blobs = {Layer(data).digest: wrong(data)}
+    if option == "oci.mirror":
+        with rig.open(reference, f"oci=0,oci.mirror={evil.url}") as blob:
+            assert blob.pread(10, 0) == wrong(data)[:10]
+    else:
+        rig.fake.blobs[Layer(data).digest] = wrong(data)
+        with rig.open(reference, "oci=0,oci.insecure") as blob:
+            assert blob.pread(10, 0) == wrong(data)[:10]
+        rig.fake.blobs[Layer(data).digest] = data
+    assert rig.read(reference) == data
+
+
+def test_what_has_its_digest_is_everybody_s(rig: Rig, evil: FakeRegistry) -> None:
+    reference, data = rig.publish(SIZE)
+    bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
+    with rig.open(bad) as blob:
+        blob.pread(10, 0)
+    assert finish(rig, reference) == data
+    assert f"sha256/{Layer(data).digest[7:]}" in rig.entries
+    asked = len(evil.requests("/blobs/"))
+    assert finish(rig, bad) == data
+    assert len(evil.requests("/blobs/")) == asked
+    assert rig.entries == [f"sha256/{Layer(data).digest[7:]}"]  # his own is of no use any more
+
+
+def test_those_who_have_it_open_go_on_when_it_becomes_everybody_s(rig: Rig) -> None:
+    reference, data = rig.publish(SIZE)
+    with rig.open(reference) as first:
+        assert first.pread(10, 0) == data[:10]
+        assert "@" in first._export.cache_path
+        assert finish(rig, reference) == data
+        asked = len(rig.ranges)
+        assert first.read() == data
+        assert first._export.verification == "verified"
+        first._export.sync()
+        assert first._export.cache_path == str(rig.cache / "sha256" / Layer(data).digest[7:])
+    assert len(rig.ranges) == asked
+
+
+def test_a_manifest_that_gives_another_size_throws_nothing_away(rig: Rig, evil: FakeRegistry) -> None:
+    reference, data = rig.publish(SIZE)
+    assert finish(rig, reference) == data
+    bad = publish_wrong(evil, [Layer(data, size=SIZE - 5)], {Layer(data).digest: wrong(data)[:-5]})
+    for _ in range(2):
+        with rig.open(bad) as blob:
+            assert blob.pread(10, 0) == wrong(data)[:10]
+    asked = len(rig.ranges)
+    assert rig.read(reference) == data
+    assert len(rig.ranges) == asked
+
+
+def spoil(path: Path, at: int) -> None:
+    with (path / "data").open("r+b") as file:
+        file.seek(at)
+        file.write(b"damage")
+
+
+def test_what_everybody_s_lacks_comes_back_only_as_it_was(rig: Rig, evil: FakeRegistry) -> None:
+    """Damage on the disk gives nobody the chance to put other bytes into what all read."""
+    reference, data = rig.publish(SIZE)
+    bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
+    assert finish(rig, reference) == data
+    spoil(rig.entry(data), 500_000)
+    with rig.open(bad) as his, rig.open(reference) as ours:
+        with pytest.raises(PyerofsError, match="the chunk at 393216 is corrupt"):
+            his.pread(100, 500_000)
+        before = len(rig.ranges)
+        assert ours.pread(100, 500_000) == data[500_000:500_100]
+        assert rig.ranges[before:] == [(393_216, 393_216 + (128 << 10) - 1)]
+        assert his.read() == data
+        assert ours._export.verification == "verified"
+
+
+def test_what_everybody_s_lacked_when_it_was_closed_too(rig: Rig, evil: FakeRegistry) -> None:
+    reference, data = rig.publish(SIZE)
+    bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
+    assert finish(rig, reference) == data
+    spoil(rig.entry(data), 500_000)
+    evil.default = status(404)
+    with rig.open(bad) as blob, pytest.raises(PyerofsError):
+        blob.pread(100, 500_000)
+    assert finish(rig, reference) == data
+    assert len(rig.ranges) >= 2
+
+
+# Compressed ones
+
+
+def test_a_stranger_s_index_and_annotation_vouch_for_his_image_alone(rig: Rig, evil: FakeRegistry) -> None:
+    """His manifest names our layer, with an index of his own that has no hashes, and a digest of what he serves."""
+    layer = stream(IMAGE)
+    reference = rig.push(layer)
+    body, index = frames(OTHER, CHUNK, hashes="")
+    his = Layer(layer.data, str(layer.descriptor["mediaType"]), size=len(body), **{CONTENT: Layer(OTHER).digest})
+    bad = publish_wrong(evil, alone(his, index), {layer.digest: body})
+    assert finish(rig, bad) == OTHER
+    assert finish(rig, reference) == IMAGE
+    assert rig.ranges
+    assert len(rig.entries) == 2
+
+
+def test_two_annotations_of_one_layer_do_not_share_a_place(rig: Rig, evil: FakeRegistry) -> None:
+    layer = compressed(IMAGE, CHUNK, hashes="")
+    reference = rig.push(layer)
+    assert finish(rig, reference) == IMAGE
+    again = Layer(layer.data, str(layer.descriptor["mediaType"]), **layer.descriptor["annotations"])  # type: ignore[arg-type]
+    again.descriptor["annotations"][CONTENT] = Layer(OTHER).digest  # type: ignore[index]
+    push_image(FakePusher(evil), "evil", "1", [again])
+    with rig.open(f"{evil.host}/evil:1") as blob, pytest.raises(ImageError, match="instead of"):
+        blob.read()
+    asked = len(rig.ranges)
+    assert rig.read(reference) == IMAGE
+    assert len(rig.ranges) == asked
+
+
+def test_what_nobody_has_a_digest_of_is_never_shared(rig: Rig, evil: FakeRegistry) -> None:
+    layer = compressed(IMAGE, CHUNK, hashes="", content=False)
+    reference = rig.push(layer)
+    push_image(FakePusher(evil), "evil", "1", [layer])
+    assert rig.read(reference) == IMAGE
+    assert rig.read(f"{evil.host}/evil:1") == IMAGE
+    assert len(rig.entries) == 2 and all("@" in entry for entry in rig.entries)
+
+
+# Marks
+
+
+def test_a_mark_counts_only_for_what_it_names(rig: Rig) -> None:
+    """An entry that was moved to another one's place."""
+    reference, data = rig.publish(SIZE)
+    _, other = rig.publish(SIZE, seed=2)
+    assert finish(rig, reference) == data
+    mine = rig.entry(data)
+    theirs = mine.rename(mine.with_name(Layer(other).digest[7:]))
+    assert Entry.open_believed(str(theirs)) is None
+    theirs.rename(mine)
+    entry = Entry.open_believed(str(mine))
+    assert entry is not None
+    entry.close()
+
+
+def test_a_mark_without_its_hashes_counts_while_all_is_there(rig: Rig) -> None:
+    reference, data = rig.publish(SIZE)
+    assert finish(rig, reference) == data
+    (rig.entry(data) / "hashes").unlink()
+    asked = len(rig.ranges)
+    assert finish(rig, reference) == data
+    assert len(rig.ranges) == asked
+    assert (rig.entry(data) / "hashes").exists()  # it has been hashed once more
+    (rig.entry(data) / "hashes").unlink()
+    with (rig.entry(data) / "live").open("r+b") as file:
+        file.seek(MAP_OFFSET)
+        file.write(b"\0")
+    assert rig.read(reference) == data
+    assert sum(last + 1 - first for first, last in rig.ranges[asked:]) == SIZE
+
+
+@pytest.mark.parametrize("name", ["verified", "hashes", "giver", "map", "live", "sums", "data", "index", "lock"])
+def test_a_symlink_in_the_cache_is_not_followed(rig: Rig, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "precious"
+    target.write_bytes(b"precious")
+    layer = compressed(IMAGE, CHUNK, hashes="")
+    reference = rig.push(layer)
+    with rig.open(reference) as blob:
+        blob.pread(10, 0)
+    path = rig.cache / rig.entries[0]
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(target)
+    try:
+        assert rig.read(reference) == IMAGE
+    except PyerofsError as e:
+        assert name == "lock" and str(path.parent.parent) in str(e)
+    assert target.read_bytes() == b"precious"
+
+
+# Whoever is at the same place at once
+
+
+def test_one_that_was_killed_between_mark_and_rename_is_shared_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, data = rig.publish(SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyerofs.verify.share", lambda entry: False)
+        assert finish(rig, reference) == data
+    assert "@" in rig.entry(data).name
+    asked = len(rig.ranges)
+    assert finish(rig, reference) == data
+    assert rig.entry(data).name == Layer(data).digest[7:]
+    assert len(rig.ranges) == asked
+
+
+def test_two_givers_of_the_same_share_one(rig: Rig, evil: FakeRegistry) -> None:
+    """The second one to be hashed finds the first."""
+    reference, data = rig.publish(SIZE)
+    push_image(FakePusher(evil), "other", "1", [Layer(data)])
+    with rig.open(f"{evil.host}/other:1") as theirs:
+        assert theirs.pread(10, 0) == data[:10]
+        assert finish(rig, reference) == data
+        shared = os.stat(rig.entry(data) / "data").st_ino
+        assert theirs.read() == data
+        until(lambda: theirs._export.verification == "verified", "verified")
+        assert os.stat(rig.entry(data) / "data").st_ino == shared
+    assert len(rig.entries) == 2
+    assert rig.read(f"{evil.host}/other:1") == data
+    assert len(rig.entries) == 1
+
+
+def test_what_becomes_everybody_s_while_it_is_opened(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, data = rig.publish(SIZE)
+    real = sharing._open_shared
+
+    def meanwhile(*arguments: Any, **more: Any) -> Entry | None:
+        monkeypatch.setattr(sharing, "_open_shared", real)
+        found = real(*arguments, **more)
+        assert found is None
+        assert finish(rig, reference) == data
+        return found
+
+    monkeypatch.setattr(sharing, "_open_shared", meanwhile)
+    with rig.open(reference) as blob:
+        assert blob._export.cache_path == str(rig.cache / "sha256" / Layer(data).digest[7:])
+        asked = len(rig.ranges)
+        assert blob.read() == data
+    assert len(rig.ranges) == asked
+
+
+# A cache of 1.0, which knew no givers
+
+
+def lay_old(cache: Path, key: str, data: bytes, granules: int | None = None, *, mark: bool = False) -> Path:
+    """An entry as that version left it, with its first granules, or all; closed."""
+    entry = Entry(str(cache), key, len(data))
+    count = (len(data) + GRANULE - 1) // GRANULE
+    os.pwrite(entry.data_fd, data, 0)
+    sums = [crc32c(data[at : at + GRANULE]) for at in range(0, len(data), GRANULE)]
+    os.pwrite(entry.sums_fd, struct.pack(f"={count}I", *sums), MAP_OFFSET)
+    bits = (1 << (count if granules is None else granules)) - 1
+    os.pwrite(entry.map_fd, bits.to_bytes((count + 63) // 64 * 8, "little"), MAP_OFFSET)
+    if mark:
+        _, seal, _ = SEAL.unpack(os.pread(entry.data_fd, SEAL.size, count * GRANULE))
+        Path(entry.path, "verified").write_bytes(SEAL.pack(OLD_MAGIC, seal, len(data)))
+    entry.close()
+    return Path(entry.path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_old_entry_that_was_not_hashed_is_dropped(rig: Rig, whole: bool) -> None:
+    """Anybody may have given it."""
+    reference, data = rig.publish(SIZE)
+    old = lay_old(rig.cache, Layer(data).digest, wrong(data), None if whole else 100)
+    with rig.open(reference) as blob:
+        assert blob.pread(SIZE // 2, 0) == data[: SIZE // 2]
+        assert not old.exists()
+    assert rig.read(reference) == data
+
+
+def test_an_old_entry_that_was_hashed_is_kept(rig: Rig) -> None:
+    reference, data = rig.publish(SIZE)
+    old = lay_old(rig.cache, Layer(data).digest, data, mark=True)
+    inode = os.stat(old / "data").st_ino
+    assert finish(rig, reference) == data
+    assert rig.ranges == []
+    assert os.stat(old / "data").st_ino == inode
+    assert (old / "hashes").exists()
+
+
+def test_an_old_entry_of_a_compressed_layer_is_dropped_although_it_was_hashed(rig: Rig) -> None:
+    """To whatever the manifest of whoever opened it said."""
+    layer = stream(IMAGE)
+    reference = rig.push(layer)
+    old = lay_old(rig.cache, f"sha256+zstd:{layer.digest[7:]}", OTHER, mark=True)
+    assert finish(rig, reference) == IMAGE
+    assert not old.exists()
+
+
+def test_an_old_entry_that_an_index_vouches_for_is_kept(rig: Rig) -> None:
+    layer = raw(IMAGE, CHUNK)
+    reference = rig.push(layer)
+    with rig.open(reference) as blob:
+        path = Path(blob._export.cache_path)
+    index = (path / "index").read_bytes()
+    cachedir.drop(cachedir.Place(str(path), "", 0, 0))
+    lay_old(rig.cache, f"{path.parent.name}:{path.name}", IMAGE)
+    (path / "index").write_bytes(index)
+    asked = len(rig.ranges)
+    assert rig.read(reference, "oci=0,oci.verify=require") == IMAGE
+    assert len(rig.ranges) == asked
+
+
+def test_an_old_entry_in_use_stays_its_user_s(rig: Rig) -> None:
+    """A mount of that version goes on; nobody believes it, and what is verified takes its place."""
+    reference, data = rig.publish(SIZE)
+    old = lay_old(rig.cache, Layer(data).digest, wrong(data))
+    used = Entry(str(rig.cache), Layer(data).digest, SIZE)
+    with rig.open(reference) as blob:
+        assert old.exists()
+        assert blob.read() == data
+        until(lambda: blob._export.verification == "verified", "verified")
+    assert os.pread(used.data_fd, 100, 0) == wrong(data)[:100]
+    used.close()
+    asked = len(rig.ranges)
+    assert rig.read(reference) == data
+    assert len(rig.ranges) == asked
+
+
+@pytest.mark.parametrize("action", ["gc", "verify"])
+def test_the_commands_deal_with_old_entries(
+    rig: Rig, capsys: pytest.CaptureFixture[str], action: str, tmp_path: Path
+) -> None:
+    from pyerofs import cli
+
+    good, bad, part = (os.urandom(SIZE) for _ in range(3))
+    lay_old(rig.cache, Layer(good).digest, good)
+    lay_old(rig.cache, Layer(bad).digest, wrong(bad))
+    lay_old(rig.cache, Layer(part).digest, part, 3)
+    status = cli.main(["cache", action, "--dir", str(rig.cache)])
+    said = capsys.readouterr().out
+    if action == "gc":  # which hashes nothing
+        assert status == 0 and said.count("removed: broken") == 3
+    else:
+        assert status == 32
+        assert f"{Layer(good).digest}  verified" in said
+        assert rig.entry(good).exists() and not rig.entry(bad).exists()
+        found = Entry.open_believed(str(rig.entry(good)))
+        assert found is not None
+        found.close()
