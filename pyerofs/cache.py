@@ -95,7 +95,8 @@ class Entry:
             try:
                 self._open()
                 if giver and not os.path.lexists(self._file("giver")):
-                    replace_file(self._file("giver"), giver.encode())
+                    with contextlib.suppress(OSError):  # it is for people only
+                        replace_file(self._file("giver"), giver.encode())
             finally:
                 os.close(lock)
             self.touch()
@@ -318,7 +319,8 @@ class Entry:
     def touch(self) -> None:
         """It is being used."""
         with contextlib.suppress(OSError):  # at worst it is evicted too early
-            os.utime(self._file("lock"))
+            if self._is_listed():
+                os.utime(self._file("lock"), follow_symlinks=False)
 
     def _is_listed(self) -> bool:
         """Whether a name still leads to our data file: the durable map of another one is not ours to write. Another

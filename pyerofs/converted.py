@@ -128,7 +128,7 @@ def find(directory: str, digest: str, name: str) -> Converted | None:
         found.close()
         raise
     with contextlib.suppress(OSError):  # at worst it is removed too early
-        os.utime(os.path.join(path_of(directory, digest), "lock"))
+        os.utime(os.path.join(path_of(directory, digest), "lock"), follow_symlinks=False)
     return found
 
 

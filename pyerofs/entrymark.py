@@ -49,10 +49,10 @@ def read(path: str, seal: bytes, size: int) -> Mark | None:
 
 
 def write(path: str, seal: bytes, size: int, key: str, hashes: bytes) -> None:
-    """Raises OSError."""
-    replace_file(os.path.join(path, HASHES), hashes)
+    """Raises OSError. It survives a crash of the machine, for without it nothing of everybody's entry is believed."""
+    replace_file(os.path.join(path, HASHES), hashes, durable=True)
     mark = _MARK.pack(_MAGIC, seal, size, sha256(hashes).digest()) + key.encode()
-    replace_file(os.path.join(path, NAME), mark)
+    replace_file(os.path.join(path, NAME), mark, durable=True)
 
 
 def hashes(path: str, mark: Mark) -> bytes:

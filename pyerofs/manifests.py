@@ -2,9 +2,10 @@
 
     DIRECTORY/manifests/NAME        one line of JSON (image, reference, digest, media_type), then the body as it came
 
-NAME is the SHA-256 of image and reference, the mtime when the registry was last asked for it. A body is believed only
-with its digest. What was asked for by digest cannot change, so the registry is not asked for it again; a tag is looked
-up here only when the registry does not answer, and the user is told so.
+The image is named by its giver: registry and repository, and by whom and how it was asked for, where that is not the
+registry alone. NAME is the SHA-256 of image and reference, the mtime when the registry was last asked for it. A body is
+believed only with its digest. What was asked for by digest cannot change, so the registry is not asked for it again; a
+tag is looked up here only when the registry does not answer, and the user is told so.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Manifests:
         return os.path.join(self._directory, hashlib.sha256(f"{image} {what}".encode()).hexdigest())
 
     def find(self, image: str, what: str) -> Kept | None:
-        """What the tag or digest `what` of an image (registry/repository) was; None where that is not known."""
+        """What the tag or digest `what` of an image was; None where that is not known."""
         try:
             with open(open_file(self._path(image, what), os.O_RDONLY), "rb") as f:
                 head = json.loads(f.readline(_HEAD_MAX))
@@ -91,7 +92,7 @@ class Manifests:
         found = self.find(image, what)
         if found and is_digest(what):
             with contextlib.suppress(OSError):
-                os.utime(self._path(image, what))  # else remove_unused() would take it
+                os.utime(self._path(image, what), follow_symlinks=False)  # else remove_unused() would take it
             return found
         try:
             answer = ask(lambda error: found is not None and _is_unreachable(error))

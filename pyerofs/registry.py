@@ -58,7 +58,8 @@ class Registry:
     ) -> None:
         self.host = host
         self.repository = repository
-        self._name = f"{namespace or host}/{repository}{' (insecure)' if insecure else ''}"
+        self._name = f"{namespace or host}/{repository}"
+        self._insecure = insecure
         self.mirrors = make_mirrors(
             host,
             namespace or host,
@@ -73,9 +74,10 @@ class Registry:
 
     @property
     def giver(self) -> str:
-        """Whose bytes its blobs are: those of all who may be asked for them. A line for people."""
-        hosts = [mirror.name for mirror in self.mirrors if "pull" in mirror.capabilities]
-        return self._name if hosts == [self.host] else f"{self._name} at {', '.join(hosts)}"
+        """Whose its bytes and its tags are: those of all who may be asked for them, and how. A line for people."""
+        hosts = [mirror.name for mirror in self.mirrors]
+        ways = ["insecure"] * self._insecure + [f"at {', '.join(hosts)}"] * (hosts != [self.host])
+        return f"{self._name} ({'; '.join(ways)})" if ways else self._name
 
     def capable(self, capability: str) -> list[Mirror]:
         """Those that are trusted with "pull" or "resolve". Raises UsageError where there is none."""

@@ -29,6 +29,8 @@ def open_entry(directory: str, storage: Storage, size: int) -> Entry:
     """The place for a source's bytes: everybody's, where it is whole and was hashed, or else its giver's. Raises
     UsageError, SystemFailure."""
     if not storage.shared:
+        if storage.giver:
+            _drop_disowned(directory, storage)
         return Entry(directory, storage.key, size, giver=storage.giver)
     entry = _open_shared(directory, storage, size)
     if entry is not None:
@@ -55,10 +57,17 @@ def _open_shared(directory: str, storage: Storage, size: int | None, *, tidy: bo
     except (OSError, PyerofsError):
         return None
     if tidy:
-        # Up to 1.0 what came of a compressed layer lay under its digest alone, whatever it had been compared with.
-        for key in filter(None, (useless, storage.shared.partition("=")[0] if "=" in storage.shared else "")):
-            _drop(directory, key)
+        if useless:
+            _drop(directory, useless)
+        _drop_disowned(directory, storage)
     return entry
+
+
+def _drop_disowned(directory: str, storage: Storage) -> None:
+    """In earlier caches what came of a compressed layer lay under its digest, whatever it had been compared with."""
+    key = storage.key.partition("@")[0]
+    if "+zstd:" in key:
+        _drop(directory, key)
 
 
 def _drop(directory: str, key: str) -> None:

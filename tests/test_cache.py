@@ -253,7 +253,8 @@ def test_the_durable_map_is_written_after_its_data(rig: Rig, monkeypatch: pytest
 
         def call(*arguments: object) -> object:
             what = os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}") if name != "rename" else arguments[1])  # type: ignore[call-overload]
-            calls.append(f"{name} {what.partition('.')[0]}")
+            if not what.startswith(("verified", "hashes")):
+                calls.append(f"{name} {what.partition('.')[0]}")
             return real(*arguments)
 
         monkeypatch.setattr(module.os, name, call)

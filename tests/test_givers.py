@@ -16,11 +16,16 @@ from indexedlayers import CONTENT, alone, compressed, frames, image, raw, stream
 from scene import until
 
 from pyerofs import cachedir, sharing
+from pyerofs.blobfile import BlobFile
 from pyerofs.cache import MAP_OFFSET, SEAL, Entry
 from pyerofs.core import GRANULE, crc32c
 from pyerofs.document import Document
 from pyerofs.errors import ImageError, PyerofsError
+from pyerofs.export import Export
+from pyerofs.layer import Layer as Described
 from pyerofs.layout import Layout
+from pyerofs.localimage import known_layers
+from pyerofs.options import parse_oci_options
 
 SIZE = 1_000_003
 CHUNK = 8192
@@ -314,7 +319,7 @@ def test_what_becomes_everybody_s_while_it_is_opened(rig: Rig, monkeypatch: pyte
     assert len(rig.ranges) == asked
 
 
-# A cache of 1.0, which knew no givers
+# A cache of an earlier version, which knew no givers
 
 
 def lay_old(cache: Path, key: str, data: bytes, granules: int | None = None, *, mark: bool = False) -> Path:
@@ -354,12 +359,14 @@ def test_an_old_entry_that_was_hashed_is_kept(rig: Rig) -> None:
     assert (old / "hashes").exists()
 
 
-def test_an_old_entry_of_a_compressed_layer_is_dropped_although_it_was_hashed(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    "layer", [stream(IMAGE), compressed(IMAGE, CHUNK, hashes=""), compressed(IMAGE, CHUNK, hashes="", content=False)]
+)
+def test_an_old_entry_of_a_compressed_layer_is_dropped_although_it_was_hashed(rig: Rig, layer: Layer) -> None:
     """To whatever the manifest of whoever opened it said."""
-    layer = stream(IMAGE)
     reference = rig.push(layer)
     old = lay_old(rig.cache, f"sha256+zstd:{layer.digest[7:]}", OTHER, mark=True)
-    assert finish(rig, reference) == IMAGE
+    assert rig.read(reference) == IMAGE
     assert not old.exists()
 
 
@@ -391,6 +398,25 @@ def test_an_old_entry_in_use_stays_its_user_s(rig: Rig) -> None:
     asked = len(rig.ranges)
     assert rig.read(reference) == data
     assert len(rig.ranges) == asked
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_mount_of_that_version_is_taken_over(rig: Rig, hashed: bool) -> None:
+    """By what its record says of the layer. What can be believed is served without the registry, the rest is its."""
+    reference, data = rig.publish(SIZE)
+    lay_old(rig.cache, Layer(data).digest, data if hashed else wrong(data), mark=hashed)
+    used = Entry(str(rig.cache), Layer(data).digest, SIZE)  # by the worker that goes
+    origin = {
+        "number": 0, "digest": Layer(data).digest, "size": SIZE, "compressed": False, "index": None, "alone": False,
+        "content": Layer(data).digest, "converted": False,
+    }  # fmt: skip
+    options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
+    [open_] = known_layers(reference, [(Described.from_dict(origin), SIZE)], options)
+    with BlobFile(Export(open_(rig.log.append), options, rig.log.append)) as blob:
+        assert rig.fake.requests() == []
+        used.close()
+        assert blob.read() == data
+    assert (rig.ranges == []) == hashed
 
 
 @pytest.mark.parametrize("action", ["gc", "verify"])
