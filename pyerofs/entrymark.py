@@ -23,7 +23,7 @@ _MAGIC = b"pyerofs good 2\n\0"
 _OLD = struct.Struct("<16s16sQ")  # it said only that the data file has been hashed
 _OLD_MAGIC = b"pyerofs good 1\n\0"
 _KEY_MAX = 300  # bytes
-_HASHES_MAX = 64 << 20  # bytes
+_HASHES_MAX = 1 << 30  # bytes
 
 
 class Mark(NamedTuple):

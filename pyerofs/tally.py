@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+GAPS_MAX = 1 << 16  # between what was given
+
 
 class Tally:
     """Of a blob of `size` bytes that must have this digest. Thread-safe.
@@ -25,6 +27,7 @@ class Tally:
         self._lock = threading.Lock()
         self._state = hashlib.new(self._algorithm)
         self._at = 0  # bytes in it
+        self._lost = False  # who reads in so many places is not after the whole
         self._ends: list[tuple[int, int]] = []  # what was given, first and end; neither overlapping nor touching
 
     def add(self, offset: int, data: Buffer) -> str | None:
@@ -53,6 +56,8 @@ class Tally:
             return self._ends == [(0, self._size)]
 
     def _cover(self, first: int, end: int) -> None:
+        if self._lost:
+            return
         at = bisect_left(self._ends, (first, first))
         if at and self._ends[at - 1][1] >= first:
             at -= 1
@@ -61,3 +66,6 @@ class Tally:
             first, end = min(first, self._ends[last][0]), max(end, self._ends[last][1])
             last += 1
         self._ends[at:last] = [(first, end)]
+        if len(self._ends) > GAPS_MAX:
+            self._lost = True
+            self._ends.clear()

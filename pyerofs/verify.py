@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 State = Literal["unverified", "verifying", "verified", "mismatch"]
 CHUNK = 1 << 20  # bytes between two looks at whether to stop
+CHUNKS_MAX = 1 << 20  # of which one is fetched where a byte is damaged: larger ones for blobs beyond 128 GiB
 MISMATCHES_MAX = 2
 SETTLING = 0.1  # seconds that the data file must have been left alone, for its bytes to be trusted
 NICE = 19
@@ -65,15 +66,17 @@ def _fill(fd: int, buffer: memoryview, at: int) -> int:
 def hash_all(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> tuple[str, bytes] | None:
     """The digest, and a chunk index of the same bytes; None when cancelled. Raises OSError."""
     hashes: list[bytes] = []
+    step = chunkindex.CHUNK_SIZE
+    while size // step > CHUNKS_MAX and step < CHUNK:
+        step *= 2
 
     def each(piece: memoryview) -> None:
-        step = chunkindex.CHUNK_SIZE
         hashes.extend(hashlib.sha256(piece[at : at + step]).digest() for at in range(0, len(piece), step))
 
     digest = digest_of(fd, size, algorithm, cancel, each)
     if digest is None:
         return None
-    entries = ((number * chunkindex.CHUNK_SIZE,) * 2 + (found,) for number, found in enumerate(hashes))
+    entries = ((number * step, number * step, found) for number, found in enumerate(hashes))
     return digest, chunkindex.encode(chunkindex.NONE, size, entries)
 
 
@@ -159,12 +162,14 @@ class Verifier:
         """Something is new: what is to be done? The lock is held."""
         if self._state == "verifying" or self._mismatches == MISMATCHES_MAX:
             return
-        if self._entry.hashes():  # what comes now is checked by them before it is there
+        marked = self._entry.is_marked_verified()
+        if marked and self._entry.hashes():  # what comes now is checked by them before it is there
             self._state = "verified" if self._is_complete() else "unverified"
             return
         if self._state == "verified":
             self._state = "unverified"
-        self._unmark()  # or the next one to open it would believe what was true before
+        if marked:
+            self._unmark()  # or the next one to open it would believe what was true before
         self._begin()
 
     def _unmark(self) -> None:

@@ -15,7 +15,7 @@ from images import OCI_MANIFEST, FakePusher, Layer, push_image
 from indexedlayers import CONTENT, alone, compressed, frames, image, raw, stream
 from scene import until
 
-from pyerofs import cachedir, sharing
+from pyerofs import cachedir, cli, sharing
 from pyerofs.blobfile import BlobFile
 from pyerofs.cache import MAP_OFFSET, SEAL, Entry
 from pyerofs.core import GRANULE, crc32c
@@ -423,8 +423,6 @@ def test_a_mount_of_that_version_is_taken_over(rig: Rig, hashed: bool) -> None:
 def test_the_commands_deal_with_old_entries(
     rig: Rig, capsys: pytest.CaptureFixture[str], action: str, tmp_path: Path
 ) -> None:
-    from pyerofs import cli
-
     good, bad, part = (os.urandom(SIZE) for _ in range(3))
     lay_old(rig.cache, Layer(good).digest, good)
     lay_old(rig.cache, Layer(bad).digest, wrong(bad))
@@ -440,3 +438,16 @@ def test_the_commands_deal_with_old_entries(
         found = Entry.open_believed(str(rig.entry(good)))
         assert found is not None
         found.close()
+
+
+def test_the_command_verify_makes_what_is_right_everybody_s(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, data = rig.publish(SIZE)
+    assert finish(rig, reference) == data
+    rig.give_back(data)
+    assert cli.main(["cache", "verify", "--dir", str(rig.cache)]) == 0
+    assert capsys.readouterr().out == f"{Layer(data).digest}  verified\n"
+    assert rig.entries == [f"sha256/{Layer(data).digest[7:]}"]
+    assert not (rig.entry(data) / "giver").exists()
+    asked = len(rig.ranges)
+    assert rig.read(reference) == data
+    assert len(rig.ranges) == asked

@@ -19,6 +19,7 @@ import pyerofs
 from pyerofs import fill, verify
 from pyerofs.cache import MAP_OFFSET, Entry
 from pyerofs.core import GRANULE, Store, crc32c
+from pyerofs.indexfile import own_index
 from pyerofs.verify import NICE, Verifier, digest_of
 
 SIZE = 3_000_001
@@ -343,3 +344,19 @@ def test_digest_of(tmp_path: Path, size: int) -> None:
         assert digest_of(file.fileno(), size, "sha256", lambda: True) is None
         os.truncate(tmp_path / "file", size - 1)
         assert digest_of(file.fileno(), size, "sha256", lambda: False) != expected
+
+
+def test_the_hashes_of_a_large_one_are_of_larger_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom((3 << 20) + 5)
+    (tmp_path / "file").write_bytes(data + b"and the seal")
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    for most, chunks in ((1 << 20, 25), (12, 13), (1, 4)):  # never larger than what is hashed at a time
+        monkeypatch.setattr(verify, "CHUNKS_MAX", most)
+        with (tmp_path / "file").open("rb") as file:
+            found = verify.hash_all(file.fileno(), len(data), "sha256", lambda: False)
+        assert found is not None and found[0] == digest
+        index = own_index(found[1], len(data))
+        assert index is not None and len(index) == chunks
+        for number in range(chunks):
+            chunk = index.chunk(number)
+            chunk.verify(data[chunk.start : chunk.start + chunk.length])

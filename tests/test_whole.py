@@ -191,8 +191,20 @@ def test_a_tally_of_all_orders() -> None:
             seen.update(range(at, at + len(piece)))
             assert tally.is_whole == (len(seen) == len(data))
     tally = Tally(len(data), digest)
+    assert not tally.is_whole
     assert tally.add(0, data[:10]) is None
     assert tally.add(500, data[500:600]) is None
     assert tally.add(0, data[:400]) is None
     assert tally.add(400, data[400:]) == digest
     assert tally.is_whole
+
+
+def test_a_tally_of_too_many_places_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyerofs.tally.GAPS_MAX", 10)
+    data = os.urandom(100)
+    tally = Tally(len(data), Layer(data).digest)
+    for at in range(0, len(data), 2):
+        tally.passed(at, 1)
+    tally.passed(0, len(data))
+    assert not tally.is_whole
+    assert tally.add(0, data) == Layer(data).digest  # in order it is told all the same
