@@ -8,9 +8,15 @@ from pathlib import Path
 
 from fakeregistry import FakeRegistry
 from images import FakePusher, Layer, push_image
+from scene import until
 
 from pyerofs.blobfile import BlobFile, open_blob
 from pyerofs.layer import Layer as Described
+
+
+def wrong(data: bytes) -> bytes:
+    """As many other bytes."""
+    return bytes(byte ^ 0xFF for byte in data)
 
 
 class Rig:
@@ -43,6 +49,13 @@ class Rig:
         """All of it."""
         with self.open(reference, options) as blob:
             return blob.read()
+
+    def verified(self, reference: str) -> bytes:
+        """All of it, when it has been verified."""
+        with self.open(reference) as blob:
+            data = blob.read()
+            until(lambda: blob._export.verification == "verified", "verified")
+        return data
 
     @property
     def entries(self) -> list[str]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
-import struct
+import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blobs import Rig
+from blobs import Rig, wrong
 from fakeregistry import FakeRegistry, status
 from images import OCI_MANIFEST, FakePusher, Layer, push_image
-from indexedlayers import CONTENT, alone, compressed, frames, image, raw, stream
+from indexedlayers import CONTENT, alone, compressed, frames, image, stream
 from scene import until
 
 from pyerofs import cachedir, cli, sharing
-from pyerofs.blobfile import BlobFile
-from pyerofs.cache import MAP_OFFSET, SEAL, Entry
-from pyerofs.core import GRANULE, crc32c
+from pyerofs.cache import MAP_OFFSET, Entry
+from pyerofs.core import GRANULE
 from pyerofs.document import Document
 from pyerofs.errors import ImageError, PyerofsError
-from pyerofs.export import Export
-from pyerofs.layer import Layer as Described
+from pyerofs.layer import Storage
 from pyerofs.layout import Layout
-from pyerofs.localimage import known_layers
-from pyerofs.options import parse_oci_options
+from pyerofs.verify import hash_all
 
 SIZE = 1_000_003
 CHUNK = 8192
@@ -51,18 +50,6 @@ def publish_wrong(evil: FakeRegistry, layers: list[Layer], blobs: dict[str, byte
     push_image(FakePusher(evil), "evil", "1", layers)
     evil.blobs.update(blobs)
     return f"{evil.host}/evil:1"
-
-
-def wrong(data: bytes) -> bytes:
-    return bytes(byte ^ 0xFF for byte in data)
-
-
-def finish(rig: Rig, reference: str) -> bytes:
-    """All of it, when it has been verified."""
-    with rig.open(reference) as blob:
-        data = blob.read()
-        until(lambda: blob._export.verification == "verified", "verified")
-    return data
 
 
 # Raw layers without an index
@@ -111,10 +98,10 @@ def test_what_has_its_digest_is_everybody_s(rig: Rig, evil: FakeRegistry) -> Non
     bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
     with rig.open(bad) as blob:
         blob.pread(10, 0)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     assert f"sha256/{Layer(data).digest[7:]}" in rig.entries
     asked = len(evil.requests("/blobs/"))
-    assert finish(rig, bad) == data
+    assert rig.verified(bad) == data
     assert len(evil.requests("/blobs/")) == asked
     assert rig.entries == [f"sha256/{Layer(data).digest[7:]}"]  # his own is of no use any more
 
@@ -124,7 +111,7 @@ def test_those_who_have_it_open_go_on_when_it_becomes_everybody_s(rig: Rig) -> N
     with rig.open(reference) as first:
         assert first.pread(10, 0) == data[:10]
         assert "@" in first._export.cache_path
-        assert finish(rig, reference) == data
+        assert rig.verified(reference) == data
         asked = len(rig.ranges)
         assert first.read() == data
         assert first._export.verification == "verified"
@@ -135,7 +122,7 @@ def test_those_who_have_it_open_go_on_when_it_becomes_everybody_s(rig: Rig) -> N
 
 def test_a_manifest_that_gives_another_size_throws_nothing_away(rig: Rig, evil: FakeRegistry) -> None:
     reference, data = rig.publish(SIZE)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     bad = publish_wrong(evil, [Layer(data, size=SIZE - 5)], {Layer(data).digest: wrong(data)[:-5]})
     for _ in range(2):
         with rig.open(bad) as blob:
@@ -155,7 +142,7 @@ def test_what_everybody_s_lacks_comes_back_only_as_it_was(rig: Rig, evil: FakeRe
     """Damage on the disk gives nobody the chance to put other bytes into what all read."""
     reference, data = rig.publish(SIZE)
     bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     spoil(rig.entry(data), 500_000)
     with rig.open(bad) as his, rig.open(reference) as ours:
         with pytest.raises(PyerofsError, match="the chunk at 393216 is corrupt"):
@@ -170,12 +157,12 @@ def test_what_everybody_s_lacks_comes_back_only_as_it_was(rig: Rig, evil: FakeRe
 def test_what_everybody_s_lacked_when_it_was_closed_too(rig: Rig, evil: FakeRegistry) -> None:
     reference, data = rig.publish(SIZE)
     bad = publish_wrong(evil, [Layer(data)], {Layer(data).digest: wrong(data)})
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     spoil(rig.entry(data), 500_000)
     evil.default = status(404)
     with rig.open(bad) as blob, pytest.raises(PyerofsError):
         blob.pread(100, 500_000)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     assert len(rig.ranges) >= 2
 
 
@@ -189,8 +176,8 @@ def test_a_stranger_s_index_and_annotation_vouch_for_his_image_alone(rig: Rig, e
     body, index = frames(OTHER, CHUNK, hashes="")
     his = Layer(layer.data, str(layer.descriptor["mediaType"]), size=len(body), **{CONTENT: Layer(OTHER).digest})
     bad = publish_wrong(evil, alone(his, index), {layer.digest: body})
-    assert finish(rig, bad) == OTHER
-    assert finish(rig, reference) == IMAGE
+    assert rig.verified(bad) == OTHER
+    assert rig.verified(reference) == IMAGE
     assert rig.ranges
     assert len(rig.entries) == 2
 
@@ -198,7 +185,7 @@ def test_a_stranger_s_index_and_annotation_vouch_for_his_image_alone(rig: Rig, e
 def test_two_annotations_of_one_layer_do_not_share_a_place(rig: Rig, evil: FakeRegistry) -> None:
     layer = compressed(IMAGE, CHUNK, hashes="")
     reference = rig.push(layer)
-    assert finish(rig, reference) == IMAGE
+    assert rig.verified(reference) == IMAGE
     again = Layer(layer.data, str(layer.descriptor["mediaType"]), **layer.descriptor["annotations"])  # type: ignore[arg-type]
     again.descriptor["annotations"][CONTENT] = Layer(OTHER).digest  # type: ignore[index]
     push_image(FakePusher(evil), "evil", "1", [again])
@@ -225,7 +212,7 @@ def test_a_mark_counts_only_for_what_it_names(rig: Rig) -> None:
     """An entry that was moved to another one's place."""
     reference, data = rig.publish(SIZE)
     _, other = rig.publish(SIZE, seed=2)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     mine = rig.entry(data)
     theirs = mine.rename(mine.with_name(Layer(other).digest[7:]))
     assert Entry.open_believed(str(theirs)) is None
@@ -237,10 +224,10 @@ def test_a_mark_counts_only_for_what_it_names(rig: Rig) -> None:
 
 def test_a_mark_without_its_hashes_counts_while_all_is_there(rig: Rig) -> None:
     reference, data = rig.publish(SIZE)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     (rig.entry(data) / "hashes").unlink()
     asked = len(rig.ranges)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     assert len(rig.ranges) == asked
     assert (rig.entry(data) / "hashes").exists()  # it has been hashed once more
     (rig.entry(data) / "hashes").unlink()
@@ -276,10 +263,10 @@ def test_one_that_was_killed_between_mark_and_rename_is_shared_later(rig: Rig, m
     reference, data = rig.publish(SIZE)
     with monkeypatch.context() as patch:
         patch.setattr("pyerofs.verify.share", lambda entry: False)
-        assert finish(rig, reference) == data
+        assert rig.verified(reference) == data
     assert "@" in rig.entry(data).name
     asked = len(rig.ranges)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     assert rig.entry(data).name == Layer(data).digest[7:]
     assert len(rig.ranges) == asked
 
@@ -290,7 +277,7 @@ def test_two_givers_of_the_same_share_one(rig: Rig, evil: FakeRegistry) -> None:
     push_image(FakePusher(evil), "other", "1", [Layer(data)])
     with rig.open(f"{evil.host}/other:1") as theirs:
         assert theirs.pread(10, 0) == data[:10]
-        assert finish(rig, reference) == data
+        assert rig.verified(reference) == data
         shared = os.stat(rig.entry(data) / "data").st_ino
         assert theirs.read() == data
         until(lambda: theirs._export.verification == "verified", "verified")
@@ -308,7 +295,7 @@ def test_what_becomes_everybody_s_while_it_is_opened(rig: Rig, monkeypatch: pyte
         monkeypatch.setattr(sharing, "_open_shared", real)
         found = real(*arguments, **more)
         assert found is None
-        assert finish(rig, reference) == data
+        assert rig.verified(reference) == data
         return found
 
     monkeypatch.setattr(sharing, "_open_shared", meanwhile)
@@ -319,130 +306,58 @@ def test_what_becomes_everybody_s_while_it_is_opened(rig: Rig, monkeypatch: pyte
     assert len(rig.ranges) == asked
 
 
-# A cache of an earlier version, which knew no givers
+def test_openers_sharers_and_evictors_at_once(tmp_path: Path) -> None:
+    """Whatever is everybody's is whole and right, whoever has just made it so or taken it away."""
+    data = os.urandom(10 * GRANULE + 7)
+    directory, digest = str(tmp_path / "cache"), Layer(data).digest
+    storages = [Storage(f"{digest}@{number:032x}", shared=digest, giver="x") for number in range(3)]
+    done = threading.Event()
+    found = hash_all_of(data)
+
+    def opener(storage: Storage) -> int:
+        shared = 0
+        for _ in range(100):
+            entry = sharing.open_entry(directory, storage, len(data))
+            if "@" not in os.path.basename(entry.path):
+                shared += 1
+                assert entry.present() == entry.size and os.pread(entry.data_fd, len(data), 0) == data
+            else:
+                os.pwrite(entry.data_fd, data, 0)
+                os.pwrite(entry.map_fd, ((1 << 11) - 1).to_bytes(8, "little"), MAP_OFFSET)
+                entry.mark_verified(found)
+                sharing.share(entry)
+            entry.close()
+        return shared
+
+    def evictor() -> None:
+        while not done.is_set():
+            for place in cachedir.scan(directory):
+                cachedir.drop(place)
+            done.wait(0.002)
+
+    with ThreadPoolExecutor(5) as pool:
+        evictors = [pool.submit(evictor) for _ in range(2)]
+        openers = [pool.submit(opener, storage) for storage in storages]
+        try:
+            assert sum(future.result() for future in openers) > 0
+        finally:
+            done.set()
+        for future in evictors:
+            future.result()
 
 
-def lay_old(cache: Path, key: str, data: bytes, granules: int | None = None, *, mark: bool = False) -> Path:
-    """An entry as that version left it, with its first granules, or all; closed."""
-    entry = Entry(str(cache), key, len(data))
-    count = (len(data) + GRANULE - 1) // GRANULE
-    os.pwrite(entry.data_fd, data, 0)
-    sums = [crc32c(data[at : at + GRANULE]) for at in range(0, len(data), GRANULE)]
-    os.pwrite(entry.sums_fd, struct.pack(f"={count}I", *sums), MAP_OFFSET)
-    bits = (1 << (count if granules is None else granules)) - 1
-    os.pwrite(entry.map_fd, bits.to_bytes((count + 63) // 64 * 8, "little"), MAP_OFFSET)
-    if mark:
-        _, seal, _ = SEAL.unpack(os.pread(entry.data_fd, SEAL.size, count * GRANULE))
-        Path(entry.path, "verified").write_bytes(SEAL.pack(OLD_MAGIC, seal, len(data)))
-    entry.close()
-    return Path(entry.path)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_old_entry_that_was_not_hashed_is_dropped(rig: Rig, whole: bool) -> None:
-    """Anybody may have given it."""
-    reference, data = rig.publish(SIZE)
-    old = lay_old(rig.cache, Layer(data).digest, wrong(data), None if whole else 100)
-    with rig.open(reference) as blob:
-        assert blob.pread(SIZE // 2, 0) == data[: SIZE // 2]
-        assert not old.exists()
-    assert rig.read(reference) == data
-
-
-def test_an_old_entry_that_was_hashed_is_kept(rig: Rig) -> None:
-    reference, data = rig.publish(SIZE)
-    old = lay_old(rig.cache, Layer(data).digest, data, mark=True)
-    inode = os.stat(old / "data").st_ino
-    assert finish(rig, reference) == data
-    assert rig.ranges == []
-    assert os.stat(old / "data").st_ino == inode
-    assert (old / "hashes").exists()
-
-
-@pytest.mark.parametrize(
-    "layer", [stream(IMAGE), compressed(IMAGE, CHUNK, hashes=""), compressed(IMAGE, CHUNK, hashes="", content=False)]
-)
-def test_an_old_entry_of_a_compressed_layer_is_dropped_although_it_was_hashed(rig: Rig, layer: Layer) -> None:
-    """To whatever the manifest of whoever opened it said."""
-    reference = rig.push(layer)
-    old = lay_old(rig.cache, f"sha256+zstd:{layer.digest[7:]}", OTHER, mark=True)
-    assert rig.read(reference) == IMAGE
-    assert not old.exists()
-
-
-def test_an_old_entry_that_an_index_vouches_for_is_kept(rig: Rig) -> None:
-    layer = raw(IMAGE, CHUNK)
-    reference = rig.push(layer)
-    with rig.open(reference) as blob:
-        path = Path(blob._export.cache_path)
-    index = (path / "index").read_bytes()
-    cachedir.drop(cachedir.Place(str(path), "", 0, 0))
-    lay_old(rig.cache, f"{path.parent.name}:{path.name}", IMAGE)
-    (path / "index").write_bytes(index)
-    asked = len(rig.ranges)
-    assert rig.read(reference, "oci=0,oci.verify=require") == IMAGE
-    assert len(rig.ranges) == asked
-
-
-def test_an_old_entry_in_use_stays_its_user_s(rig: Rig) -> None:
-    """A mount of that version goes on; nobody believes it, and what is verified takes its place."""
-    reference, data = rig.publish(SIZE)
-    old = lay_old(rig.cache, Layer(data).digest, wrong(data))
-    used = Entry(str(rig.cache), Layer(data).digest, SIZE)
-    with rig.open(reference) as blob:
-        assert old.exists()
-        assert blob.read() == data
-        until(lambda: blob._export.verification == "verified", "verified")
-    assert os.pread(used.data_fd, 100, 0) == wrong(data)[:100]
-    used.close()
-    asked = len(rig.ranges)
-    assert rig.read(reference) == data
-    assert len(rig.ranges) == asked
-
-
-@pytest.mark.parametrize("hashed", [True, False])
-def test_a_mount_of_that_version_is_taken_over(rig: Rig, hashed: bool) -> None:
-    """By what its record says of the layer. What can be believed is served without the registry, the rest is its."""
-    reference, data = rig.publish(SIZE)
-    lay_old(rig.cache, Layer(data).digest, data if hashed else wrong(data), mark=hashed)
-    used = Entry(str(rig.cache), Layer(data).digest, SIZE)  # by the worker that goes
-    origin = {
-        "number": 0, "digest": Layer(data).digest, "size": SIZE, "compressed": False, "index": None, "alone": False,
-        "content": Layer(data).digest, "converted": False,
-    }  # fmt: skip
-    options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
-    [open_] = known_layers(reference, [(Described.from_dict(origin), SIZE)], options)
-    with BlobFile(Export(open_(rig.log.append), options, rig.log.append)) as blob:
-        assert rig.fake.requests() == []
-        used.close()
-        assert blob.read() == data
-    assert (rig.ranges == []) == hashed
-
-
-@pytest.mark.parametrize("action", ["gc", "verify"])
-def test_the_commands_deal_with_old_entries(
-    rig: Rig, capsys: pytest.CaptureFixture[str], action: str, tmp_path: Path
-) -> None:
-    good, bad, part = (os.urandom(SIZE) for _ in range(3))
-    lay_old(rig.cache, Layer(good).digest, good)
-    lay_old(rig.cache, Layer(bad).digest, wrong(bad))
-    lay_old(rig.cache, Layer(part).digest, part, 3)
-    status = cli.main(["cache", action, "--dir", str(rig.cache)])
-    said = capsys.readouterr().out
-    if action == "gc":  # which hashes nothing
-        assert status == 0 and said.count("removed: broken") == 3
-    else:
-        assert status == 32
-        assert f"{Layer(good).digest}  verified" in said
-        assert rig.entry(good).exists() and not rig.entry(bad).exists()
-        found = Entry.open_believed(str(rig.entry(good)))
-        assert found is not None
-        found.close()
+def hash_all_of(data: bytes) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        found = hash_all(file.fileno(), len(data), "sha256", lambda: False)
+    assert found is not None
+    return found[1]
 
 
 def test_the_command_verify_makes_what_is_right_everybody_s(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     reference, data = rig.publish(SIZE)
-    assert finish(rig, reference) == data
+    assert rig.verified(reference) == data
     rig.give_back(data)
     assert cli.main(["cache", "verify", "--dir", str(rig.cache)]) == 0
     assert capsys.readouterr().out == f"{Layer(data).digest}  verified\n"
