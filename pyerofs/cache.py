@@ -367,6 +367,11 @@ class Entry:
         that are there have."""
         return self._mark() is not None
 
+    def marked_at(self) -> float | None:
+        """When the mark was made, in seconds since 1970; None: there is none."""
+        mark = self._mark()
+        return mark.made if mark else None
+
     def hashes(self) -> bytes:
         """A chunk index of the bytes that were hashed; empty where there is no mark, or one without that."""
         mark = self._mark()

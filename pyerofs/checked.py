@@ -7,6 +7,7 @@ that it had then.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from .errors import CorruptError, SpoiledError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Sink = Callable[[int, bytes], bool]
 
 PASSES = 4  # that bring nothing; each that is wrong is followed by another mirror, where there is one
+
+TICK = 0.02  # seconds: what the times of files may lag behind
 
 
 class CheckedSource:
@@ -60,16 +63,23 @@ class CheckedSource:
         if self._index is not None:
             self._read_checked(self._index, offset, length, sink, whole, cancel)
             return
-        try:
-            # A mark of an earlier version has no hashes: nobody may believe it from now on.
-            self._unmark()
-            self._source.read_range(offset, length, sink, whole=whole, cancel=cancel)
-        finally:
-            self._unmark()  # if another process has made one meanwhile, it was for other bytes than these
-
-    def _unmark(self) -> None:
         if self._entry.is_marked_verified():
-            self._entry.unmark_verified()
+            self._entry.unmark_verified()  # it has no hashes: from now on nobody may believe it
+        last = 0.0
+
+        def given(at: int, piece: bytes) -> bool:
+            nonlocal last
+            more = sink(at, piece)
+            last = time.time()
+            return more
+
+        try:
+            self._source.read_range(offset, length, given, whole=whole, cancel=cancel)
+        finally:
+            # One that another process has made meanwhile may be for other bytes than these.
+            marked = self._entry.marked_at() if last else None
+            if marked is not None and marked < last + TICK:
+                self._entry.unmark_verified()
 
     def _read_checked(
         self, index: Index, offset: int, length: int, sink: Sink, whole: Callable[[], None], cancel: Callable[[], bool]

@@ -15,7 +15,7 @@ import struct
 from hashlib import sha256
 from typing import NamedTuple
 
-from .entryfile import read_file, replace_file
+from .entryfile import open_file, read_file, replace_file
 
 NAME, HASHES = "verified", "hashes"
 _MARK = struct.Struct("<16s16sQ32s")  # magic, seal, size of the blob, SHA-256 of `hashes`
@@ -27,25 +27,29 @@ _HASHES_MAX = 1 << 30  # bytes
 
 
 class Mark(NamedTuple):
-    """`key` that the bytes have earned; `sum`: of `hashes`, "" for a mark that says neither."""
+    """`key` that the bytes have earned; `sum`: of `hashes`; "" for a mark that says neither. `made`: when, in seconds
+    since 1970."""
 
     key: str
     sum: bytes
+    made: float
 
 
 def read(path: str, seal: bytes, size: int) -> Mark | None:
     """The mark of the entry at `path`; None: there is none for the data file with this seal and size."""
     try:
-        found = read_file(os.path.join(path, NAME), _MARK.size + _KEY_MAX)
+        with open(open_file(os.path.join(path, NAME), os.O_RDONLY), "rb") as file:
+            found = file.read(_MARK.size + _KEY_MAX)
+            made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
     if found == _OLD.pack(_OLD_MAGIC, seal, size):
-        return Mark("", b"")
+        return Mark("", b"", made)
     about = found[: _MARK.size]
     total = about[-32:]
     if about != _MARK.pack(_MAGIC, seal, size, total):
         return None
-    return Mark(found[_MARK.size :].decode(errors="replace"), total)
+    return Mark(found[_MARK.size :].decode(errors="replace"), total, made)
 
 
 def write(path: str, seal: bytes, size: int, key: str, hashes: bytes) -> None:

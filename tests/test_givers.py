@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from scene import until
 
 from pyerofs import cachedir, cli, sharing
 from pyerofs.cache import MAP_OFFSET, Entry
+from pyerofs.checked import CheckedSource
 from pyerofs.core import GRANULE
 from pyerofs.document import Document
 from pyerofs.errors import ImageError, PyerofsError
+from pyerofs.imagesource import ImageSource
 from pyerofs.layer import Storage
 from pyerofs.layout import Layout
+from pyerofs.localblob import FileBlob, NoConnections
 from pyerofs.verify import hash_all
 
 SIZE = 1_000_003
@@ -236,6 +240,27 @@ def test_a_mark_without_its_hashes_counts_while_all_is_there(rig: Rig) -> None:
         file.write(b"\0")
     assert rig.read(reference) == data
     assert sum(last + 1 - first for first, last in rig.ranges[asked:]) == SIZE
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_mark_that_was_made_while_bytes_came(rig: Rig, later: bool) -> None:
+    """It is for what was there before: for these only if all of them were."""
+    data = os.urandom(GRANULE)
+    digest = Layer(data).digest
+    entry = Entry(str(rig.cache), f"{digest}@{'0' * 32}", len(data), earns=digest)
+
+    class Source(ImageSource):
+        def read_range(self, offset: int, length: int, sink: Callable[[int, bytes], bool], **_: Any) -> None:
+            sink(0, data)
+            entry.mark_verified(hash_all_of(data))
+            when = time.time() + (1 if later else -1)
+            os.utime(Path(entry.path, "verified"), (when, when))
+
+    blob = FileBlob("", digest, len(data))
+    source = CheckedSource(Source("app:1", 0, blob, NoConnections()), entry)
+    source.read_range(0, len(data), lambda at, piece: True, whole=lambda: None, cancel=lambda: False)
+    assert entry.is_marked_verified() == later
+    entry.close()
 
 
 @pytest.mark.parametrize("name", ["verified", "hashes", "giver", "map", "live", "sums", "data", "index", "lock"])
