@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import time
 import weakref
 from typing import TYPE_CHECKING
 
-from .cache import chosen_directory
+from .cachepath import chosen_directory
 from .config import oci_options
+from .errors import ImageError
 from .export import SLICE, Export
 from .localimage import open_image
 from .location import Location
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
+
+COPY = 1 << 20  # bytes at a time
 
 
 def _ignore(_: str) -> None:
@@ -56,7 +60,9 @@ class BlobFile(io.RawIOBase):
     """A readable, seekable raw file; owns its export. pread() and sendfile() may be called from several threads at
     once; what uses the file position is for one thread at a time.
 
-    Reading raises PyerofsError where the bytes cannot be had: never a wrong or a missing byte before the end.
+    Reading raises PyerofsError where the bytes cannot be had: never a missing byte before the end. Where nothing but
+    the digest of the whole vouches for them, a wrong one is found at the end: the read that makes it whole raises
+    ImageError.
     """
 
     def __init__(self, export: Export):
@@ -64,6 +70,7 @@ class BlobFile(io.RawIOBase):
         # A file that nobody closes, as at the end of a script, must not hold up the end of the interpreter.
         self._end = weakref.finalize(self, export.close)
         self._position = 0
+        self._tally = export.tally()
         self.size = export.size
         self.name = export.source.name
 
@@ -113,6 +120,9 @@ class BlobFile(io.RawIOBase):
         if count < 0 or offset < 0:
             raise ValueError("sendfile takes no negative numbers")
         total = max(0, min(count, self.size - offset))
+        if self._tally and total == self.size:
+            self._copy(out_fd)  # which costs a copy, and tells whether exactly this was right
+            return total
         done = 0
         deadline = time.monotonic() + self._export.timeout
         with self._export.reading():
@@ -124,7 +134,40 @@ class BlobFile(io.RawIOBase):
                     deadline = now + self._export.timeout
                 elif now > deadline:
                     raise self._export.timed_out(offset + done)
+        if self._tally and done:
+            self._tally.passed(offset, done)
+            self._judge(None)
         return done
+
+    def _copy(self, out_fd: int) -> None:
+        """All of it."""
+        buffer = memoryview(bytearray(min(COPY, self.size)))
+        for at in range(0, self.size, len(buffer)):
+            piece = buffer[: self.size - at]
+            self._export.read_into(piece, at)
+            view = piece
+            while view:
+                try:
+                    view = view[os.write(out_fd, view) :]
+                except BlockingIOError:
+                    select.select((), (out_fd,), (), SLICE)
+            if self._tally:
+                self._judge(self._tally.add(at, piece))
+
+    def _judge(self, found: str | None) -> None:
+        """`found`: the digest of all that was given, where that is known now. Raises ImageError."""
+        tally = self._tally
+        if tally is None or not (found or tally.is_whole):
+            return
+        if found == tally.digest or (found is None and self._export.settle() != "mismatch"):
+            self._tally = None  # it need not be told again
+            return
+        self._export.reject()
+        what = f"it is {found} instead of {tally.digest}" if found else f"it is not {tally.digest}"
+        raise ImageError(
+            f"{self.name}: all of layer {self._export.source.layer} was read, and {what}: who gave it has changed it. "
+            "Nothing of it stays in the cache"
+        )
 
     def _send_some(self, out_fd: int, offset: int, count: int) -> int:
         try:
@@ -149,4 +192,6 @@ class BlobFile(io.RawIOBase):
         length = max(0, min(len(view), self.size - offset))
         if length:
             self._export.read_into(view[:length], offset)
+            if self._tally:
+                self._judge(self._tally.add(offset, view[:length]))
         return length

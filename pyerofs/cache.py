@@ -1,17 +1,20 @@
-"""The cache: for each digest a directory with the blob's bytes, their sums and two maps of which of them are there.
+"""The cache: places for blobs, each with the bytes, their sums and two maps of which of them are there.
 
-    DIRECTORY/KIND/HEX/
+    DIRECTORY/KIND/NAME/
         data    the blob's bytes at their offsets, sparse; then, page-aligned, a seal that names this very file
         sums    a CRC32C for each granule, written after the granule's bytes and before its bit
         live    the map in use, shared in memory by every process that has the blob open; claims are locks on it
         map     the durable map: a copy of the live one made after data and sums had been synced
-        lock    held while an entry is opened, made or removed, never for long; its mtime is the entry's last use
-        index   the chunk index that vouches for the bytes, where they have one
-        verified    there when the whole blob has been hashed: the seal of the data file that has the right digest
+        lock    held while an entry is opened, made, renamed or removed; its mtime is the entry's last use
+        index   the layer's chunk index, where it has one
+        giver   who gives the bytes, for people, where nothing vouches for them yet
+        verified, hashes    what the whole has been compared with, and a hash of each of its chunks (entrymark.py)
 
-KIND/HEX is sha256 or sha512 and the blob's digest for bytes as they are in the blob; sha256+zstd and the blob's digest
-for what is decompressed of it; sha256+chunks and a chunk index's digest for bytes each of which has been checked
-against that index before it was put here.
+Whose an entry is, its key KIND:NAME says (layer.py makes the keys, sharing.py chooses between them):
+    sha256:HEX              everybody's: the blob with this digest; it came there whole, and hashed
+    sha256+zstd:HEX=CHAIN   everybody's who trusts the same chain of digests for what this layer decompresses to
+    sha256+chunks:HEX       everybody's: each chunk was checked against the index with this digest before it came there
+    KIND:HEX@WHO            as its giver has it: nothing vouches for it, and it is for nobody who asks another giver
 
 The rules that keep it from ever handing out a wrong byte:
 1. Maps and sums are believed only with the seal (a random number) of the data file beside them. A data file that was
@@ -24,6 +27,8 @@ The rules that keep it from ever handing out a wrong byte:
    removes the lock last: a lock that is not there any more under its name is worth nothing.
 6. A granule is compared with its sum before it is sent (csrc/trust.h). One that was spoiled is fetched anew, and so is
    what a data file lacks that was cut short; sync() then writes the seal again.
+7. An entry becomes everybody's by a rename, when all of it has the digest that its mark names. What it lacks later is
+   put there only if it has the hash that it had then (checked.py).
 
 A disk that is full, read-only or broken is no reason to fail: what cannot be written is not cached. Where not even the
 files of an entry can be made, memory files stand in for them, which never hold anything.
@@ -35,18 +40,20 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
+import re
 import struct
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from . import entrymark
+from .cachepath import entry_path, make_directory
 from .core import GRANULE
+from .entryfile import open_file, read_file, replace_file, sync_directory, write_all
 from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from .core import Store
-    from .options import OCIOptions
 
 MAP_OFFSET = 4096  # where the bits begin in both maps, and the sums in theirs: behind a page
 SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/map.h)
@@ -55,28 +62,10 @@ SEAL_MAGIC = b"pyerofs data 1\n\0"
 HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)
 HEADER_MAGIC = b"pyerofs map 2\n\0\0"
 SUMS_MAGIC = b"pyerofs sums 1\n\0"
-VERIFIED_MAGIC = b"pyerofs good 1\n\0"  # in a SEAL
 NO_CHECKSUM = bytes(32)
 NO_BOOT = bytes(16)
 # What a disk says that will do again some day: not the fault of whoever chose the directory.
 NOT_NOW = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
-
-
-def default_directory() -> str:
-    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others."""
-    if os.geteuid() == 0:
-        return "/var/cache/pyerofs"
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
-
-
-def chosen_directory(options: OCIOptions) -> str:
-    return options.cache or default_directory()
-
-
-def entry_path(directory: str, key: str) -> str:
-    """The entry's directory for what Storage calls its key."""
-    algorithm, _, hexadecimal = key.partition(":")
-    return os.path.join(directory, algorithm, hexadecimal)
 
 
 def _boot() -> bytes:
@@ -84,44 +73,20 @@ def _boot() -> bytes:
         return bytes.fromhex(f.read().decode().strip().replace("-", ""))
 
 
-def make_directory(path: str) -> None:
-    """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    check_directory(path)
-
-
-def check_directory(path: str) -> None:
-    """Raises UsageError where somebody else could have put something into it; OSError."""
-    found = os.stat(path)
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UsageError(
-            f"cache directory {path}: it must belong to you and be writable by nobody else "
-            f"(chown and chmod 700 it, or choose another one with oci.cache=DIR)"
-        )
-
-
-def write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 class Entry:
-    """One digest's place in the cache, open. Owns `data_fd`, `map_fd`, `sums_fd`; not thread-safe but for sync().
+    """A blob's place in the cache, open. Owns `data_fd`, `map_fd`, `sums_fd`; not thread-safe but for sync() and what
+    is about the mark.
 
-    `problem`: None, or the text of the error for which nothing of it is kept on disk.
+    `problem`: None, or the text of the error for which nothing of it is kept on disk. `earns`: the key that the bytes
+    have when all of them have been hashed.
     """
 
-    def __init__(self, directory: str, key: str, size: int):
-        """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: no memory for it."""
+    def __init__(self, directory: str, key: str, size: int, *, earns: str = "", giver: str = ""):
+        """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: no memory for it.
+
+        `earns`: where that is not the key; `giver` of the bytes, for people."""
         self._begin(entry_path(directory, key), size)
+        self.earns = earns or key
         try:
             make_directory(directory)
             make_directory(os.path.dirname(self.path))
@@ -129,6 +94,9 @@ class Entry:
                 pass  # it was evicted between the two steps
             try:
                 self._open()
+                if giver and not os.path.lexists(self._file("giver")):
+                    with contextlib.suppress(OSError):  # it is for people only
+                        replace_file(self._file("giver"), giver.encode())
             finally:
                 os.close(lock)
             self.touch()
@@ -148,10 +116,12 @@ class Entry:
         and is not in use by this. Raises OSError."""
         entry = cls.__new__(cls)
         try:
-            with open(os.path.join(path, "data"), "rb") as f:
+            with open(open_file(os.path.join(path, "data"), os.O_RDONLY), "rb") as f:
                 end = os.fstat(f.fileno()).st_size
                 trailer = os.pread(f.fileno(), SEAL.size, max(0, end - SEAL.size))
-        except (FileNotFoundError, IsADirectoryError):
+        except OSError as e:
+            if e.errno in NOT_NOW:
+                raise
             return None
         if len(trailer) < SEAL.size:
             return None
@@ -165,8 +135,34 @@ class Entry:
         entry._open_live()
         return entry
 
+    @classmethod
+    def open_believed(cls, path: str, size: int | None = None) -> Entry | None:
+        """Everybody's entry at `path`, in use by the caller; None where it is not there, cannot be believed, or has
+        another size. Raises OSError."""
+        lock = lock_entry(path)
+        if lock is None:
+            return None
+        try:
+            entry = cls.look(path)
+            if entry is None:
+                return None
+            good = size in (None, entry.size) and entry.is_believed()
+            entry.close()
+            if good:
+                entry._open()
+                good = entry.is_believed()  # without its sums nothing of it was
+            if not good:
+                entry.close()
+                return None
+        finally:
+            os.close(lock)
+        entry.touch()
+        return entry
+
     def _begin(self, path: str, size: int) -> None:
         self.path = path
+        kind, name = path.split(os.sep)[-2:]
+        self.earns = f"{kind}:{name if '+' in kind else name.partition('@')[0]}"
         self.size = size
         self.data_fd = self.map_fd = self.sums_fd = -1
         self.problem: str | None = None
@@ -218,7 +214,7 @@ class Entry:
     def _open_data(self) -> bytes | None:
         """The seal of the data file; None when there is none that can be believed."""
         try:
-            fd = os.open(self._file("data"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(self._file("data"), os.O_RDWR)
         except OSError:
             return None
         trailer = os.pread(fd, SEAL.size + 1, self._seal_offset)
@@ -231,9 +227,9 @@ class Entry:
         return None
 
     def _make_data(self) -> bytes:
-        self._drop("data", "live", "map", "verified")
+        self._drop("data", "live", "map", entrymark.NAME, entrymark.HASHES)
         seal = os.urandom(16)
-        self.data_fd = os.open(self._file("data"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.data_fd = open_file(self._file("data"), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         os.pwrite(self.data_fd, SEAL.pack(SEAL_MAGIC, seal, self.size), self._seal_offset)
         return seal
 
@@ -249,7 +245,7 @@ class Entry:
     def _open_sums(self) -> bool:
         """They need not be whole: what is not there agrees with nothing, and its granule is fetched anew."""
         try:
-            fd = os.open(self._file("sums"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(self._file("sums"), os.O_RDWR)
         except OSError:
             return False
         if os.pread(fd, MAP_OFFSET, 0) == self._sums_header():
@@ -260,13 +256,13 @@ class Entry:
 
     def _make_sums(self) -> None:
         self._drop("sums", "live", "map")  # without sums no map is worth anything
-        self.sums_fd = os.open(self._file("sums"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.sums_fd = open_file(self._file("sums"), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         write_all(self.sums_fd, self._sums_header())
         os.truncate(self.sums_fd, MAP_OFFSET + 4 * self._granules)
 
     def _open_live(self) -> bool:
         try:
-            fd = os.open(self._file("live"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(self._file("live"), os.O_RDWR)
         except OSError:
             return False
         whole = os.fstat(fd).st_size == MAP_OFFSET + self._map_bytes
@@ -279,17 +275,17 @@ class Entry:
     def _durable_bits(self) -> bytes:
         """The durable map's bits; none where it does not belong to this data file or is damaged."""
         try:
-            with open(self._file("map"), "rb") as f:
-                header, bits = f.read(MAP_OFFSET), f.read(self._map_bytes + 1)
+            found = read_file(self._file("map"), MAP_OFFSET + self._map_bytes + 1)
         except OSError:
             return b""
+        header, bits = found[:MAP_OFFSET], found[MAP_OFFSET:]
         whole = len(bits) == self._map_bytes
         return bits if whole and header == self._header(NO_BOOT, sha256(bits).digest()) else b""
 
     def _make_live(self, bits: bytes) -> None:
         self._drop("live")
         try:
-            self.map_fd = os.open(self._file("live"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self.map_fd = open_file(self._file("live"), os.O_RDWR | os.O_CREAT | os.O_EXCL)
             # It will be mapped: a hole that could not be filled on a full disk would be a SIGBUS.
             os.posix_fallocate(self.map_fd, 0, MAP_OFFSET + self._map_bytes)
         except OSError as e:
@@ -316,31 +312,32 @@ class Entry:
             return
         os.fdatasync(self.data_fd)
         os.fdatasync(self.sums_fd)
-        temporary = self._file(f"map.{os.getpid()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, self._header(NO_BOOT, sha256(bits).digest()) + bits)
-            os.fsync(fd)
-            os.rename(temporary, self._file("map"))
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        finally:
-            os.close(fd)
-        _sync_directory(self.path)
+        replace_file(self._file("map"), self._header(NO_BOOT, sha256(bits).digest()) + bits, durable=True)
+        sync_directory(self.path)
         self._synced = bits
 
     def touch(self) -> None:
         """It is being used."""
         with contextlib.suppress(OSError):  # at worst it is evicted too early
-            os.utime(self._file("lock"))
+            if self._is_listed():
+                os.utime(self._file("lock"), follow_symlinks=False)
 
     def _is_listed(self) -> bool:
-        """Whether the name still leads to our data file: the durable map of another one is not ours to write."""
-        try:
-            return os.path.samestat(os.fstat(self.data_fd), os.stat(self._file("data")))
-        except FileNotFoundError:
-            return False
+        """Whether a name still leads to our data file: the durable map of another one is not ours to write. Another
+        process may have made it everybody's."""
+        ours = os.fstat(self.data_fd)
+        for path in (self.path, self.everybodys):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(ours, os.stat(os.path.join(path, "data"))):
+                    self.path = path
+                    return True
+        return False
+
+    @property
+    def everybodys(self) -> str:
+        """Where it is, or will be, when all of it has been hashed."""
+        kind, _, name = self.earns.partition(":")
+        return os.path.join(os.path.dirname(os.path.dirname(self.path)), kind, name)
 
     def present(self) -> int:
         """Bytes of the blob that are there: of the live map where that is believed, else of the durable one."""
@@ -351,26 +348,49 @@ class Entry:
         beyond = granules * GRANULE - self.size if number >> (granules - 1) & 1 else 0
         return number.bit_count() * GRANULE - beyond
 
-    def is_marked_verified(self) -> bool:
-        """Whether this very data file has been hashed. Worth nothing while the blob is not complete."""
-        try:
-            with open(self._file("verified"), "rb") as f:
-                return f.read(SEAL.size + 1) == SEAL.pack(VERIFIED_MAGIC, self._seal, self.size)
-        except OSError:
-            return False
+    def _mark(self) -> entrymark.Mark | None:
+        """The mark, if it is for what these bytes are to be. One of an earlier version says only that they have been
+        hashed: that was to the digest by which an entry is named, unless they were decompressed."""
+        path = self.path
+        mark = entrymark.read(path, self._seal, self.size)
+        if mark is None and self._is_listed() and self.path != path:
+            mark = entrymark.read(self.path, self._seal, self.size)
+        if mark is None:
+            return None
+        if not mark.key:
+            plain = re.fullmatch(r"sha\d+:[0-9a-f]+", self.earns) and self.path == self.everybodys
+            return mark if plain else None
+        return mark if mark.key == self.earns or "@" in self.earns else None  # "@": looked at, not used
 
-    def mark_verified(self) -> None:
-        """Raises OSError. A mark that a crash leaves half written is none."""
+    def is_marked_verified(self) -> bool:
+        """Whether this very data file has been hashed to what it is to be. Of what is not complete any more: the bytes
+        that are there have."""
+        return self._mark() is not None
+
+    def marked_at(self) -> float | None:
+        """When the mark was made, in seconds since 1970; None: there is none."""
+        mark = self._mark()
+        return mark.made if mark else None
+
+    def hashes(self) -> bytes:
+        """A chunk index of the bytes that were hashed; empty where there is no mark, or one without that."""
+        mark = self._mark()
+        return entrymark.hashes(self.path, mark) if mark else b""
+
+    def is_believed(self) -> bool:
+        """Whether anybody who wants what the key names may read it: for everybody's entries, whose bytes all have been
+        hashed, and can be checked one by one where some are missing."""
+        return self.is_marked_verified() and (self.present() == self.size or bool(self.hashes()))
+
+    def mark_verified(self, hashes: bytes = b"") -> None:
+        """All of it has been hashed to what it is to be. Raises OSError."""
         if self._is_listed():
-            fd = os.open(self._file("verified"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                write_all(fd, SEAL.pack(VERIFIED_MAGIC, self._seal, self.size))
-            finally:
-                os.close(fd)
+            entrymark.write(self.path, self._seal, self.size, self.earns, hashes)
 
     def unmark_verified(self) -> None:
         """Raises OSError."""
-        self._drop("verified")
+        if self._is_listed():
+            self._drop(entrymark.NAME, entrymark.HASHES)
 
     def close(self) -> None:
         for fd in (self.data_fd, self.map_fd, self.sums_fd):

@@ -93,7 +93,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], None]) -> None:
     """What the arguments say. `write` gets each line of what was found, `report` what a person may want to know
     beside it. Raises PyerofsError."""
-    from .cache import chosen_directory
+    from .cachepath import chosen_directory
     from .config import oci_options
 
     options = oci_options(arguments.options)
@@ -132,7 +132,8 @@ def _list(directory: str, as_json: bool, write: Write) -> None:
     for place, found in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.used))
         disk = show_bytes(place.disk)
-        write(f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}")
+        line = f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}"
+        write(f"{line}, from {_plain(place.giver)}" if place.is_given else line)
     for image in images:
         write(_describe(image, entries))
     total = show_bytes(sum(place.disk for place, _ in entries))
@@ -155,6 +156,7 @@ def _describe(image: Row, entries: list[tuple[Place, Contents]]) -> str:
 def _row(place: Place, found: Contents, images: list[Row]) -> dict[str, object]:
     return {
         "digest": place.digest,
+        "giver": place.giver or None,
         "size": found.size,
         "present": found.present,
         "disk": place.disk,
@@ -231,12 +233,13 @@ def _chosen(directory: str, digests: list[str]) -> list[Place]:
         named = [image for image in images if text in (image.name, image.digest)]
         keys = {key for image in named for key in image.keys}
         shared = {key for image in images if image not in named for key in image.keys}
-        found += [place for place in places if place.digest in keys - shared] if named else [find(places, text)]
+        found += [place for place in places if place.digest in keys - shared] if named else find(places, text)
     return list(dict.fromkeys(found))
 
 
 def _verify(directory: str, digests: list[str], write: Write) -> None:
     from .cachedir import drop, hold, scan
+    from .sharing import share
 
     places = _chosen(directory, digests) if digests else scan(directory)
     wrong = complete = 0
@@ -253,10 +256,11 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
                 )
                 continue
             complete += 1
-            good, text = _judge(entry, place)
+            good, text, hashes = _judge(entry, place)
             if good:
                 os.fdatasync(entry.data_fd)  # a mark must not outlive, in a crash of the machine, what it was made for
-                entry.mark_verified()
+                entry.mark_verified(hashes)
+                share(entry)
             elif good is False:
                 wrong += 1
                 drop(place, force=True)
@@ -270,22 +274,26 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
         )
 
 
-def _judge(entry: Entry, place: Place) -> tuple[bool | None, str]:
-    """Whether the bytes of a complete entry are right, None where that cannot be told any more; and what to say."""
+def _judge(entry: Entry, place: Place) -> tuple[bool | None, str, bytes]:
+    """Whether the bytes of a complete entry are right, None where that cannot be told any more; what to say; and where
+    they are right, and nobody has said it of each chunk, their hashes."""
     from .cachedir import CHUNKS
-    from .indexfile import has_its_hashes
-    from .verify import digest_of
+    from .indexfile import agrees, has_its_hashes
+    from .verify import hash_all
 
     if not place.kind:
-        found = digest_of(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
-        good = found == place.digest
-        return good, "verified" if good else f"removed: its bytes are {found}"
+        found = hash_all(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
+        digest, hashes = found or ("", b"")
+        good = digest == place.digest
+        return good, "verified" if good else f"removed: its bytes are {digest}", hashes
     if place.kind == CHUNKS:
         sound = has_its_hashes(entry, place.digest)
         if sound is not None:
-            return sound, "verified" if sound else "removed: it has a chunk that has not the hash of its index"
+            return sound, "verified" if sound else "removed: it has a chunk that has not the hash of its index", b""
+    elif (hashes := entry.hashes()) and (sound := agrees(entry, hashes)) is not None:
+        return sound, "verified" if sound else "removed: it has a chunk that has not the hash that it had", hashes
     when = "verified as it came" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
-    return None, f"{when}; it was decompressed, and there is no hash of that to go by"
+    return None, f"{when}; it was decompressed, and there is no hash of that to go by", b""
 
 
 def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:
@@ -308,3 +316,8 @@ def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None
     if kept:
         some = ", ".join(place.digest for place in kept[:3]) + (", ..." if len(kept) > 3 else "")
         raise UsageError(f"not removed, since in use: {some} (--force removes it; its users keep what they have)")
+
+
+def _plain(text: str) -> str:
+    """Fit for a terminal, whatever a file of the cache has in it."""
+    return ascii(text)[1:-1]

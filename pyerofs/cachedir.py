@@ -12,7 +12,9 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import Entry, check_directory, entry_path
+from .cache import Entry
+from .cachepath import check_directory, entry_path
+from .entryfile import open_file, read_file
 from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
 
@@ -23,21 +25,37 @@ if TYPE_CHECKING:
 
 CHUNKS, ZSTD = "+chunks", "+zstd"
 _KINDS = {
-    algorithm + kind: re.compile(rf"[0-9a-f]{{{digits}}}")
+    algorithm + kind: re.compile(rf"[0-9a-f]{{{digits}}}([@=][0-9a-f]{{32}})?")
     for algorithm, digits in (("sha256", 64), ("sha512", 128))
     for kind in ("", CHUNKS, ZSTD)
 }
+_GIVER_MAX = 4096  # bytes
 PREFIX_MIN = 6  # hex digits of a digest that may stand for all of them
 
 
 class Place(NamedTuple):
-    """One entry's directory. `digest`: KIND:HEX, as cache.py has it; of a blob as it came that is its digest. `disk`:
-    bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
+    """One entry's directory. `digest`: KIND:HEX, as cache.py has it, without whose it is; of a blob as it came that is
+    its digest. `disk`: bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
 
     path: str
     digest: str
     disk: int
     used: float
+
+    @property
+    def giver(self) -> str:
+        """For whom asks whom it is; "" for everybody's."""
+        if not self.is_given:
+            return ""
+        try:
+            return read_file(os.path.join(self.path, "giver"), _GIVER_MAX).decode(errors="replace")
+        except OSError:
+            return "?"
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is as its giver has it, and not everybody's."""
+        return "@" in os.path.basename(self.path)
 
     @property
     def hexadecimal(self) -> str:
@@ -51,7 +69,7 @@ class Place(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What an entry holds. `size` and `present` in bytes. `broken`: nothing of it can be believed."""
+    """What an entry holds. `size` and `present` in bytes. `broken`: nothing of it can be believed, or will be."""
 
     size: int = 0
     present: int = 0
@@ -90,7 +108,7 @@ def scan(directory: str) -> list[Place]:
         for algorithm, pattern in _KINDS.items():
             for name in _names(os.path.join(directory, algorithm)):
                 path = os.path.join(directory, algorithm, name)
-                if pattern.fullmatch(name) and (place := _measure(path, f"{algorithm}:{name}")):
+                if pattern.fullmatch(name) and (place := _measure(path, f"{algorithm}:{re.split('[@=]', name)[0]}")):
                     found.append(place)
     return sorted(found, key=lambda place: place.used)
 
@@ -129,9 +147,12 @@ def look(place: Place) -> Contents | None:
             if entry is None:
                 return Contents(in_use=_in_use(place.path), broken=True)
             try:
-                present = entry.present()
-                verified = present == entry.size and (place.kind == CHUNKS or entry.is_marked_verified())
-                return Contents(entry.size, present, _in_use(place.path), verified)
+                present, in_use = entry.present(), _in_use(place.path)
+                checked = place.kind == CHUNKS or entry.is_marked_verified()
+                believed = place.kind == CHUNKS or place.is_given or entry.is_believed()
+                return Contents(
+                    entry.size, present, in_use, present == entry.size and checked, not (believed or in_use)
+                )
             finally:
                 entry.close()
         finally:
@@ -159,33 +180,10 @@ def hold(place: Place) -> Entry | None:
             os.close(lock)
 
 
-def verified_size(directory: str, key: str) -> int | None:
-    """The size of an entry that is complete and has been verified; None where there is none. Whoever opens it then
-    may find that it has gone."""
-    path = entry_path(directory, key)
-    try:
-        lock = lock_entry(path)
-        if lock is None:
-            return None
-        try:
-            entry = Entry.look(path)
-            if entry is None:
-                return None
-            try:
-                good = entry.present() == entry.size and entry.is_marked_verified()
-                return entry.size if good else None
-            finally:
-                entry.close()
-        finally:
-            os.close(lock)
-    except OSError:
-        return None
-
-
 def _in_use(path: str) -> bool:
     """Whether anybody has the data file open for use. The entry's lock is held, so nobody begins to."""
     try:
-        fd = os.open(os.path.join(path, "data"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_file(os.path.join(path, "data"), os.O_RDONLY)
     except OSError:
         return False  # an opener would make another one
     try:
@@ -242,13 +240,14 @@ def limit_in(directory: str, limit: Limit) -> int:
     return limit.of(found.f_blocks * found.f_frsize)
 
 
-def find(places: list[Place], text: str) -> Place:
-    """The entry with this digest, or with these first hex digits of one. Raises UsageError."""
+def find(places: list[Place], text: str) -> list[Place]:
+    """The entries with this digest, or with these first hex digits of one: everybody's, and each giver's. Raises
+    UsageError."""
     if not re.fullmatch(rf"(?:sha(?:256|512)(?:\+chunks|\+zstd)?:)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
         raise UsageError(f"{text!r} is no digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
     found = [place for place in places if place.digest.startswith(text) or place.hexadecimal.startswith(text)]
     if not found:
         raise UsageError(f"the cache has no blob {text} (`pyerofs cache ls` shows what it has)")
-    if len(found) > 1:
-        raise UsageError(f"{text} stands for {len(found)} blobs of the cache: write more of its digits")
-    return found[0]
+    if (count := len({place.digest for place in found})) > 1:
+        raise UsageError(f"{text} stands for {count} blobs of the cache: write more of its digits")
+    return found

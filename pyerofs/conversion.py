@@ -11,9 +11,10 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .cache import chosen_directory, make_directory
+from .cachepath import chosen_directory, make_directory
 from .convert import convert_document
 from .converted import IMAGE, NAME, VERSION, WORK, find, hold_complete, locked, path_of
+from .entryfile import replace_file
 from .errors import SystemFailure
 from .export import Export
 from .imagesource import open_source
@@ -165,12 +166,7 @@ class _CacheTarget:
             "digest": document.digest,
         }
         path = os.path.join(path_of(self._directory, self._task.digest), IMAGE)
-        temporary = f"{path}.new"
-        with open(temporary, "wb") as file:
-            file.write(json.dumps(head).encode() + b"\n" + document.body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
+        replace_file(path, json.dumps(head).encode() + b"\n" + document.body, durable=True)
 
     def close(self) -> None:
         for entry in self._held:

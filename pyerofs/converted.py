@@ -19,8 +19,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from .cache import chosen_directory, entry_path
 from .cachedir import Place, hold, look_for
+from .cachepath import chosen_directory, entry_path
+from .entryfile import open_file
 from .entrylock import lock_entry
 from .errors import ImageError, MountFailure, SystemFailure
 from .layer import Layer, describe
@@ -127,13 +128,13 @@ def find(directory: str, digest: str, name: str) -> Converted | None:
         found.close()
         raise
     with contextlib.suppress(OSError):  # at worst it is removed too early
-        os.utime(os.path.join(path_of(directory, digest), "lock"))
+        os.utime(os.path.join(path_of(directory, digest), "lock"), follow_symlinks=False)
     return found
 
 
 def _read(path: str) -> tuple[Row, Manifest] | None:
     try:
-        with open(os.path.join(path, IMAGE), "rb") as file:
+        with open(open_file(os.path.join(path, IMAGE), os.O_RDONLY), "rb") as file:
             head = json.loads(file.readline(_HEAD_MAX))
             body = file.read(MAX_SIZE + 1)
         if head["version"] != VERSION:

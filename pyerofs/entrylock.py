@@ -6,6 +6,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
+from .entryfile import open_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +17,7 @@ def lock_entry(path: str, waiting: Callable[[], None] | None = None) -> int | No
     called before it waits for another who has it. Raises OSError."""
     lock = os.path.join(path, "lock")
     try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_file(lock, os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:
         return None
     try:

@@ -8,26 +8,32 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .cache import MAP_OFFSET, Entry, chosen_directory
+from .cache import MAP_OFFSET
 from .cachehealth import CacheHealth
+from .cachepath import chosen_directory
+from .checked import CheckedSource
 from .core import GRANULE, Store
 from .counters import CountedSource, FetchCounters
 from .delayed import Delayed
 from .errors import ImageError, MountFailure, PyerofsError, RegistryError, SystemFailure
 from .fetch import Fetcher
+from .sharing import forget, open_entry
 from .source import LocalSource
 from .superblock import HEAD, Superblock, check_size, parse
+from .tally import Tally
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .cache import Entry
     from .options import OCIOptions
     from .source import Source
     from .verify import State
 
 # A thread that blocks in C does not see a signal, so whoever may be the main thread waits in slices (seconds).
 SLICE = 0.2
+SETTLING = 3600.0  # seconds for a reader who has read everything to hear whether it was right
 SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a crash of the machine may lose
 
 
@@ -61,6 +67,7 @@ class Export:
         self._cache: Entry | None = None
         self._fetcher: Fetcher | None = None
         self._upkeep: Upkeep | None = None
+        self._rejected = False
         self._expirer: threading.Thread | None = None
         try:
             if isinstance(source, LocalSource):
@@ -76,7 +83,7 @@ class Export:
 
     def _open_cached(self, source: Source, options: OCIOptions) -> None:
         directory = chosen_directory(options)
-        self._cache = cache = Entry(directory, source.storage.key, source.size)
+        self._cache = cache = open_entry(directory, source.storage, source.size)
         try:
             self._keep_index(source)
             self.store = Store(
@@ -94,7 +101,7 @@ class Export:
         self._health = CacheHealth(self.store, self._log)
         if cache.problem:
             self._health.lost(cache.problem)
-        counted = CountedSource(source, self.fetches)
+        counted = CountedSource(CheckedSource(source, cache) if source.storage.shared else source, self.fetches)
         self._fetcher = Fetcher(
             self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
         )
@@ -134,6 +141,24 @@ class Export:
         """Whether all that is in the cache is known to be what its digest says; "unverified" for a local file. Until
         close()."""
         return self._upkeep.verification if self._upkeep is not None else "unverified"
+
+    def tally(self) -> Tally | None:
+        """For a reader, who is to hear at the end whether what he was given was right; None where each byte has been
+        verified before it goes out, or nobody says a digest of all of them."""
+        if self._upkeep is None or self.verification == "verified":
+            return None
+        digest = self.source.content() if not isinstance(self.source, LocalSource) else None
+        return Tally(self.size, digest) if digest else None
+
+    def settle(self, seconds: float = SETTLING) -> State:
+        """Waits, so long at most, until what is complete has been hashed; what is known then."""
+        return self._upkeep.settle(seconds) if self._upkeep is not None else "unverified"
+
+    def reject(self) -> None:
+        """What has come is not what it should be: nothing of it stays in the cache, unless others use it."""
+        self._rejected = True
+        with contextlib.suppress(OSError):
+            self.store.forget_all()
 
     # The last thing that went wrong for good, to tell a reader more than "I/O error".
     last_error: PyerofsError | None = None
@@ -235,6 +260,7 @@ class Export:
         with self._readers_changed:
             self._readers_changed.wait_for(lambda: not self._readers and not self._users)
         if self._upkeep is not None:
+            self._rejected = self._rejected or self._upkeep.verification == "mismatch"
             self._upkeep.stop()
         self._syncing.close()
         if self._fetcher is not None:
@@ -245,4 +271,6 @@ class Export:
         self.store.close()
         if self._cache is not None:
             self._cache.close()
+            if self._rejected:
+                forget(self._cache)
         self.source.close()

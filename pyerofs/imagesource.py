@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .allowance import Allowance
-from .cache import chosen_directory, entry_path
+from .cachepath import chosen_directory
 from .errors import ImageError
 from .layer import SIZE_MAX, Layer, Storage
 
@@ -22,13 +22,21 @@ _WITHOUT = "oci.verify=none mounts it without that"
 class ImageSource:
     """A raw layer whose bytes nothing vouches for until all of them are there. Thread-safe. Owns the connections."""
 
-    def __init__(self, name: str, layer: int, blob: Readable, connections: Connections, origin: Layer | None = None):
+    def __init__(
+        self,
+        name: str,
+        layer: int,
+        blob: Readable,
+        connections: Connections,
+        origin: Layer | None = None,
+        giver: str = "",
+    ):
         self.name = name
         self.digest = blob.digest
         self.size = blob.size
         self.layer = layer
         self.origin = origin or Layer(layer, blob.digest, blob.size)
-        self.storage = Storage(blob.digest)
+        self.storage = Storage(self.origin.given_key(giver), shared=self.origin.shared_key(), giver=giver)
         self._blob = blob
         self._connections = connections
 
@@ -92,19 +100,17 @@ def open_source(
                     allowance.check(found.chunks.size)
                 except ImageError as error:
                     raise ImageError(f"{name}: layer {layer.number}: {error}") from None
-            return IndexedSource(name, layer, blob, connections, found)
+            return IndexedSource(name, layer, blob, connections, found, blobs.giver)
     if must:
         raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
     if not layer.compressed:
-        return ImageSource(name, layer.number, blob, connections, layer)
-    from .cachedir import Place, drop, verified_size
-    from .zstdstream import StreamSource
+        return ImageSource(name, layer.number, blob, connections, layer, blobs.giver)
+    from .sharing import finished_size
+    from .zstdstream import StreamSource, storage_of
 
     if size is None:
-        size = verified_size(directory, layer.plain_key)
-        if size is None:  # a stream that did not reach its end has left what nobody can vouch for
-            drop(Place(entry_path(directory, layer.plain_key), layer.plain_key, 0, 0.0))
-    source = StreamSource(name, layer, blob, connections, directory, size, allowance)
+        size = finished_size(directory, storage_of(layer, blobs.giver))
+    source = StreamSource(name, layer, blob, connections, directory, size, allowance, blobs.giver)
     try:
         source.open(cancel, options.timeout)
     except BaseException:

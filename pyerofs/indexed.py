@@ -30,16 +30,26 @@ class IndexedSource:
     """`size`: the image's, which the chunks cover, so that no byte of it is without one. Thread-safe. Owns the
     connections."""
 
-    def __init__(self, name: str, layer: Layer, blob: Readable, connections: Connections, found: Found):
+    def __init__(
+        self, name: str, layer: Layer, blob: Readable, connections: Connections, found: Found, giver: str = ""
+    ):
         self.name = name
         self.digest = layer.digest
         self.layer = layer.number
         self.origin = layer
         self.size = found.chunks.size
         verified = found.chunks.hash_size > 0
-        self.storage = Storage(
-            layer.verified_key if verified else layer.plain_key, verified, found.section, _chunk_size(found.chunks)
-        )
+        align = _chunk_size(found.chunks)
+        if verified:
+            self.storage = Storage(layer.verified_key, True, found.section, align)
+        else:
+            self.storage = Storage(
+                layer.given_key(giver, by_index=True),
+                section=found.section,
+                align=align,
+                shared=layer.shared_key(by_index=True),
+                giver=giver,
+            )
         self._index = found.chunks
         self._blob = blob
         self._connections = connections

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import chunkindex
-from .cache import entry_path, write_all
+from .cachepath import entry_path
+from .entryfile import read_file, replace_file
 from .errors import CorruptError, ImageError
 from .layer import section_of
 from .retry import patiently
@@ -48,7 +50,7 @@ def obtain(
     if length > SIZE_MAX:
         way_out = "make the layer with larger chunks" if layer.compressed else "oci.verify=none ignores it"
         raise ImageError(f"the chunk index has {length} bytes, more than {SIZE_MAX >> 20} MiB ({way_out})")
-    found = find(layer, directory)
+    found = find(layer, directory, blobs.giver)
     if found:
         return found
     if layer.alone:
@@ -58,17 +60,22 @@ def obtain(
     return patiently(lambda left: _fetch(layer, blob, first, cancel), cancel, timeout)
 
 
-def find(layer: Layer, directory: str) -> Found | None:
-    """The index that the cache has of a layer that names one, checked against its digest."""
+def find(layer: Layer, directory: str, giver: str = "") -> Found | None:
+    """The index that the cache has of a layer that names one, checked against its digest; also where it lies with bytes
+    that this giver has given."""
     place = layer.index
     assert place is not None  # noqa: S101 - the caller has looked
-    for key in (layer.verified_key, layer.plain_key):
+    for key in filter(None, (layer.verified_key, *_keys_without_hashes(layer, giver))):
         section = _kept(os.path.join(entry_path(directory, key), NAME))
         if len(section) == place.end - place.offset:
             with contextlib.suppress(ImageError):  # somebody has been at it, or it is another version's
                 if found := _parsed(section, place):
                     return found
     return None
+
+
+def _keys_without_hashes(layer: Layer, giver: str) -> tuple[str, ...]:
+    return (layer.shared_key(by_index=True), layer.given_key(giver, by_index=True)) if layer.compressed else ()
 
 
 def _parsed(section: bytes, place: chunkindex.Place) -> Found | None:
@@ -78,8 +85,7 @@ def _parsed(section: bytes, place: chunkindex.Place) -> Found | None:
 
 def _kept(path: str) -> bytes:
     try:
-        with open(path, "rb") as f:
-            return f.read(SIZE_MAX + 1)
+        return read_file(path, SIZE_MAX + 1)
     except OSError:
         return b""
 
@@ -115,20 +121,8 @@ def keep(path: str, section: bytes) -> None:
     """Puts the index into the entry at `path`, for when the registry cannot be reached. Raises OSError. It is believed
     only with its digest, so it need not survive a crash as a whole."""
     name = os.path.join(path, NAME)
-    if _kept(name) == section:
-        return
-    temporary = f"{name}.{os.getpid()}"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, section)
-        finally:
-            os.close(fd)
-        os.rename(temporary, name)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    if _kept(name) != section:
+        replace_file(name, section)
 
 
 def has_its_hashes(entry: Entry, key: str) -> bool | None:
@@ -141,10 +135,31 @@ def has_its_hashes(entry: Entry, key: str) -> bool | None:
         found = _parsed(section, place)
     except ImageError:
         return None
-    if found is None or found.chunks.size != entry.size:
+    return None if found is None else _agree(entry, found.chunks)
+
+
+def agrees(entry: Entry, hashes: bytes) -> bool | None:
+    """As has_its_hashes(), of those that were made when the entry was hashed."""
+    found = own_index(hashes, entry.size)
+    return None if found is None else _agree(entry, found)
+
+
+def own_index(hashes: bytes, size: int) -> chunkindex.Index | None:
+    """The index that was made of an entry's `size` bytes when they were hashed; None: there is none. Its digest has
+    been looked at (entrymark.py)."""
+    digest = f"sha256:{sha256(hashes).hexdigest()}"
+    try:
+        found = chunkindex.parse(hashes, chunkindex.Place(size, size + len(hashes), digest, False)) if hashes else None
+    except ImageError:
         return None
-    for number in range(len(found.chunks)):
-        chunk = found.chunks.chunk(number)
+    return found if found is not None and found.size == size else None
+
+
+def _agree(entry: Entry, chunks: chunkindex.Index) -> bool | None:
+    if chunks.size != entry.size:
+        return None
+    for number in range(len(chunks)):
+        chunk = chunks.chunk(number)
         try:
             chunk.verify(os.pread(entry.data_fd, chunk.length, chunk.start))
         except ImageError:

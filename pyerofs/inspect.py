@@ -35,7 +35,7 @@ def inspect(
     """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
     oci = oci_options([options] if isinstance(options, str) else list(options), image)
     location = Location.parse(image)
-    chosen = _resolve(location, oci, trace)
+    chosen, giver = _resolve(location, oci, trace)
     root = chosen.root
     found: dict[str, Any] = {"reference": chosen.name, "digest": chosen.root_digest, "media_type": root.media_type}
     if isinstance(root, Index):
@@ -48,10 +48,10 @@ def inspect(
             for m in root.manifests
         ]
     found["manifest"] = {"digest": chosen.digest, "media_type": chosen.manifest.media_type}
-    from .cache import chosen_directory  # deferred: mounts() needs nothing of it
+    from .cachepath import chosen_directory  # deferred: mounts() needs nothing of it
 
     directory = chosen_directory(oci)
-    found["layers"] = [_layer(i, chosen.manifest, directory) for i in range(len(chosen.manifest.layers))]
+    found["layers"] = [_layer(i, chosen.manifest, directory, giver) for i in range(len(chosen.manifest.layers))]
     found["mount"] = _mount(chosen.manifest, oci, found["layers"], lambda: _obstacle(chosen.manifest, location, oci))
     return found
 
@@ -75,19 +75,19 @@ def _obstacle(manifest: Manifest, location: Location, oci: OCIOptions) -> str:
     return ""
 
 
-def _resolve(location: Location, oci: OCIOptions, trace: Callable[[str], None] | None) -> Image:
+def _resolve(location: Location, oci: OCIOptions, trace: Callable[[str], None] | None) -> tuple[Image, str]:
     if location.is_local:
         from . import localimage
 
-        return localimage.resolve(location, oci)
+        return localimage.resolve(location, oci), localimage.giver_of(location)
     reference, registry, transport = connect(location.path, oci, trace=trace)
     try:
-        return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout)
+        return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout), registry.giver
     finally:
         transport.close()
 
 
-def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:
+def _layer(index: int, manifest: Manifest, directory: str, giver: str) -> dict[str, Any]:
     """`present` in bytes, `verified`: both as the cache has it. `role` is None for what has no place in a mount."""
     layer = manifest.layers[index]
     try:
@@ -95,7 +95,7 @@ def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:
     except ImageError:
         role = None
     following = manifest.layers[index + 1 : index + 2]
-    held = _held(directory, manifest, index) if native_media_type(layer.media_type) else None
+    held = _held(directory, manifest, index, giver) if native_media_type(layer.media_type) else None
     return {
         "index": index,
         "media_type": layer.media_type,
@@ -112,16 +112,19 @@ def _layer(index: int, manifest: Manifest, directory: str) -> dict[str, Any]:
     }
 
 
-def _held(directory: str, manifest: Manifest, index: int) -> Contents | None:
-    """What the cache has of the layer: what the index vouches for, or else the bytes as they came."""
+def _held(directory: str, manifest: Manifest, index: int, giver: str) -> Contents | None:
+    """What the cache has of the layer: what the index vouches for, or else what its digest does, or else the bytes as
+    they came."""
     from .cachedir import look_for
 
     try:
         layer = describe(manifest, index)
     except ImageError:
         return None
-    keys = [layer.verified_key, layer.plain_key] if layer.index else [layer.plain_key]
-    return next((found for key in keys if (found := look_for(directory, key))), None)
+    keys = [layer.verified_key] if layer.index else []
+    for by_index in (True, False) if layer.index and layer.compressed else (False,):
+        keys += [layer.shared_key(by_index=by_index), layer.given_key(giver, by_index=by_index)]
+    return next((found for key in keys if key and (found := look_for(directory, key)) and not found.broken), None)
 
 
 def _mount(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import chunkindex
@@ -25,10 +26,11 @@ _FRAME_MAGIC = 0x184D2A50
 class Storage(NamedTuple):
     """How a source's bytes are kept in the cache.
 
-    `key`: names their place there, as algorithm:hex. `verified`: each piece has been checked against a hash before the
+    `key`: names their place there, as KIND:NAME. `verified`: each piece has been checked against a hash before the
     sink got it. `section`: the chunk index that is to lie beside them, so that the layer can be opened without its
     registry. `align`: bytes, a multiple of a granule: what is fetched at a time. `fill`: all of it is to be fetched,
-    whether it is read or not.
+    whether it is read or not. `shared`: the key that they have earned when all of them have been hashed, "" where
+    nobody says to what; `giver` of those that have not, for people.
     """
 
     key: str
@@ -36,6 +38,8 @@ class Storage(NamedTuple):
     section: bytes = b""
     align: int = 0
     fill: bool = False
+    shared: str = ""
+    giver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,28 @@ class Layer:
 
     @property
     def plain_key(self) -> str:
-        """The place in the cache of bytes that no hash vouches for."""
+        """What the keys of bytes that no chunk's hash vouches for begin with. By itself: of a raw layer that has been
+        hashed, which is the same blob whatever a manifest says of its size."""
         algorithm, _, digits = self.digest.partition(":")
         return f"{algorithm}+zstd:{digits}" if self.compressed else self.digest
+
+    def given_key(self, giver: str, *, by_index: bool = False) -> str:
+        """The place in the cache of bytes that nothing vouches for yet: for who asks the same giver for the same.
+        `by_index`: they were found in a compressed layer by its index."""
+        what = ("given", giver, str(self.size), self._index_digest(by_index), self.content if self.compressed else "")
+        return f"{self.plain_key}@{_short(*what)}"
+
+    def shared_key(self, *, by_index: bool = False) -> str:
+        """Their place when all of them have been hashed: for everybody who trusts the same digests, and those alone,
+        since a manifest vouches for nobody's image but its own. "" where there is no digest of all of them."""
+        if not self.compressed:
+            return self.digest
+        if by_index and not self.content:
+            return ""
+        return f"{self.plain_key}={_short('vouched', self._index_digest(by_index), self.content)}"
+
+    def _index_digest(self, by_index: bool) -> str:
+        return self.index.digest if by_index and self.index else ""
 
     @property
     def verified_key(self) -> str:
@@ -100,6 +123,11 @@ def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Laye
             place = _alone(found, manifest.layers[number + 1], compressed)
             alone = place is not None
     return Layer(number, found.digest, found.size, compressed, place, alone, content)
+
+
+def _short(*words: str) -> str:
+    """128 bits of a hash that tells these words from all others; none of them has a line's end in it."""
+    return sha256("\n".join(words).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _alone(layer: Descriptor, index: Descriptor, compressed: bool) -> Place | None:

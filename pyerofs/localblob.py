@@ -35,7 +35,11 @@ class Readable(Protocol):
 
 
 class Blobs(Protocol):
-    """What has the blobs of an image."""
+    """What has the blobs of an image. `giver` names whose bytes they are; "" where there can be none that are not
+    verified."""
+
+    @property
+    def giver(self) -> str: ...
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Readable: ...
 
@@ -96,10 +100,11 @@ class FileBlob:
 
 
 class FileBlobs:
-    """`path_of` gives a blob's file by its digest."""
+    """`path_of` gives a blob's file by its digest; `giver` as Blobs has it."""
 
-    def __init__(self, path_of: Callable[[str], str]) -> None:
+    def __init__(self, path_of: Callable[[str], str], giver: str = "") -> None:
         self._path_of = path_of
+        self.giver = giver
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> FileBlob:
         return FileBlob(self._path_of(digest), digest, size)
@@ -132,6 +137,8 @@ class LostBlob:
 
 class LostBlobs:
     """`name`: of the image, for people."""
+
+    giver = ""
 
     def __init__(self, name: str) -> None:
         self._name = name

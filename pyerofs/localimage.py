@@ -5,6 +5,7 @@ What source.py does for the first, and the same for the others, whose blobs are 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -115,10 +116,16 @@ class _Blobs:
 
     def __init__(self, location: Location) -> None:
         self._location = location
+        self.giver = giver_of(location)
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Readable:
         """Raises UsageError, ImageError."""
         return _BLOBS[self._location.kind](self._location, digest, size)
+
+
+def giver_of(location: Location) -> str:
+    """As Blobs has it, of what is at this place."""
+    return f"{location.kind}:{os.path.realpath(location.path)}"
 
 
 def _of_layout(location: Location, digest: str, size: int) -> Readable:

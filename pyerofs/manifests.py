@@ -2,9 +2,10 @@
 
     DIRECTORY/manifests/NAME        one line of JSON (image, reference, digest, media_type), then the body as it came
 
-NAME is the SHA-256 of image and reference, the mtime when the registry was last asked for it. A body is believed only
-with its digest. What was asked for by digest cannot change, so the registry is not asked for it again; a tag is looked
-up here only when the registry does not answer, and the user is told so.
+The image is named by its giver: registry and repository, and by whom and how it was asked for, where that is not the
+registry alone. NAME is the SHA-256 of image and reference, the mtime when the registry was last asked for it. A body is
+believed only with its digest. What was asked for by digest cannot change, so the registry is not asked for it again; a
+tag is looked up here only when the registry does not answer, and the user is told so.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cache import make_directory
+from .cachepath import make_directory
 from .curlerror import TransportError
+from .entryfile import open_file
 from .errors import ImageError, RegistryError, SystemFailure
 from .manifest import MAX_SIZE, digest_as, verify_digest
 from .quantity import show_age
@@ -54,9 +56,9 @@ class Manifests:
         return os.path.join(self._directory, hashlib.sha256(f"{image} {what}".encode()).hexdigest())
 
     def find(self, image: str, what: str) -> Kept | None:
-        """What the tag or digest `what` of an image (registry/repository) was; None where that is not known."""
+        """What the tag or digest `what` of an image was; None where that is not known."""
         try:
-            with open(self._path(image, what), "rb") as f:
+            with open(open_file(self._path(image, what), os.O_RDONLY), "rb") as f:
                 head = json.loads(f.readline(_HEAD_MAX))
                 body = f.read(MAX_SIZE + 1)
                 seen = os.fstat(f.fileno()).st_mtime
@@ -75,7 +77,7 @@ class Manifests:
         try:
             make_directory(self._parent)
             make_directory(self._directory)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with open(fd, "wb") as f:
                 f.write(json.dumps(head).encode() + b"\n" + document.body)
             os.rename(temporary, path)
@@ -90,7 +92,7 @@ class Manifests:
         found = self.find(image, what)
         if found and is_digest(what):
             with contextlib.suppress(OSError):
-                os.utime(self._path(image, what))  # else remove_unused() would take it
+                os.utime(self._path(image, what), follow_symlinks=False)  # else remove_unused() would take it
             return found
         try:
             answer = ask(lambda error: found is not None and _is_unreachable(error))

@@ -58,6 +58,8 @@ class Registry:
     ) -> None:
         self.host = host
         self.repository = repository
+        self._name = f"{namespace or host}/{repository}"
+        self._insecure = insecure
         self.mirrors = make_mirrors(
             host,
             namespace or host,
@@ -69,6 +71,13 @@ class Registry:
             environ=os.environ if environ is None else environ,
             scopes=scopes,
         )
+
+    @property
+    def giver(self) -> str:
+        """Whose its bytes and its tags are: those of all who may be asked for them, and how. A line for people."""
+        hosts = [mirror.name for mirror in self.mirrors]
+        ways = ["insecure"] * self._insecure + [f"at {', '.join(hosts)}"] * (hosts != [self.host])
+        return f"{self._name} ({'; '.join(ways)})" if ways else self._name
 
     def capable(self, capability: str) -> list[Mirror]:
         """Those that are trusted with "pull" or "resolve". Raises UsageError where there is none."""

@@ -122,5 +122,6 @@ def serve(export: Export, listener: socket.socket, log: Callable[[str], None], r
         events.run()
     finally:
         server.close()
+        export.settle(DRAIN_TIMEOUT)  # a client that has read everything was promised a line if it was not right
         export.close()
         events.close()

@@ -359,7 +359,7 @@ def resolve(
 
     Raises RegistryError, ImageError.
     """
-    where = (kept, f"{reference.registry}/{reference.repository}") if kept else None
+    where = (kept, registry.giver) if kept else None
 
     def get(what: str) -> tuple[str, Manifest | Index]:
         return get_document(registry, what, cancel, timeout, where)

@@ -60,6 +60,12 @@ class Upkeep:
     def verification(self) -> State:
         return self._verifier.state if self._verifier is not None else "verified"
 
+    def settle(self, seconds: float) -> State:
+        """Waits, so long at most, until what is complete has been hashed; what is known then."""
+        if self._verifier is not None:
+            self._verifier.wait(seconds)
+        return self.verification
+
     def start(self) -> None:
         self._evict()
         if self._verifier is not None:

@@ -5,7 +5,8 @@
                                            a second mismatch stays one
                            \\-> unverified   where granules do not agree with their sums: those alone are forgotten
 
-The mark lies in the cache beside the data file that it is about, and counts only while the blob is complete.
+The mark lies in the cache beside the data file that it is about, with a hash of each chunk: what is missing in it
+later comes back only with that hash, so nothing has to be hashed again. With the mark the entry becomes everybody's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Literal
+
+from . import chunkindex
+from .errors import PyerofsError
+from .sharing import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,25 +29,55 @@ if TYPE_CHECKING:
 
 State = Literal["unverified", "verifying", "verified", "mismatch"]
 CHUNK = 1 << 20  # bytes between two looks at whether to stop
+CHUNKS_MAX = 1 << 20  # of which one is fetched where a byte is damaged: larger ones for blobs beyond 128 GiB
 MISMATCHES_MAX = 2
 SETTLING = 0.1  # seconds that the data file must have been left alone, for its bytes to be trusted
 NICE = 19
 
 
-def digest_of(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> str | None:
-    """The digest of a file's first `size` bytes, as `algorithm:hex`; None when cancelled. Raises OSError."""
+def digest_of(
+    fd: int, size: int, algorithm: str, cancel: Callable[[], bool], each: Callable[[memoryview], None] | None = None
+) -> str | None:
+    """The digest of a file's first `size` bytes, as `algorithm:hex`; None when cancelled. `each` gets every piece of
+    CHUNK bytes, and the last one, as it was hashed. Raises OSError."""
     state = hashlib.new(algorithm)
     buffer = memoryview(bytearray(min(CHUNK, size)))
     at = 0
     while at < size:
         if cancel():
             return None
-        count = os.preadv(fd, [buffer[: size - at]], at)
+        count = _fill(fd, buffer[: size - at], at)
         if not count:
             break  # cut short: no digest of it is the right one
         state.update(buffer[:count])
+        if each:
+            each(buffer[:count])
         at += count
     return f"{algorithm}:{state.hexdigest()}"
+
+
+def _fill(fd: int, buffer: memoryview, at: int) -> int:
+    done = 0
+    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], at + done)):
+        done += count
+    return done
+
+
+def hash_all(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> tuple[str, bytes] | None:
+    """The digest, and a chunk index of the same bytes; None when cancelled. Raises OSError."""
+    hashes: list[bytes] = []
+    step = chunkindex.CHUNK_SIZE
+    while size // step > CHUNKS_MAX and step < CHUNK:
+        step *= 2
+
+    def each(piece: memoryview) -> None:
+        hashes.extend(hashlib.sha256(piece[at : at + step]).digest() for at in range(0, len(piece), step))
+
+    digest = digest_of(fd, size, algorithm, cancel, each)
+    if digest is None:
+        return None
+    entries = ((number * step, number * step, found) for number, found in enumerate(hashes))
+    return digest, chunkindex.encode(chunkindex.NONE, size, entries)
 
 
 class Verifier:
@@ -81,6 +117,10 @@ class Verifier:
         with self._lock:
             if self._is_marked():
                 self._state = "verified"
+                if self._entry.hashes():
+                    self._share()  # whoever made the mark may have been killed then
+                else:
+                    self._begin()  # of an earlier version: what is lost of it later could not be checked
             else:
                 self._look()
 
@@ -89,6 +129,20 @@ class Verifier:
         with self._lock:
             self._changed = True
             self._look()
+
+    def wait(self, seconds: float) -> None:
+        """Until what is complete has been hashed, but no longer than that."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            if self._state == "unverified" and not self._is_marked():
+                self._begin()
+        while True:  # what lands meanwhile has it begin anew
+            with self._lock:
+                thread = self._thread if self._state == "verifying" else None
+            left = deadline - time.monotonic()
+            if thread is None or left <= 0:
+                return
+            thread.join(left)
 
     def stop(self) -> None:
         """Gives up what is under way."""
@@ -108,12 +162,24 @@ class Verifier:
         """Something is new: what is to be done? The lock is held."""
         if self._state == "verifying" or self._mismatches == MISMATCHES_MAX:
             return
+        marked = self._entry.is_marked_verified()
+        if marked and self._entry.hashes():  # what comes now is checked by them before it is there
+            self._state = "verified" if self._is_complete() else "unverified"
+            return
         if self._state == "verified":
             self._state = "unverified"
+        if marked:
+            self._unmark()  # or the next one to open it would believe what was true before
+        self._begin()
+
+    def _unmark(self) -> None:
         try:
-            self._entry.unmark_verified()  # or the next one to open it would believe what was true before
+            self._entry.unmark_verified()
         except OSError as e:
             self._log(f"cannot remove a mark from the cache: {e.strerror}")
+
+    def _begin(self) -> None:
+        """Hashes what is complete. The lock is held."""
         self._healed = self._store.health()[1]
         digest = self._digest()
         if digest and self._is_complete() and not self._stopping.is_set():
@@ -127,24 +193,26 @@ class Verifier:
         algorithm = digest.partition(":")[0]
         epoch = self._epoch()
         try:
-            found = digest_of(
+            done = hash_all(
                 self._entry.data_fd, self._store.size, algorithm, lambda: self._stopping.is_set() or self._changed
             )
         except OSError as e:
             self._log(f"cannot verify {digest}: {e.strerror}")
-            found = None
+            done = None
+        found, hashes = done or (None, b"")
         damaged = found not in (None, digest) and not self._is_sound(digest)
         # Before a mark is made: in a crash of the machine it must not outlive the bytes that it was made for.
         self._sync()
         with self._lock:
+            if found == digest and not (self._changed or self._stopping.is_set()):
+                self._store.trust(epoch)
+                self._matched(digest, hashes)
+                return
             self._state = "unverified"
             if self._stopping.is_set():
                 return
             if self._changed or damaged:
                 self._look()
-            elif found == digest:
-                self._store.trust(epoch)
-                self._matched(digest)
             elif found is not None:
                 self._mismatched(digest, found)
         self._sync()  # what was forgotten
@@ -164,12 +232,22 @@ class Verifier:
             self._log(f"cannot check the cache of {digest}: {e.strerror}")
             return False
 
-    def _matched(self, digest: str) -> None:
-        self._state = "verified"
+    def _matched(self, digest: str, hashes: bytes) -> None:
         try:
-            self._entry.mark_verified()
+            self._entry.mark_verified(hashes)
         except OSError as e:
             self._log(f"cannot mark {digest} as verified: {e.strerror}; the next one to open it hashes it again")
+        else:
+            self._share()
+        self._state = "verified"
+
+    def _share(self) -> None:
+        try:
+            share(self._entry)
+        except OSError as e:
+            self._log(f"cannot share what was verified in the cache: {e.strerror}; other images fetch it again")
+        except PyerofsError as e:
+            self._log(f"cannot share what was verified: {e}; other images fetch it again")
 
     def _mismatched(self, digest: str, found: str) -> None:
         self._mismatches += 1
@@ -177,5 +255,6 @@ class Verifier:
             self._log(f"error: the registry's bytes for {digest} are {found} again: they stay unverified")
         else:
             self._log(f"the bytes in the cache for {digest} are {found}: all of them are fetched anew")
+            self._unmark()
             self._store.forget_all()
         self._state = "mismatch"

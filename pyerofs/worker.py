@@ -28,7 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import config
-from .cache import chosen_directory
+from .cachepath import chosen_directory
 from .channel import Channel
 from .daemon import leave_terminal
 from .errors import MountFailure, PyerofsError, UsageError

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from . import superblock
 from .allowance import Allowance
-from .cache import make_directory
+from .cachepath import make_directory
 from .core import GRANULE
 from .errors import ImageError, PyerofsError, RegistryError, SpoiledError, SystemFailure
 from .inflate import Inflater
@@ -52,12 +52,13 @@ class StreamSource:
         directory: str,
         size: int | None = None,
         allowance: Allowance | None = None,
+        giver: str = "",
     ):
         self.name = name
         self.digest = layer.digest
         self.layer = layer.number
         self.origin = layer
-        self.storage = Storage(layer.plain_key, fill=True)
+        self.storage = storage_of(layer, giver)
         self.size = size or 0
         self._blob = blob
         self._connections = connections
@@ -169,6 +170,11 @@ class StreamSource:
             thread.join()
         self.complete()
         self._connections.close()
+
+
+def storage_of(layer: Layer, giver: str) -> Storage:
+    """How what such a layer decompresses to is kept."""
+    return Storage(layer.given_key(giver), fill=True, shared=layer.shared_key(), giver=giver)
 
 
 class _Pass:

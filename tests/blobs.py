@@ -8,8 +8,15 @@ from pathlib import Path
 
 from fakeregistry import FakeRegistry
 from images import FakePusher, Layer, push_image
+from scene import until
 
 from pyerofs.blobfile import BlobFile, open_blob
+from pyerofs.layer import Layer as Described
+
+
+def wrong(data: bytes) -> bytes:
+    """As many other bytes."""
+    return bytes(byte ^ 0xFF for byte in data)
 
 
 class Rig:
@@ -43,10 +50,22 @@ class Rig:
         with self.open(reference, options) as blob:
             return blob.read()
 
+    def verified(self, reference: str) -> bytes:
+        """All of it, when it has been verified."""
+        with self.open(reference) as blob:
+            data = blob.read()
+            until(lambda: blob._export.verification == "verified", "verified")
+        return data
+
     @property
     def entries(self) -> list[str]:
         """The cache's entries, as KIND/HEX."""
         return sorted(str(path.relative_to(self.cache).parent) for path in self.cache.glob("*/*/data"))
+
+    @property
+    def blobs(self) -> list[str]:
+        """The same without whose they are."""
+        return [re.split("[@=]", entry)[0] for entry in self.entries]
 
     def check_log(self) -> None:
         """One line for each thing, none of them a bug's."""
@@ -56,8 +75,23 @@ class Rig:
         return open_blob(reference, [options, f"oci.cache={self.cache}"], log=self.log.append)
 
     def entry(self, data: bytes) -> Path:
-        """The directory of a blob in the cache."""
-        return self.cache / "sha256" / Layer(data).digest.removeprefix("sha256:")
+        """The directory of a blob in the cache: everybody's, or else its giver's."""
+        return self.place(Layer(data).digest)
+
+    def place(self, digest: str) -> Path:
+        """The same by its digest."""
+        everybodys = self.cache / "sha256" / digest.removeprefix("sha256:")
+        return everybodys if everybodys.exists() else next(everybodys.parent.glob(f"{everybodys.name}@*"), everybodys)
+
+    def give_back(self, data: bytes) -> Path:
+        """A blob's directory in the cache, as if nobody had got so far as to hash it: its giver's again."""
+        path = self.entry(data)
+        if "@" not in path.name:
+            key = Described(0, Layer(data).digest, len(data)).given_key(f"{self.fake.host}/app")
+            path = path.rename(path.with_name(key.removeprefix("sha256:")))
+        for name in ("verified", "hashes"):
+            (path / name).unlink(missing_ok=True)
+        return path
 
     @property
     def ranges(self) -> list[tuple[int, int]]:

@@ -48,7 +48,7 @@ class Stage(NamedTuple):
         return Layer(data).digest
 
     def path(self, digest: str) -> Path:
-        return self.rig.cache / "sha256" / digest[7:]
+        return self.rig.place(digest)
 
 
 @pytest.fixture
@@ -116,19 +116,21 @@ def test_ls(stage: Stage) -> None:
     part = Layer(data).digest
     assert list(rows) == [whole, part]
     assert rows[whole] == {
-        "digest": whole, "size": SIZE, "present": SIZE, "disk": rows[whole]["disk"], "used": "1970-01-02T00:00:00Z",
+        "digest": whole, "giver": None,
+        "size": SIZE, "present": SIZE, "disk": rows[whole]["disk"], "used": "1970-01-02T00:00:00Z",
         "in_use": False, "complete": True, "verified": True, "broken": False,
         "converted_for": [],
     }  # fmt: skip
     assert rows[whole]["disk"] > SIZE
     assert rows[part]["in_use"] and not rows[part]["complete"] and not rows[part]["verified"]
     assert 0 < rows[part]["present"] < PART
+    assert rows[part]["giver"] == f"{stage.rig.fake.host}/app"
     (stage.path(whole) / "verified").unlink()
     status, lines, _ = stage.run("ls")
     assert status == 0
     assert [line.split()[0] for line in lines[:2]] == [whole, part]
-    assert re.search(rf"  {SIZE}  100 % .* KiB  1970-01-0[12] [0-9:]+  complete$", lines[0])
-    assert re.search(rf"  {PART}    0 % .*  partial$", lines[1])
+    assert re.search(rf"  {SIZE}  100 % .* KiB  1970-01-0[12] [0-9:]+  broken$", lines[0])
+    assert re.search(rf"  {PART}    0 % .*  partial, from {stage.rig.fake.host}/app$", lines[1])
     assert re.fullmatch(rf"2 blobs, [0-9.]+ MiB on disk in {stage.rig.cache}", lines[2])
 
 

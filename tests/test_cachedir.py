@@ -23,6 +23,7 @@ from pyerofs.quantity import Limit
 
 SIZE = 10 * GRANULE + 7
 DIGESTS = ["sha256:" + f"{number:02x}" * 32 for number in range(1, 9)]
+WHO = "@" + "ee" * 16  # has given it
 
 
 @pytest.fixture
@@ -30,9 +31,13 @@ def directory(tmp_path: Path) -> str:
     return str(tmp_path / "cache")
 
 
+def open_given(directory: str, digest: str) -> Entry:
+    return Entry(directory, digest + WHO, SIZE, earns=digest)
+
+
 def fill(directory: str, digest: str, granules: int = 11, *, used: float | None = None, durable: bool = True) -> Path:
     """An entry with its first granules present, closed."""
-    entry = Entry(directory, digest, SIZE)
+    entry = open_given(directory, digest)
     os.pwrite(entry.data_fd, b"x" * min(granules * GRANULE, SIZE), 0)
     os.pwrite(entry.map_fd, ((1 << granules) - 1).to_bytes(8, "little"), MAP_OFFSET)
     if durable:
@@ -136,14 +141,14 @@ def test_broken_entries(directory: str, damage: Callable[[Path], None]) -> None:
 
 def test_in_use_by_this_process_and_by_another(directory: str) -> None:
     fill(directory, DIGESTS[0])
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     assert contents(directory).in_use
     assert not drop(the_place(directory))
     entry.close()
     assert not contents(directory).in_use
     code = (
         "import sys; from pyerofs.cache import Entry\n"
-        f"entry = Entry({directory!r}, {DIGESTS[0]!r}, {SIZE}); print('open', flush=True); sys.stdin.read()"
+        f"entry = Entry({directory!r}, {DIGESTS[0] + WHO!r}, {SIZE}); print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -158,13 +163,13 @@ def test_in_use_by_this_process_and_by_another(directory: str) -> None:
 def test_verified_counts_only_with_its_data_and_all_of_it(directory: str) -> None:
     path = fill(directory, DIGESTS[0])
     assert not contents(directory).verified
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     entry.mark_verified()
     assert contents(directory).verified and entry.is_marked_verified()
     entry.close()
     (path / "verified").write_bytes((path / "verified").read_bytes()[:-1])
     assert not contents(directory).verified
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     entry.mark_verified()
     os.pwrite(entry.map_fd, b"\1", MAP_OFFSET)
     assert not contents(directory).verified
@@ -211,11 +216,11 @@ def test_drop(directory: str) -> None:
 
 def test_those_who_use_what_is_dropped_by_force_keep_it(directory: str) -> None:
     fill(directory, DIGESTS[0], 3)
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     assert drop(the_place(directory), force=True)
     assert os.pread(entry.data_fd, 5, 0) == b"xxxxx"
     fill(directory, DIGESTS[0], 5)
-    path = Path(directory) / "sha256" / DIGESTS[0][7:]
+    path = Path(directory) / "sha256" / (DIGESTS[0] + WHO)[7:]
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     store = Store(entry.data_fd, SIZE, map_fd=entry.map_fd, map_offset=MAP_OFFSET)
     entry.sync(store)  # it does not write what it has into the entry of others
@@ -226,7 +231,7 @@ def test_those_who_use_what_is_dropped_by_force_keep_it(directory: str) -> None:
 
 
 def test_sync_after_a_forced_drop_writes_nothing(directory: str) -> None:
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     store = Store(entry.data_fd, SIZE, map_fd=entry.map_fd, map_offset=MAP_OFFSET)
     assert drop(the_place(directory), force=True)
     entry.sync(store)
@@ -254,7 +259,7 @@ def test_an_entry_that_is_evicted_while_it_is_opened(
         return real(*arguments)
 
     monkeypatch.setattr(where, name, meanwhile)
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     assert dropped
     assert contents(directory) == Contents(SIZE, 0, in_use=True)
     assert os.stat(Path(place.path) / "data").st_ino == os.fstat(entry.data_fd).st_ino
@@ -264,11 +269,11 @@ def test_an_entry_that_is_evicted_while_it_is_opened(
 def test_openers_and_evictors_at_once(directory: str) -> None:
     """Whoever has opened an entry has the one that is listed, until he lets go of it."""
     done = threading.Event()
-    place = Place(str(Path(directory) / "sha256" / DIGESTS[0][7:]), DIGESTS[0], 0, 0)
+    place = Place(str(Path(directory) / "sha256" / (DIGESTS[0] + WHO)[7:]), DIGESTS[0], 0, 0)
 
     def opener() -> None:
         for _ in range(150):
-            entry = Entry(directory, DIGESTS[0], SIZE)
+            entry = open_given(directory, DIGESTS[0])
             assert os.stat(Path(entry.path) / "data").st_ino == os.fstat(entry.data_fd).st_ino
             found = look(place)
             assert found is not None and found.in_use and not found.broken
@@ -294,7 +299,7 @@ def test_openers_and_evictors_at_once(directory: str) -> None:
 def test_eviction_begins_with_what_was_used_longest_ago(directory: str) -> None:
     for number, digest in enumerate(DIGESTS[:5]):
         fill(directory, digest, used=1000 + number)
-    used = Entry(directory, DIGESTS[1], SIZE)
+    used = open_given(directory, DIGESTS[1])
     os.utime(Path(used.path) / "lock", (1, 1))  # used longest ago, but in use
     disk = {place.digest: place.disk for place in scan(directory)}
     total = sum(disk.values())
@@ -311,7 +316,7 @@ def test_eviction_begins_with_what_was_used_longest_ago(directory: str) -> None:
 
 def test_use_is_opening_and_syncing(directory: str) -> None:
     path = fill(directory, DIGESTS[0], used=5)
-    entry = Entry(directory, DIGESTS[0], SIZE)
+    entry = open_given(directory, DIGESTS[0])
     assert the_place(directory).used > 5
     os.utime(path / "lock", (5, 5))
     store = Store(entry.data_fd, SIZE, map_fd=entry.map_fd, map_offset=MAP_OFFSET)
@@ -348,9 +353,13 @@ def test_find(directory: str) -> None:
     other = "sha512:" + "01" * 64
     fill(directory, other)
     places = scan(directory)
-    assert find(places, DIGESTS[0]).digest == find(places, DIGESTS[0][:13]).digest == DIGESTS[0]
-    assert find(places, DIGESTS[1][7:13]).digest == DIGESTS[1]
-    assert find(places, "01" * 40).digest == other
+    for text, digest in (
+        (DIGESTS[0], DIGESTS[0]), (DIGESTS[0][:13], DIGESTS[0]), (DIGESTS[1][7:13], DIGESTS[1]), ("01" * 40, other),
+    ):  # fmt: skip
+        assert [place.digest for place in find(places, text)] == [digest]
+    again = Entry(directory, DIGESTS[0] + WHO[:-1] + "0", SIZE)
+    again.close()
+    assert len(find(scan(directory), DIGESTS[0])) == 2
     for text, words in (
         ("01" * 5, "stands for 2 blobs"), ("abcdef", "has no blob abcdef"), ("abcde", "no digest"), ("", "no digest"),
         ("md5:abcdef", "no digest"), ("ABCDEF", "no digest"),

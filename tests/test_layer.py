@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from images import EROFS, TAR, Layer
@@ -109,3 +111,30 @@ def test_annotations_that_are_malformed(annotations: dict[str, str], text: str) 
 def test_a_content_digest_that_is_none() -> None:
     with pytest.raises(ImageError, match="uncompressed-digest is no sha256"):
         describe(manifest(Layer(DATA, ZSTD, **{CONTENT: "md5:0"})), 0)
+
+
+def test_keys_of_what_nothing_vouches_for_yet() -> None:
+    """A giver's, until the whole has its digest; then of all who trust the same digests."""
+    layer, data = Layer(DATA), Layer(DATA).digest
+    found = describe(manifest(layer), 0)
+    assert found.shared_key() == data
+    assert re.fullmatch(rf"{data}@[0-9a-f]{{32}}", found.given_key("a/b"))
+    assert found.given_key("a/b") != found.given_key("a/c")
+    assert found.given_key("a/b") != describe(manifest(Layer(DATA, size=5)), 0).given_key("a/b")
+    assert describe(manifest(Layer(DATA, size=5)), 0).shared_key() == data
+
+
+def test_keys_of_what_is_decompressed() -> None:
+    layer = compressed(DATA, 4096, hashes="")
+    found = describe(manifest(layer), 0)
+    other = replace(found, content=Layer(b"x").digest)
+    bare = replace(found, content="")
+    keys = [
+        key
+        for each in (found, other, bare)
+        for by_index in (False, True)
+        for key in (each.shared_key(by_index=by_index), each.given_key("a/b", by_index=by_index))
+    ]
+    assert keys.count("") == 1 and bare.shared_key(by_index=True) == ""  # nobody says what the whole must be
+    assert len(set(keys)) == len(keys)
+    assert all(key.startswith(found.plain_key) for key in keys if key)

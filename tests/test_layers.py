@@ -17,7 +17,7 @@ LEVELS = (
     {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
-    | {"ordinary", "progress", "verity"},
+    | {"ordinary", "progress", "verity", "tally"},
     # L1: one thing each of the outside world: network, kernel, processes, files
     {
         "tls",
@@ -38,9 +38,10 @@ LEVELS = (
     | {"netlink", "nbdnode", "device", "veritydevice", "loop", "mountpoint", "overlay", "core", "events", "retry"}
     | {"channel", "control", "reconnect", "notify", "delayed", "config", "log", "inflate"}
     | {"upload", "layout", "layerstream", "mergedview", "unpack", "mkfs", "layermaker", "localblob", "entrylock"}
-    | {"archive", "location", "layoutindex", "allowance"},
+    | {"archive", "location", "layoutindex", "allowance"}
+    | {"entryfile", "entrymark", "cachepath"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachehealth", "cachedir", "manifests", "record"}
+    {"source", "cache", "cachehealth", "cachedir", "sharing", "checked", "manifests", "record"}
     | {"download", "place", "dockerarchive", "ociarchive", "configview", "counters"}
     | {"imagesource", "indexed", "indexfile", "zstdstream", "localimage"},
     # L3: what lives: threads and connections

@@ -240,6 +240,21 @@ def test_a_registry_that_breaks_off_is_asked_again_first(
     assert len(log) == 1
 
 
+def test_what_a_tag_was_by_another_way_does_not_count(kept: Manifests, log: list[str]) -> None:
+    """Whoever is in the path of an insecure connection has named that digest, or a mirror has."""
+    with FakeRegistry() as fake, FakeRegistry() as mirror:
+        for each in (fake, mirror):
+            push_image(FakePusher(each), "app", "1", [PLAIN])
+        reference = f"{fake.host}/app:1"
+        assert chosen(reference, kept, "oci.insecure") == (PLAIN.digest, 500)
+        assert chosen(reference, kept, f"oci.mirror={mirror.url}") == (PLAIN.digest, 500)
+    with pytest.raises(RegistryError):
+        chosen(reference, kept, "oci.timeout=0.2")
+    assert log == []
+    assert chosen(reference, kept, "oci.insecure") == (PLAIN.digest, 500)
+    assert f"going on with what {fake.host}/app (insecure):1 was" in log[0]
+
+
 def test_without_kept_manifests_nothing_changes(tmp_path: Path) -> None:
     with FakeRegistry() as fake:
         push_image(FakePusher(fake), "app", "1", [PLAIN])

@@ -77,7 +77,7 @@ def test_nothing_has_happened_yet(blob: BlobFile, rig: Rig) -> None:
     assert (found["pid"], found["supervisor_pid"], found["restarts"]) == (os.getpid(), None, 0)
     assert 10 <= found["uptime_seconds"] < 60
     assert found["cache"] == {
-        "directory": str(rig.cache / "sha256" / found["digest"][7:]),
+        "directory": str(rig.place(found["digest"])),
         "size_bytes": SIZE,
         "present_bytes": 0,
         "present_percent": 0,

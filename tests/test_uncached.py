@@ -21,6 +21,7 @@ from scene import Scene
 from pyerofs import cache as module
 from pyerofs.cache import Entry
 from pyerofs.core import GRANULE
+from pyerofs.errors import ImageError
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 777
@@ -103,6 +104,14 @@ def test_a_disk_that_was_full_before(rig: Rig, disk: Disk, left: int) -> None:
         with rig.open(reference) as blob:
             assert blob.read() == data
     assert rig.log.count(FULL) == 2
+
+
+def test_who_reads_all_of_what_is_wrong_hears_it_all_the_same(rig: Rig, disk: Disk) -> None:
+    reference, data = rig.publish(3 * MIB)
+    rig.spoil(Layer(data), MIB)
+    disk.fill()
+    with rig.open(reference) as blob, pytest.raises(ImageError, match=Layer(data).digest):
+        blob.read()
 
 
 def test_a_live_map_that_has_no_room(rig: Rig, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,9 @@ def test_what_came_without_a_check_does_not_count(rig: Rig) -> None:
     layer = raw(DATA, CHUNK)
     reference = rig.push(layer)
     rig.fake.blobs[layer.digest] = bytes(len(layer.data))
-    assert rig.read(reference, "oci=0,oci.verify=none") == bytes(len(layer.data))
+    with rig.open(reference, "oci=0,oci.verify=none") as blob:
+        blob.seek(1)
+        assert blob.read() == bytes(len(layer.data) - 1)
     rig.fake.blobs[layer.digest] = layer.data
     assert rig.read(reference, "oci=0,oci.verify=require") == DATA
     assert len(rig.entries) == 2
@@ -311,7 +313,7 @@ def test_the_cache_lists_streamed_ones(rig: Rig, capsys: pytest.CaptureFixture[s
         until(lambda: blob._export.verification == "verified", "verified")
     (row,) = json.loads(cache(rig, capsys, "ls", "--json")[1])
     assert row["digest"].startswith("sha256+zstd:") and row["verified"]
-    assert "  verified as it came; " in cache(rig, capsys, "verify")[1]
+    assert cache(rig, capsys, "verify")[1].endswith("  verified\n")
     (rig.cache / rig.entries[0] / "verified").unlink()
     assert "  not verified; " in cache(rig, capsys, "verify")[1]
     assert "removed 1 blob" in cache(rig, capsys, "gc", "--max", "1K")[1]

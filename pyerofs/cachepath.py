@@ -1,0 +1,45 @@
+"""Where the cache is, and where in it an entry is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .options import OCIOptions
+
+
+def default_directory() -> str:
+    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others."""
+    if os.geteuid() == 0:
+        return "/var/cache/pyerofs"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
+
+
+def chosen_directory(options: OCIOptions) -> str:
+    return options.cache or default_directory()
+
+
+def entry_path(directory: str, key: str) -> str:
+    """The entry's directory for what Storage calls its key."""
+    algorithm, _, hexadecimal = key.partition(":")
+    return os.path.join(directory, algorithm, hexadecimal)
+
+
+def make_directory(path: str) -> None:
+    """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    check_directory(path)
+
+
+def check_directory(path: str) -> None:
+    """Raises UsageError where somebody else could have put something into it; OSError."""
+    found = os.stat(path)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"cache directory {path}: it must belong to you and be writable by nobody else "
+            f"(chown and chmod 700 it, or choose another one with oci.cache=DIR)"
+        )
