@@ -14,7 +14,7 @@ enum {
 	CONN_DEPTH = 4096, /* parked requests; beyond it no more are read */
 	CONN_BYTES = 64 << 20, /* what they ask for: so much memory they may take where there is no cache */
 	REPLY_BATCH = 64, /* replies in one system call */
-	REPLY_SENDFILE = 256 << 10, /* a reply as long as this goes by sendfile, or from a buffer of its own */
+	REPLY_LONG = 256 << 10, /* a reply as long as this is sent alone, and compared in a buffer of its own */
 };
 
 struct pe_conn {
@@ -39,6 +39,12 @@ struct pe_conn {
 /* How long a connection that is paused may go on to answer what it has read: after that, others must read it again. */
 #define PAUSE_PATIENCE 1000000000ULL /* ns */
 
+/* Bytes that were good when their reply was made, and were doubted when they were to be sent. */
+struct reply_copy {
+	struct reply_copy *next;
+	char bytes[];
+};
+
 /* Replies that are sent together. Short data is taken from the mapping, or from room where it had to be compared. */
 struct reply_batch {
 	unsigned count, vectors;
@@ -50,6 +56,7 @@ struct reply_batch {
 	uint32_t epoch;
 	char *room; /* REPLY_ROOM bytes, made when they are first needed; used up to room_used */
 	uint32_t room_used;
+	struct reply_copy *copies;
 	struct nbd_simple_reply header[REPLY_BATCH];
 	struct iovec iov[2 * REPLY_BATCH];
 };

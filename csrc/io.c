@@ -2,6 +2,7 @@
 #include "io.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -38,10 +39,11 @@ int io_discard(int fd, uint64_t length)
 	return 0;
 }
 
-int io_sendv(int fd, struct iovec *iov, int count, int flags)
+/* Sends until all has gone or an error comes; the vector is what is left then. */
+static int send_vector(int fd, struct iovec **iov, int *count, int flags)
 {
-	while (count > 0) {
-		struct msghdr message = { .msg_iov = iov, .msg_iovlen = (size_t)count };
+	while (*count > 0) {
+		struct msghdr message = { .msg_iov = *iov, .msg_iovlen = (size_t)*count };
 		ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
 
 		if (n < 0) {
@@ -49,16 +51,36 @@ int io_sendv(int fd, struct iovec *iov, int count, int flags)
 				continue;
 			return -errno;
 		}
-		while (count > 0 && (size_t)n >= iov->iov_len) {
-			n -= (ssize_t)iov->iov_len;
-			iov++;
-			count--;
+		while (*count > 0 && (size_t)n >= (*iov)->iov_len) {
+			n -= (ssize_t)(*iov)->iov_len;
+			++*iov;
+			--*count;
 		}
-		if (count > 0) {
-			iov->iov_base = (char *)iov->iov_base + n;
-			iov->iov_len -= (size_t)n;
+		if (*count > 0) {
+			(*iov)->iov_base = (char *)(*iov)->iov_base + n;
+			(*iov)->iov_len -= (size_t)n;
 		}
 	}
+	return 0;
+}
+
+int io_sendv(int fd, struct iovec *iov, int count, int flags)
+{
+	return send_vector(fd, &iov, &count, flags);
+}
+
+int io_sendv_now(int fd, struct iovec **iov, int *count)
+{
+	return send_vector(fd, iov, count, MSG_DONTWAIT);
+}
+
+int io_wait_writable(int fd)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLOUT };
+
+	while (poll(&poll_fd, 1, -1) < 0)
+		if (errno != EINTR)
+			return -errno;
 	return 0;
 }
 

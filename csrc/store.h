@@ -207,6 +207,9 @@ void store_forget(struct pe_store *s, struct pe_conn *conn);
 /* Drops a thread's own waiter if it is still parked. */
 void store_unpark(struct pe_store *s, struct waiter *w);
 
+/* blob.c: as pe_store_read, for bytes that are counted elsewhere. */
+int64_t store_copy(struct pe_store *s, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout);
+
 /* others.c, the lock being held: may this read be fetched although another process says that it is doing so? */
 bool others_are_slow(const struct pe_store *s, const struct waiter *w);
 /* Sleeps until other processes may have brought something, a deadline passes or a moment is over. */
