@@ -7,38 +7,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-int io_recv(int fd, void *buffer, size_t length)
-{
-	size_t done = 0;
-
-	while (done < length) {
-		ssize_t n = recv(fd, (char *)buffer + done, length - done, MSG_WAITALL);
-
-		if (n > 0)
-			done += (size_t)n;
-		else if (n == 0)
-			return done ? -ECONNRESET : -ENODATA;
-		else if (errno != EINTR)
-			return -errno;
-	}
-	return 0;
-}
-
-int io_discard(int fd, uint64_t length)
-{
-	char waste[4096];
-
-	while (length) {
-		size_t n = length < sizeof(waste) ? (size_t)length : sizeof(waste);
-		int err = io_recv(fd, waste, n);
-
-		if (err)
-			return err == -ENODATA ? -ECONNRESET : err;
-		length -= n;
-	}
-	return 0;
-}
-
 /* Sends until all has gone or an error comes; the vector is what is left then. */
 static int send_vector(int fd, struct iovec **iov, int *count, int flags)
 {

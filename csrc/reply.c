@@ -203,12 +203,30 @@ int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, 
 	return batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
 }
 
+static void add_zeros(struct reply_batch *batch, uint32_t length)
+{
+	static const char zeros[CONN_SECTOR];
+
+	if (length)
+		batch->iov[batch->vectors++] =
+			(struct iovec){ .iov_base = (void *)(uintptr_t)zeros, .iov_len = length };
+	batch->bytes += length;
+}
+
+int reply_zeros(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w)
+{
+	add_header(batch, w->cookie, 0, w->arrived);
+	add_zeros(batch, w->zeros);
+	return batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
+}
+
 /* Adds data that stays where it is until the batch is sent. */
 static int add_data(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w, const char *bytes, bool send)
 {
 	add_header(batch, w->cookie, 0, w->arrived);
 	batch->iov[batch->vectors++] = (struct iovec){ .iov_base = (void *)(uintptr_t)bytes, .iov_len = w->length };
 	batch->bytes += w->length;
+	add_zeros(batch, w->zeros);
 	return send || batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
 }
 
@@ -259,7 +277,7 @@ int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 		batch->looked = true;
 	}
 	if (!w->keep && trust_has(&s->trust, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
-		if (s->trust.word || w->length < REPLY_LONG)
+		if (s->trust.word || w->zeros || w->length < REPLY_LONG)
 			return add_data(c, batch, w, s->data + w->offset, w->length >= REPLY_LONG);
 		/* The kernel passes the file's pages on as they are: only for a file whose bytes are right whatever they are. */
 		add_header(batch, w->cookie, 0, w->arrived);

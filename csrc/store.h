@@ -24,6 +24,7 @@ struct waiter {
 	struct waiter *prev, *next;
 	uint64_t offset;
 	uint32_t length;
+	uint32_t zeros; /* that its client wants behind these bytes */
 	unsigned stream; /* of the plan */
 	int status; /* 1: parked, 0: every byte is present or its own, else -errno */
 	bool claimed; /* every absent granule of it is in flight */
