@@ -9,8 +9,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("fault", "map", "io", "plan", "sum", "claim", "watch", "trust", "keep", "store", "others", "hist", "run", "land", "fill"),
-    *("reply", "conn", "handshake", "blob"),
+    *("fault", "map", "io", "plan", "sum", "claim", "watch", "trust", "keep", "store", "others", "hist", "run", "land"),
+    *("fill", "reply", "conn", "handshake", "blob"),
 )
 HEADER = (HERE / "pyerofs.h").read_text(encoding="ascii")
 
