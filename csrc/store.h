@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "claim.h"
+#include "clock.h"
 #include "keep.h"
 #include "map.h"
 #include "plan.h"
@@ -150,11 +151,6 @@ static inline unsigned store_busy_streams(const struct pe_store *s)
 	}
 	return busy;
 }
-
-uint64_t now_ns(void);
-/* Condition variables that wait by now_ns()'s clock. */
-void cond_init(pthread_cond_t *cond);
-void cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline);
 
 /* run.c: the first granule of [first, end) that w (NULL: anybody) needs and that is not in flight; end: there is none. */
 uint64_t store_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end);
