@@ -9,8 +9,24 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("map", "io", "plan", "sum", "claim", "watch", "trust", "keep", "store", "others", "hist", "run", "land", "fill"),
-    *("reply", "conn", "handshake", "blob"),
+    *(
+        "clock",
+        "fault",
+        "map",
+        "io",
+        "plan",
+        "sum",
+        "claim",
+        "watch",
+        "trust",
+        "keep",
+        "store",
+        "others",
+        "hist",
+        "run",
+        "land",
+    ),
+    *("fill", "reply", "conn", "handshake", "blob"),
 )
 HEADER = (HERE / "pyerofs.h").read_text(encoding="ascii")
 

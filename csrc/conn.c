@@ -27,6 +27,7 @@ int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn)
 	c->store = store;
 	c->fd = fd;
 	c->flags = flags;
+	c->size = store->size;
 	c->ready_tail = &c->ready;
 	pthread_mutex_init(&c->send_lock, NULL);
 	pthread_mutex_init(&c->ready_lock, NULL);
@@ -223,14 +224,19 @@ static int park(struct pe_conn *c, struct reply_batch *batch, const struct waite
 /* A read: answered at once, or parked. */
 static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
 {
-	struct waiter w = { .offset = offset, .length = length, .cookie = cookie, .conn = c,
-			    .arrived = batch->arrived };
+	struct waiter w = { .offset = offset, .cookie = cookie, .conn = c, .arrived = batch->arrived };
+	uint64_t size = c->store->size, left;
 	int result = 1;
 
 	if (flag(&c->draining))
 		return reply_status(c, batch, cookie, -ESHUTDOWN, 0);
-	if (length > PE_REQUEST_MAX || !store_in_range(c->store, offset, length))
+	if (!length || length > PE_REQUEST_MAX || offset >= c->size || length > c->size - offset)
 		return reply_status(c, batch, cookie, -EINVAL, 0);
+	left = offset < size ? size - offset : 0;
+	w.length = length < left ? length : (uint32_t)left;
+	w.zeros = length - w.length;
+	if (!w.length)
+		return reply_zeros(c, batch, &w);
 	if (flag(&c->store->complete)) {
 		__atomic_fetch_add(&c->store->hits, 1, __ATOMIC_RELAXED);
 		result = reply_read(c, batch, &w);

@@ -10,17 +10,20 @@
 #include "store.h"
 
 enum {
+	CONN_SECTOR = 512, /* what clients with a handshake have the size rounded up to: some know no other */
 	CONN_BUFFER = 64 << 10, /* of requests that are read at once */
 	CONN_DEPTH = 4096, /* parked requests; beyond it no more are read */
 	CONN_BYTES = 64 << 20, /* what they ask for: so much memory they may take where there is no cache */
 	REPLY_BATCH = 64, /* replies in one system call */
-	REPLY_SENDFILE = 256 << 10, /* a reply as long as this goes by sendfile, or from a buffer of its own */
+	REPLY_VECTORS = 3, /* of each: its header, its data, the zeros behind them */
+	REPLY_LONG = 256 << 10, /* a reply as long as this is sent alone, and compared in a buffer of its own */
 };
 
 struct pe_conn {
 	struct pe_store *store;
 	int fd;
 	uint16_t flags;
+	uint64_t size; /* as the client knows it: the blob's, or what that is rounded up to, with zeros */
 	bool draining, pausing, stopped; /* atomic */
 	bool gone; /* covered by the store's lock: nothing more is parked */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
@@ -39,6 +42,12 @@ struct pe_conn {
 /* How long a connection that is paused may go on to answer what it has read: after that, others must read it again. */
 #define PAUSE_PATIENCE 1000000000ULL /* ns */
 
+/* Bytes that were good when their reply was made, and were doubted when they were to be sent. */
+struct reply_copy {
+	struct reply_copy *next;
+	char bytes[];
+};
+
 /* Replies that are sent together. Short data is taken from the mapping, or from room where it had to be compared. */
 struct reply_batch {
 	unsigned count, vectors;
@@ -50,8 +59,9 @@ struct reply_batch {
 	uint32_t epoch;
 	char *room; /* REPLY_ROOM bytes, made when they are first needed; used up to room_used */
 	uint32_t room_used;
+	struct reply_copy *copies;
 	struct nbd_simple_reply header[REPLY_BATCH];
-	struct iovec iov[2 * REPLY_BATCH];
+	struct iovec iov[REPLY_VECTORS * REPLY_BATCH];
 };
 
 /* An error of any of these is the connection's end; -EIO: not the client's fault, the data file's. */
@@ -68,6 +78,8 @@ int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, 
  * nothing was added, since bytes were found spoiled: they are absent from now on.
  */
 int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w);
+/* The reply to a read that lies wholly behind the blob. */
+int reply_zeros(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w);
 int reply_flush(struct pe_conn *c, struct reply_batch *batch);
 
 #endif

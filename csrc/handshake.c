@@ -19,7 +19,57 @@ enum {
 
 struct export {
 	const char *name, *description;
+	uint64_t deadline; /* of the whole handshake */
 };
+
+static int set_timeout(int fd, int option, uint64_t ns)
+{
+	struct timeval t = { .tv_sec = (time_t)(ns / 1000000000U), .tv_usec = (suseconds_t)(ns % 1000000000U / 1000) };
+
+	return setsockopt(fd, SOL_SOCKET, option, &t, sizeof(t)) ? -errno : 0;
+}
+
+/* Gives the next call what is left of the time; 0 would mean "for ever". */
+static int limit(const struct pe_conn *c, const struct export *export, int option)
+{
+	uint64_t now = now_ns();
+
+	return now + 1000 < export->deadline ? set_timeout(c->fd, option, export->deadline - now) : -EAGAIN;
+}
+
+/*
+ * All of it, or -EAGAIN when the time is up, whatever has come until then. -ECONNRESET when the peer ends before; with
+ * nothing read at all it is -ENODATA.
+ */
+static int receive(const struct pe_conn *c, const struct export *export, void *buffer, size_t length)
+{
+	size_t done = 0;
+
+	while (done < length) {
+		int err = limit(c, export, SO_RCVTIMEO);
+		ssize_t n = err ? -1 : recv(c->fd, (char *)buffer + done, length - done, 0);
+
+		if (n > 0)
+			done += (size_t)n;
+		else if (n == 0)
+			return done ? -ECONNRESET : -ENODATA;
+		else if (err || errno != EINTR)
+			return err ? err : -errno;
+	}
+	return 0;
+}
+
+static int discard(const struct pe_conn *c, const struct export *export, uint32_t length)
+{
+	char waste[4096];
+	int err = 0;
+
+	for (uint32_t n; length && !err; length -= n) {
+		n = length < sizeof(waste) ? length : (uint32_t)sizeof(waste);
+		err = receive(c, export, waste, n);
+	}
+	return err == -ENODATA ? -ECONNRESET : err;
+}
 
 static int option_reply(struct pe_conn *c, uint32_t option, uint32_t type, const void *data, uint32_t length)
 {
@@ -77,7 +127,7 @@ static int info_export(struct pe_conn *c, uint32_t option)
 		uint16_t type;
 		uint64_t size;
 		uint16_t flags;
-	} __attribute__((packed)) data = { htobe16(NBD_INFO_EXPORT), htobe64(c->store->size), htobe16(c->flags) };
+	} __attribute__((packed)) data = { htobe16(NBD_INFO_EXPORT), htobe64(c->size), htobe16(c->flags) };
 
 	return option_reply(c, option, NBD_REP_INFO, &data, sizeof(data));
 }
@@ -143,7 +193,7 @@ static int export_name(struct pe_conn *c, const struct export *export, const cha
 		uint64_t size;
 		uint16_t flags;
 		char zeroes[124];
-	} __attribute__((packed)) data = { .size = htobe64(c->store->size), .flags = htobe16(c->flags) };
+	} __attribute__((packed)) data = { .size = htobe64(c->size), .flags = htobe16(c->flags) };
 	int err;
 
 	if (!known(export, name, length))
@@ -158,7 +208,10 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 	char data[OPTION_MAX];
 	struct nbd_option header;
 	uint32_t option, length;
-	int err = io_recv(c->fd, &header, sizeof(header));
+	int err = receive(c, export, &header, sizeof(header));
+
+	if (!err)
+		err = limit(c, export, SO_SNDTIMEO); /* for what is answered to it */
 
 	if (err == -ENODATA)
 		return 2; /* hung up between two options: rude, but in order */
@@ -171,12 +224,12 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 	if (length > PE_REQUEST_MAX)
 		return -EPROTO;
 	if (length > sizeof(data)) {
-		err = io_discard(c->fd, length);
+		err = discard(c, export, length);
 		if (err || option == NBD_OPT_EXPORT_NAME)
 			return err ? err : -ENOENT;
 		return option_reply(c, option, NBD_REP_ERR_TOO_BIG, NULL, 0);
 	}
-	err = length ? io_recv(c->fd, data, length) : 0;
+	err = length ? receive(c, export, data, length) : 0;
 	if (err)
 		return err == -ENODATA ? -ECONNRESET : err;
 	switch (option) {
@@ -195,17 +248,9 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 	}
 }
 
-static void message_timeout(int fd, uint32_t timeout)
-{
-	struct timeval t = { .tv_sec = timeout / 1000, .tv_usec = (suseconds_t)(timeout % 1000) * 1000 };
-
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t));
-}
-
 int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uint32_t timeout)
 {
-	struct export export = { name, description };
+	struct export export = { name, description, now_ns() + (uint64_t)timeout * 1000000U };
 	struct {
 		uint64_t magic, option_magic;
 		uint16_t flags;
@@ -214,10 +259,12 @@ int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uin
 	uint32_t flags;
 	int result;
 
-	message_timeout(c->fd, timeout);
-	result = io_send(c->fd, &hello, sizeof(hello), 0);
+	c->size = (c->size + CONN_SECTOR - 1) / CONN_SECTOR * CONN_SECTOR;
+	result = limit(c, &export, SO_SNDTIMEO);
 	if (!result)
-		result = io_recv(c->fd, &flags, sizeof(flags));
+		result = io_send(c->fd, &hello, sizeof(hello), 0);
+	if (!result)
+		result = receive(c, &export, &flags, sizeof(flags));
 	if (result)
 		return result == -ENODATA ? 1 : result;
 	flags = be32toh(flags);
@@ -225,6 +272,7 @@ int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uin
 		return -EPROTO;
 	while (result == 0)
 		result = negotiate(c, &export, !(flags & NBD_FLAG_NO_ZEROES));
-	message_timeout(c->fd, 0);
+	set_timeout(c->fd, SO_RCVTIMEO, 0);
+	set_timeout(c->fd, SO_SNDTIMEO, 0);
 	return result < 0 ? result : result - 1;
 }

@@ -2,46 +2,16 @@
 #include "io.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-int io_recv(int fd, void *buffer, size_t length)
+/* Sends until all has gone or an error comes; the vector is what is left then. */
+static int send_vector(int fd, struct iovec **iov, int *count, int flags)
 {
-	size_t done = 0;
-
-	while (done < length) {
-		ssize_t n = recv(fd, (char *)buffer + done, length - done, MSG_WAITALL);
-
-		if (n > 0)
-			done += (size_t)n;
-		else if (n == 0)
-			return done ? -ECONNRESET : -ENODATA;
-		else if (errno != EINTR)
-			return -errno;
-	}
-	return 0;
-}
-
-int io_discard(int fd, uint64_t length)
-{
-	char waste[4096];
-
-	while (length) {
-		size_t n = length < sizeof(waste) ? (size_t)length : sizeof(waste);
-		int err = io_recv(fd, waste, n);
-
-		if (err)
-			return err == -ENODATA ? -ECONNRESET : err;
-		length -= n;
-	}
-	return 0;
-}
-
-int io_sendv(int fd, struct iovec *iov, int count, int flags)
-{
-	while (count > 0) {
-		struct msghdr message = { .msg_iov = iov, .msg_iovlen = (size_t)count };
+	while (*count > 0) {
+		struct msghdr message = { .msg_iov = *iov, .msg_iovlen = (size_t)*count };
 		ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
 
 		if (n < 0) {
@@ -49,16 +19,36 @@ int io_sendv(int fd, struct iovec *iov, int count, int flags)
 				continue;
 			return -errno;
 		}
-		while (count > 0 && (size_t)n >= iov->iov_len) {
-			n -= (ssize_t)iov->iov_len;
-			iov++;
-			count--;
+		while (*count > 0 && (size_t)n >= (*iov)->iov_len) {
+			n -= (ssize_t)(*iov)->iov_len;
+			++*iov;
+			--*count;
 		}
-		if (count > 0) {
-			iov->iov_base = (char *)iov->iov_base + n;
-			iov->iov_len -= (size_t)n;
+		if (*count > 0) {
+			(*iov)->iov_base = (char *)(*iov)->iov_base + n;
+			(*iov)->iov_len -= (size_t)n;
 		}
 	}
+	return 0;
+}
+
+int io_sendv(int fd, struct iovec *iov, int count, int flags)
+{
+	return send_vector(fd, &iov, &count, flags);
+}
+
+int io_sendv_now(int fd, struct iovec **iov, int *count)
+{
+	return send_vector(fd, iov, count, MSG_DONTWAIT);
+}
+
+int io_wait_writable(int fd)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLOUT };
+
+	while (poll(&poll_fd, 1, -1) < 0)
+		if (errno != EINTR)
+			return -errno;
 	return 0;
 }
 

@@ -6,11 +6,12 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* -ECONNRESET when the peer ends before all has come; with nothing read at all it is -ENODATA. */
-int io_recv(int fd, void *buffer, size_t length);
-int io_discard(int fd, uint64_t length);
 /* The vector is used up on the way. flags are added to MSG_NOSIGNAL. */
 int io_sendv(int fd, struct iovec *iov, int count, int flags);
+/* As io_sendv, but waits for nothing: -EAGAIN, and what is left of the vector, when the socket takes no more now. */
+int io_sendv_now(int fd, struct iovec **iov, int *count);
+/* Until the socket takes more, or is over. */
+int io_wait_writable(int fd);
 int io_send(int fd, const void *buffer, size_t length, int flags);
 int io_pwrite(int fd, const void *buffer, size_t length, uint64_t offset);
 /* -EIO when the file ends before the range does. */

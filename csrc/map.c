@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "fault.h"
 #include "pyerofs.h"
 
 enum { WORD_BITS = 64 };
@@ -18,6 +19,7 @@ static uint64_t load(const struct pe_map *map, uint64_t index)
 int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules)
 {
 	struct stat st;
+	int err;
 
 	memset(map, 0, sizeof(*map));
 	map->granules = granules;
@@ -36,6 +38,12 @@ int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules)
 		map->base = NULL;
 		return -errno;
 	}
+	err = fault_guard(map->base, map->mapped);
+	if (err) {
+		munmap(map->base, map->mapped);
+		map->base = NULL;
+		return err;
+	}
 	map->word = (void *)((char *)map->base + offset);
 	if (offset)
 		map->shared = (void *)((char *)map->base + offset - MAP_SHARED_BYTES);
@@ -44,8 +52,10 @@ int map_open(struct pe_map *map, int fd, uint64_t offset, uint64_t granules)
 
 void map_close(struct pe_map *map)
 {
-	if (map->base)
+	if (map->base) {
+		fault_unguard(map->base);
 		munmap(map->base, map->mapped);
+	}
 	map->base = NULL;
 	map->word = NULL;
 }

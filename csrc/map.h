@@ -1,6 +1,7 @@
 /*
  * The granule map: one bit a granule, in shared memory. Bits are set, and cleared only when their bytes are found to be
- * spoiled or wrong; no lock is needed to read them.
+ * spoiled or wrong; no lock is needed to read them. Where somebody cuts the map's file short all of them are clear from
+ * then on, and this process has a map of its own (fault.h).
  */
 #ifndef PE_MAP_H
 #define PE_MAP_H

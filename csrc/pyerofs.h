@@ -152,8 +152,10 @@ int64_t pe_store_sendfile(pe_store *store, int out_fd, uint64_t offset, uint64_t
  */
 int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn);
 /*
- * The fixed newstyle handshake, for clients that are not the kernel; the export goes by name and by "". 0: the
- * transmission phase begins. 1: the client has ended it in good order. Blocks at most timeout for each message.
+ * The fixed newstyle handshake, for clients that are not the kernel; the export goes by name and by "", and its size is
+ * the blob's, rounded up to 512 bytes with zeros: there are clients that end in an endless loop else. 0: the
+ * transmission phase begins. 1: the client has ended it in good order. Blocks at most timeout; -EAGAIN when
+ * that has passed.
  */
 int pe_conn_handshake(pe_conn *conn, const char *name, const char *description, uint32_t timeout);
 /*

@@ -1,5 +1,5 @@
 /*
- * Replies. Data is never touched here: the kernel copies it from the mapping or from the file, so that a data file
+ * Replies. Data is never touched here: the kernel copies it from the mapping, so that a data file
  * that somebody cuts short is an error of the system call and not a SIGBUS.
  */
 #define _GNU_SOURCE
@@ -30,8 +30,11 @@ static uint32_t protocol_error(int status)
 	}
 }
 
+/* How long a copy is waited for at once, ms: so often it is asked whether the connection was stopped. */
+enum { COPY_SLICE = 200 };
+
 /* Room for every short read of whole granules. */
-enum { REPLY_ROOM = REPLY_SENDFILE + 2 * PE_GRANULE };
+enum { REPLY_ROOM = REPLY_LONG + 2 * PE_GRANULE };
 
 static void reply_clear(struct reply_batch *batch)
 {
@@ -49,6 +52,7 @@ void reply_init(struct reply_batch *batch, bool parked)
 {
 	reply_clear(batch);
 	batch->room = NULL;
+	batch->copies = NULL;
 	batch->parked = parked;
 }
 
@@ -68,17 +72,97 @@ static void count_latencies(struct pe_store *s, const struct reply_batch *batch)
 	}
 }
 
-/* Sends what is batched and, where length is not 0, that range of the data file behind it. */
+/* May the kernel still take these bytes from the data file? Those of our own memory it may always. */
+static bool is_good(const struct pe_store *s, uint32_t epoch, const struct iovec *iov)
+{
+	const char *bytes = iov->iov_base;
+	uint64_t offset = (uint64_t)(bytes - s->data);
+
+	if (bytes < s->data || bytes >= s->data + s->size)
+		return true;
+	return trust_has(&s->trust, epoch, granule_of(offset), granule_end(offset + iov->iov_len));
+}
+
+/* Puts a copy that was compared in the place of a range of the data file. Waits, where that has to be fetched anew. */
+static int take_copy(struct pe_conn *c, struct reply_batch *batch, struct iovec *iov)
+{
+	struct pe_store *s = c->store;
+	uint64_t offset = (uint64_t)((const char *)iov->iov_base - s->data), done = 0;
+	uint64_t deadline = s->timeout ? now_ns() + s->timeout : UINT64_MAX;
+	struct reply_copy *copy = malloc(sizeof(*copy) + iov->iov_len);
+
+	if (!copy)
+		return -ENOMEM;
+	copy->next = batch->copies;
+	batch->copies = copy;
+	while (done < iov->iov_len) {
+		int64_t n = store_copy(s, copy->bytes + done, iov->iov_len - done, offset + done, COPY_SLICE);
+
+		if (n == -EAGAIN && (__atomic_load_n(&c->stopped, __ATOMIC_ACQUIRE) || now_ns() > deadline))
+			n = -ETIMEDOUT;
+		if (n < 0 && n != -EAGAIN)
+			return (int)n;
+		done += n < 0 ? 0 : (uint64_t)n;
+	}
+	iov->iov_base = copy->bytes;
+	return 0;
+}
+
+/*
+ * The kernel copies bytes of the data file when the client makes room for them, which may be long after they were
+ * looked at. So it is only ever asked to copy what there is room for now, right after a look; what is doubted then is
+ * taken from a copy.
+ */
+static int send_batch(struct pe_conn *c, struct reply_batch *batch)
+{
+	struct pe_store *s = c->store;
+	struct iovec *iov = batch->iov;
+	int count = (int)batch->vectors, err;
+
+	while ((err = io_sendv_now(c->fd, &iov, &count)) == -EAGAIN || err == -EFAULT) {
+		uint32_t epoch;
+
+		if (err == -EFAULT) {
+			if (!s->trust.word)
+				return err;
+			trust_end(s); /* an error that the look had not shown */
+		} else {
+			err = io_wait_writable(c->fd);
+			if (err)
+				return err;
+		}
+		epoch = trust_look(s);
+		for (int i = 0; i < count; i++) {
+			err = is_good(s, epoch, &iov[i]) ? 0 : take_copy(c, batch, &iov[i]);
+			if (err)
+				return err == -ENOMEM ? err : -EIO;
+		}
+	}
+	return err;
+}
+
+static void free_copies(struct reply_batch *batch)
+{
+	while (batch->copies) {
+		struct reply_copy *copy = batch->copies;
+
+		batch->copies = copy->next;
+		free(copy);
+	}
+}
+
+/* Sends what is batched and, where length is not 0, that range of a data file that nobody doubts behind it. */
 static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offset, uint32_t length)
 {
 	uint64_t served = batch->bytes + length;
 	int err;
 
 	pthread_mutex_lock(&c->send_lock);
-	err = io_sendv(c->fd, batch->iov, (int)batch->vectors, length ? MSG_MORE : 0);
+	err = length ? io_sendv(c->fd, batch->iov, (int)batch->vectors, MSG_MORE) : send_batch(c, batch);
 	if (!err && length)
 		err = io_sendfile(c->fd, c->store->data_fd, offset, length);
 	pthread_mutex_unlock(&c->send_lock);
+	free_copies(batch);
 	if (!err)
 		count_latencies(c->store, batch);
 	reply_clear(batch);
@@ -119,12 +203,30 @@ int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, 
 	return batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
 }
 
+static void add_zeros(struct reply_batch *batch, uint32_t length)
+{
+	static const char zeros[CONN_SECTOR];
+
+	if (length)
+		batch->iov[batch->vectors++] =
+			(struct iovec){ .iov_base = (void *)(uintptr_t)zeros, .iov_len = length };
+	batch->bytes += length;
+}
+
+int reply_zeros(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w)
+{
+	add_header(batch, w->cookie, 0, w->arrived);
+	add_zeros(batch, w->zeros);
+	return batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
+}
+
 /* Adds data that stays where it is until the batch is sent. */
 static int add_data(struct pe_conn *c, struct reply_batch *batch, const struct waiter *w, const char *bytes, bool send)
 {
 	add_header(batch, w->cookie, 0, w->arrived);
 	batch->iov[batch->vectors++] = (struct iovec){ .iov_base = (void *)(uintptr_t)bytes, .iov_len = w->length };
 	batch->bytes += w->length;
+	add_zeros(batch, w->zeros);
 	return send || batch->count == REPLY_BATCH ? transmit(c, batch, 0, 0) : 0;
 }
 
@@ -175,10 +277,11 @@ int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 		batch->looked = true;
 	}
 	if (!w->keep && trust_has(&s->trust, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
-		if (w->length < REPLY_SENDFILE)
-			return add_data(c, batch, w, s->data + w->offset, false);
+		if (s->trust.word || w->zeros || w->length < REPLY_LONG)
+			return add_data(c, batch, w, s->data + w->offset, w->length >= REPLY_LONG);
+		/* The kernel passes the file's pages on as they are: only for a file whose bytes are right whatever they are. */
 		add_header(batch, w->cookie, 0, w->arrived);
 		return transmit(c, batch, w->offset, w->length);
 	}
-	return w->keep || w->length >= REPLY_SENDFILE ? add_kept(c, batch, w) : add_compared(c, batch, w);
+	return w->keep || w->length >= REPLY_LONG ? add_kept(c, batch, w) : add_compared(c, batch, w);
 }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "claim.h"
+#include "clock.h"
 #include "keep.h"
 #include "map.h"
 #include "plan.h"
@@ -24,6 +25,7 @@ struct waiter {
 	struct waiter *prev, *next;
 	uint64_t offset;
 	uint32_t length;
+	uint32_t zeros; /* that its client wants behind these bytes */
 	unsigned stream; /* of the plan */
 	int status; /* 1: parked, 0: every byte is present or its own, else -errno */
 	bool claimed; /* every absent granule of it is in flight */
@@ -150,11 +152,6 @@ static inline unsigned store_busy_streams(const struct pe_store *s)
 	return busy;
 }
 
-uint64_t now_ns(void);
-/* Condition variables that wait by now_ns()'s clock. */
-void cond_init(pthread_cond_t *cond);
-void cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline);
-
 /* run.c: the first granule of [first, end) that w (NULL: anybody) needs and that is not in flight; end: there is none. */
 uint64_t store_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end);
 
@@ -206,6 +203,9 @@ void store_set_foreign(struct pe_store *s, struct waiter *w, bool foreign);
 void store_forget(struct pe_store *s, struct pe_conn *conn);
 /* Drops a thread's own waiter if it is still parked. */
 void store_unpark(struct pe_store *s, struct waiter *w);
+
+/* blob.c: as pe_store_read, for bytes that are counted elsewhere. */
+int64_t store_copy(struct pe_store *s, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout);
 
 /* others.c, the lock being held: may this read be fetched although another process says that it is doing so? */
 bool others_are_slow(const struct pe_store *s, const struct waiter *w);

@@ -19,6 +19,12 @@ enum {
 static const uint64_t settle_time = 50000000;
 /* Some filesystems keep whole seconds only. */
 static const uint64_t settle_time_of_seconds = 2000000000;
+/* So long one write(2), which moves the ctime once, may take somebody else who has the file open. */
+static const uint64_t settle_time_of_shared = 10000000000;
+/* Between two looks for somebody else who has the file open. */
+static const uint64_t ask_interval = 50000000;
+/* Where the file could not be watched it is tried again after as long. */
+static const uint64_t watch_interval = 1000000000;
 
 int trust_open(struct trust *t, int sums_fd, uint64_t sums_offset, uint64_t granules)
 {
@@ -84,6 +90,22 @@ static bool others_wrote(struct trust *t)
 	return t->news.opened != before.opened || t->news.written != before.written;
 }
 
+/* Has the ctime been the same for so long that it tells of all that was written since? Under the lock. */
+static bool is_settled(struct pe_store *s)
+{
+	struct trust *t = &s->trust;
+	uint64_t now = now_ns(), age = now - t->seen;
+
+	if (age < (t->stamp % 1000000000U ? settle_time : settle_time_of_seconds))
+		return false;
+	if (age >= settle_time_of_shared)
+		return true;
+	if (now - t->asked < ask_interval)
+		return false;
+	t->asked = now;
+	return watch_is_alone(s->data_fd);
+}
+
 /*
  * The file has changed, or may be about to settle. Under the lock. It is looked at again, since looks outside the lock
  * have no order; and the watch after the file, so that what the file shows of others is not taken for our own.
@@ -109,15 +131,11 @@ static uint32_t look_again(struct pe_store *s)
 	} else if (stamp_of(&st) != t->stamp) { /* nobody but this store has written: the epoch goes on */
 		__atomic_store_n(&t->settled, 0, __ATOMIC_RELEASE);
 		t->seen = now_ns();
-	} else if (!t->settled) {
-		uint64_t needed = t->stamp % 1000000000U ? settle_time : settle_time_of_seconds;
-
-		if (now_ns() - t->seen >= needed) {
-			__atomic_store_n(&t->settled, t->epoch, __ATOMIC_RELEASE);
-			/* From here on the ctime tells all; the next landing, if there is one, watches anew. */
-			if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE) && !t->writing)
-				end_watch(t, WATCH_NOT_YET);
-		}
+	} else if (!t->settled && is_settled(s)) {
+		__atomic_store_n(&t->settled, t->epoch, __ATOMIC_RELEASE);
+		/* From here on the ctime tells all; the next landing, if there is one, watches anew. */
+		if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE) && !t->writing)
+			end_watch(t, WATCH_NOT_YET);
 	}
 	/* In this order, which trust_look reads backwards: who sees the new stamp sees that nothing is settled. */
 	__atomic_store_n(&t->size, (uint64_t)st.st_size, __ATOMIC_RELEASE);
@@ -266,6 +284,28 @@ int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end,
 	return result;
 }
 
+/*
+ * Before a write: watches the file, if that is not so already. Not while somebody else has it open, who may be writing:
+ * of him the watch would tell at the end only. Under the lock.
+ */
+static void begin_watch(struct pe_store *s)
+{
+	struct trust *t = &s->trust;
+	enum watched before = t->watched;
+	uint64_t now = now_ns();
+
+	if (before == WATCHED || (before == WATCH_NEVER && now - t->tried < watch_interval))
+		return;
+	t->tried = now;
+	t->watched = watch_add(s->data_fd) ? WATCHED : WATCH_NEVER;
+	if (t->watched == WATCHED && !watch_is_alone(s->data_fd))
+		end_watch(t, WATCH_NEVER);
+	if (t->watched == WATCHED && before == WATCH_NEVER)
+		next_epoch(t); /* whose writes there were until now is not known */
+	t->news = watch_news();
+	look_again(s); /* what came before the watch must not pass for our own */
+}
+
 uint32_t trust_before_write(struct pe_store *s)
 {
 	struct trust *t = &s->trust;
@@ -274,11 +314,7 @@ uint32_t trust_before_write(struct pe_store *s)
 	if (!t->word)
 		return 0;
 	pthread_mutex_lock(&t->lock);
-	if (t->watched == WATCH_NOT_YET) {
-		t->watched = watch_add(s->data_fd) ? WATCHED : WATCH_NEVER;
-		t->news = watch_news();
-		look_again(s); /* what came before the watch must not pass for our own */
-	}
+	begin_watch(s);
 	t->writing++;
 	if (t->watched == WATCHED)
 		epoch = t->epoch;

@@ -4,12 +4,17 @@
  * is trusted, until the data file's ctime or size is another one than at the last look: every write and every cut
  * moves the ctime, by whomever. What is not trusted is sent from a copy that was compared, never from the file.
  *
+ * A single write(2) moves the ctime when it begins, and may go on for long. So nothing becomes trusted by its ctime
+ * while somebody else has the file open, until a time has passed in which no single write would still be under way.
+ *
  * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted. And
  * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (watch.h): while it is only
  * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, or
- * once somebody else has opened the file, all is compared until the landing is over.
+ * while somebody else has the file open, all is compared; once a second it is seen whether that has ended.
  *
- * What this cannot see is a disk that forgets bytes that had been read and compared, and a write through a mapping.
+ * What this cannot see: a disk that forgets bytes that had been read and compared; a write between a look and the one
+ * call by which the kernel then copies bytes without waiting for anybody; and, by somebody who has had the file open all
+ * the time, a write that takes longer than settle_time_of_shared, or one through a mapping.
  */
 #ifndef PE_TRUST_H
 #define PE_TRUST_H
@@ -38,6 +43,8 @@ struct trust {
 	uint32_t epoch;
 	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
 	enum watched watched;
+	uint64_t tried; /* ns: when it was last tried to watch the file */
+	uint64_t asked; /* ns: when it was last asked whether somebody else has it open */
 	struct watch_news news; /* as last seen */
 	unsigned writing; /* writes of this store under way */
 	bool wrote; /* and whether there were some since the last look */

@@ -2,8 +2,10 @@
 #include "watch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/stat.h>
@@ -127,4 +129,12 @@ struct watch_news watch_news(void)
 	found = news;
 	pthread_mutex_unlock(&lock);
 	return found;
+}
+
+bool watch_is_alone(int fd)
+{
+	/* Whoever opens the file in between waits for the second call; the signal that tells of him is one that is ignored. */
+	if (fcntl(fd, F_SETSIG, SIGURG) || fcntl(fd, F_SETLEASE, F_WRLCK))
+		return false;
+	return !fcntl(fd, F_SETLEASE, F_UNLCK);
 }

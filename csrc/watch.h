@@ -5,7 +5,8 @@
  * the files.
  *
  * A write is told of when its system call is done, and one through a mapping never is. But who is about to do either has
- * to open the file first, unless he has had it open since before it was watched.
+ * to open the file first, unless he has had it open since before it was watched: whether there is somebody who has, a
+ * lease tells.
  */
 #ifndef PE_WATCH_H
 #define PE_WATCH_H
@@ -23,5 +24,10 @@ struct watch_news {
 };
 /* Any thread. */
 struct watch_news watch_news(void);
+/*
+ * Has nobody else the file of fd open in this moment, for reading or writing, or mapped? fd is open for both, and the
+ * only one of this process. false: that may be, or cannot be known here. Any thread.
+ */
+bool watch_is_alone(int fd);
 
 #endif

@@ -10,7 +10,8 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
-from .errors import SystemFailure, UsageError
+from .admission import Admission
+from .errors import UsageError
 from .events import Events
 from .server import Server
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 DRAIN_TIMEOUT = 30.0  # seconds for reads under way after SIGTERM
 BACKLOG = 128
+ACCEPT_PAUSE = 0.5  # seconds without accepting anybody, where descriptors, threads or memory are short
+SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 def listen(unix: str | None, tcp: str | None, name: str = "") -> tuple[socket.socket, str]:
@@ -84,6 +87,7 @@ def serve(export: Export, listener: socket.socket, log: Callable[[str], None], r
     For the main thread. Raises SystemFailure.
     """
     server = Server(export, log)
+    admission = Admission(server, log)
     events = Events()
     draining = False
 
@@ -91,12 +95,23 @@ def serve(export: Export, listener: socket.socket, log: Callable[[str], None], r
         try:
             client, _ = listener.accept()
         except OSError as e:
-            if e.errno in (errno.EMFILE, errno.ENFILE):
-                raise SystemFailure(f"no more clients: {e.strerror}") from None
-            return  # it has gone again
+            if e.errno in SHORTAGE:
+                admission.say("", f"cannot accept a connection: {e.strerror}")
+                wait()
+            return  # else it has gone again
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server.add(client, handshake=True)
+        if not admission.admit(client):
+            wait()
+
+    def wait() -> None:
+        """Accept nobody for a moment: those who are connected are served, and some of them will go."""
+        events.unwatch(listener.fileno())
+        events.after(ACCEPT_PAUSE, go_on)
+
+    def go_on() -> None:
+        if not draining:
+            events.watch(listener.fileno(), accept)
 
     def ended() -> None:
         if server.acknowledge() == 0 and draining:

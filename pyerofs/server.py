@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .export import Export
 
-HANDSHAKE_TIMEOUT = 30.0  # seconds for each message of a client that negotiates
+HANDSHAKE_TIMEOUT = 30.0  # seconds for all that a client has to negotiate
 WAKE = signal.SIGUSR1  # ends a connection's wait for its next request; whoever calls pause() has a handler for it
 WAKE_INTERVAL = 0.01  # seconds; a signal that comes just before the wait begins is lost
 
@@ -35,6 +35,7 @@ class Server:
         self._clients: dict[threading.Thread, Connection] = {}
         self._threads: set[threading.Thread] = set()  # those of clients, and those that are ending
         self._monitors: set[threading.Thread] = set()
+        self._peers: dict[threading.Thread, str] = {}
         self._paused: list[socket.socket] = []
         self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -49,17 +50,34 @@ class Server:
         with self._lock:
             return len(self._clients.keys() - self._monitors)
 
-    def add(self, sock: socket.socket, *, handshake: bool, monitor: bool = False) -> None:
+    def clients_of(self, peer: str) -> int:
+        """How many connections of this peer, as add() was told it, have not ended."""
+        with self._lock:
+            return sum(each == peer for each in self._peers.values())
+
+    def add(self, sock: socket.socket, *, handshake: bool, monitor: bool = False, peer: str = "") -> None:
         """Serves the client on this connected socket; without a handshake it is a kernel's, or a monitor's, which is
-        no client that anybody serves for."""
+        no client that anybody serves for. `peer`: whose it is, for clients_of().
+
+        Raises RuntimeError when no thread can be started for it; the socket is the caller's then.
+        """
         connection = Connection(self._export.store, sock.fileno(), EXPORT_FLAGS)
         thread = threading.Thread(target=self._serve, args=(sock, connection, handshake), name="pyerofs-serve")
         with self._lock:
             self._clients[thread] = connection
             self._threads.add(thread)
+            self._peers[thread] = peer
             if monitor:
                 self._monitors.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                del self._clients[thread], self._peers[thread]
+                self._threads.remove(thread)
+                self._monitors.discard(thread)
+            connection.close()
+            raise
 
     def _serve(self, sock: socket.socket, connection: Connection, handshake: bool) -> None:
         reason = None
@@ -69,6 +87,8 @@ class Server:
                 reason = self._transmit(connection)
         except OSError as e:
             self._log(f"a client's connection ended: {e.strerror}")
+        except RuntimeError as e:  # no second thread
+            self._log(f"a client's connection ended: {e}")
         finally:
             with self._lock:
                 del self._clients[threading.current_thread()]  # from now on nobody calls drain() or stop() of it
@@ -79,6 +99,7 @@ class Server:
                 if reason == PAUSED:
                     self._paused.append(sock)
                 self._threads.remove(threading.current_thread())
+                del self._peers[threading.current_thread()]
                 if threading.current_thread() in self._monitors:
                     self._monitors.remove(threading.current_thread())
                 else:

@@ -10,7 +10,7 @@ from errno import EAGAIN, ECONNRESET, ENOENT, EPROTO
 
 import nbdclient as nbd
 import pytest
-from coreharness import KIB, MIB, Rig, Task, tcp_pair
+from coreharness import KIB, MIB, Rig, Task, tcp_pair, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,8 @@ SIZE = 100_001
 NAME = "library/é:1"
 TEXT = "a layer"
 BOTH = nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES
-EXPORT = struct.pack(">HQH", nbd.INFO_EXPORT, SIZE, EXPORT_FLAGS)
+ROUNDED = 100_352  # to whole sectors
+EXPORT = struct.pack(">HQH", nbd.INFO_EXPORT, ROUNDED, EXPORT_FLAGS)
 BLOCKS = struct.pack(">HIII", nbd.INFO_BLOCK_SIZE, 1, 4096, REQUEST_MAX)
 OPTION_MAX = 64 * KIB
 quick = settings(deadline=None, print_blob=True, max_examples=150)
@@ -255,7 +256,7 @@ def test_export_name(full: Rig, server: Server, name: str, flags: int, zeroes: i
     client = server.client
     client.greet(flags)
     client.option(nbd.OPT_EXPORT_NAME, name.encode())
-    assert client.receive(10) == struct.pack(">QH", SIZE, EXPORT_FLAGS)
+    assert client.receive(10) == struct.pack(">QH", ROUNDED, EXPORT_FLAGS)
     assert client.receive(zeroes) == bytes(zeroes)
     assert client.call(nbd.CMD_READ, SIZE - 1, 1).data == full.slice(SIZE - 1, 1)
 
@@ -309,12 +310,45 @@ def test_a_client_that_does_not_read_is_given_up(full: Rig) -> None:
 
 
 def test_the_timeout_ends_with_the_handshake(full: Rig) -> None:
-    with serving(full, timeout=0.01, sent=CONVERSATION) as server:
+    with serving(full, timeout=0.5, sent=CONVERSATION) as server:
         server.client.greet_only()
         server.client.option_replies()
         server.client.option_replies()
-        server.task.join(0.05)  # lets time pass
+        server.task.join(0.6)  # lets time pass
         assert server.client.call(nbd.CMD_READ, 0, 1).error == 0
+
+
+def test_client_that_sends_a_byte_now_and_then_is_given_up(full: Rig) -> None:
+    """The time is the whole handshake's, not each message's."""
+    sent = struct.pack(">I", BOTH) + nbd.OPTION.pack(nbd.IHAVEOPT, nbd.OPT_INFO, OPTION_MAX)
+    with serving(full, timeout=0.3, sent=sent) as server:
+
+        def drip() -> bool:
+            ignoring(server.client.sock.send, b"x")
+            return not server.task.is_alive()
+
+        until(drip, "the end of the handshake")
+        assert server.error() == EAGAIN
+
+
+@pytest.mark.parametrize("offset, length", [(SIZE - 1, 2), (SIZE, 1), (SIZE, 351), (0, ROUNDED), (SIZE - 5000, 5351)])
+def test_size_is_rounded_up_to_sectors_with_zeros(full: Rig, client: nbd.Client, offset: int, length: int) -> None:
+    client.negotiate(nbd.OPT_GO, nbd.go_data(""))
+    reply = client.call(nbd.CMD_READ, offset, length)
+    assert (reply.error, reply.data) == (0, full.slice(offset, length).ljust(length, b"\0"))
+    assert client.call(nbd.CMD_READ, offset, ROUNDED - offset + 1).error == nbd.EINVAL
+
+
+def test_zeros_behind_a_read_that_has_to_wait() -> None:
+    with Rig(SIZE) as rig, serving(rig) as server:
+        sending = rig.task(server.connection.send)
+        server.client.greet()
+        server.client.negotiate(nbd.OPT_GO, nbd.go_data(""))
+        rig.source()
+        reply = server.client.call(nbd.CMD_READ, SIZE - 10, 100)
+        assert (reply.error, reply.data) == (0, rig.slice(SIZE - 10, 10) + bytes(90))
+        server.client.sock.shutdown(socket.SHUT_RDWR)
+        sending.result()
 
 
 def test_byte_by_byte(server: Server) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 from errno import EIO
+from pathlib import Path
 
 import nbdclient as nbd
 import pytest
@@ -358,3 +360,113 @@ def test_an_epoch_that_is_none_is_no_reason_for_trust() -> None:
         spoil_sums(rig, 0, GRANULES)
         read_all(rig, client, 100 * KIB)
         assert rig.store.health()[1] == GRANULES
+
+
+# Replies that wait for their client
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("length", [128 * KIB, 256 * KIB, MIB])
+@pytest.mark.parametrize("damage", [flip, zero])
+def test_replies_that_wait_do_not_wait_on_the_file(damage: Damage, length: int, tcp: bool, tmp_path: Path) -> None:
+    """It is changed when they have been looked at, and before the client takes them."""
+    size = 16 * MIB
+    with Rig(size, data_path=tmp_path / "data") as rig:
+        rig.preset(0, rig.granules)
+        client = rig.connect(tcp=tcp).client
+        rig.source()
+        until_trusted(rig, client)
+        wanted = ask_all(client, size, length)
+        rest = client.receive(1)  # the first one is on its way
+        damage(rig, 0, rig.granules)
+        first = rest + client.receive(15)
+        assert first[4:8] == bytes(4)
+        assert client.receive(length) == rig.slice(wanted.pop(int.from_bytes(first[8:], "big")), length)
+        while wanted:
+            reply = client.reply()
+            offset = wanted.pop(reply.cookie)
+            assert (reply.error, reply.data == rig.slice(offset, length)) == (0, True), offset
+
+
+def ask_all(client: nbd.Client, size: int, length: int) -> dict[int, int]:
+    """Asks for everything at once; the offsets by cookie."""
+    ranges = [(offset, length) for offset in range(0, size, length)]
+    return dict(zip(client.reads(ranges), [offset for offset, _ in ranges], strict=True))
+
+
+def until_trusted(rig: Rig, client: nbd.Client) -> None:
+    """Reads all until it is sent without being compared."""
+
+    def trusted() -> bool:
+        for offset in range(0, rig.size, MIB):
+            assert client.call(nbd.CMD_READ, offset, MIB).error == 0
+        return rig.store.epoch() > 0
+
+    until(trusted, "an epoch")
+    assert trusted()
+
+
+@pytest.mark.parametrize("length", [128 * KIB, MIB])
+def test_data_file_cut_short_while_replies_wait_costs_no_connection(length: int, tmp_path: Path) -> None:
+    size = 16 * MIB
+    with Rig(size, data_path=tmp_path / "data") as rig:
+        rig.preset(0, rig.granules)
+        client = rig.client()
+        rig.source()
+        until_trusted(rig, client)
+        wanted = ask_all(client, size, length)
+        head = client.receive(16)
+        os.truncate(rig.data_fd, 0)
+        assert client.receive(length) == rig.slice(wanted.pop(int.from_bytes(head[8:], "big")), length)
+        while wanted:
+            reply = client.reply()
+            offset = wanted.pop(reply.cookie)
+            assert (reply.error, reply.data == rig.slice(offset, length)) == (0, True), offset
+
+
+def test_sendfile_to_a_socket_passes_no_page_of_the_file(tmp_path: Path) -> None:
+    size = 128 * KIB
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Rig(size, data_path=tmp_path / "data") as rig:
+        rig.preset(0, rig.granules)
+        client = rig.client()
+        until(lambda: client.call(nbd.CMD_READ, 0, size).error == 0 and rig.store.epoch() > 0, "an epoch")
+        assert client.call(nbd.CMD_READ, 0, size).error == 0
+        assert rig.store.sendfile(ours.fileno(), 0, size, 20) == size
+        flip(rig, 0, rig.granules)
+        assert theirs.recv(size, socket.MSG_WAITALL) == rig.data
+
+
+# The map
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("left", [0, HEADER])
+def test_map_that_is_cut_short_kills_nobody(left: int, complete: bool) -> None:
+    """What it said is forgotten; the reads that wait have their answers."""
+    with Rig(SIZE) as rig:
+        rig.preset(0, GRANULES if complete else 100)
+        store = rig.open()
+        client = rig.client(store)
+        rig.source(store)
+        if complete:
+            read_all(rig, client, 100 * KIB)
+        os.truncate(rig.map_fd, left)
+        read_all(rig, client, 100 * KIB)
+        assert store.stats().failed == 0
+        assert store.has(0, SIZE) or complete
+        assert len(store.copy_map()) == (GRANULES + 63) // 64 * 8
+
+
+def test_map_that_is_cut_short_while_a_run_lands() -> None:
+    with Rig(SIZE) as rig:
+        client = rig.client()
+        client.read(0, 40 * GRANULE)
+        client.read(30 * GRANULE, 2)
+        run = rig.take()
+        rig.land(run, 0, 8 * GRANULE)
+        os.truncate(rig.map_fd, 0)
+        rig.fetch_rest(run, 8 * GRANULE)
+        rig.source()
+        replies = sorted((reply.error, len(reply.data)) for reply in client.replies(2).values())
+        assert replies == [(0, 2), (0, 40 * GRANULE)]

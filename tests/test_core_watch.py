@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -102,6 +103,55 @@ def test_what_somebody_wrote_before_the_first_landing_is_seen(tmp_path: Path) ->
         flip(rig, 5, 6)
         assert client.call(nbd.CMD_READ, 100 * GRANULE, 1).error == 0
         assert client.call(nbd.CMD_READ, 5 * GRANULE, GRANULE).data == rig.slice(5 * GRANULE, GRANULE)
+        assert rig.store.health()[1] == 1
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+def test_somebody_who_had_the_file_open_before_the_first_landing_is_noticed(flags: int, tmp_path: Path) -> None:
+    """Of his write, which may be a long one, the watch would tell when it is over."""
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        rig.source()
+        other = rig.reopen(rig.data_fd, flags)
+        for place in (0, MIB):
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        spoil_sums(rig, 0, GRANULES)
+        for place in (0, MIB):
+            assert client.call(nbd.CMD_READ, place, GRANULE).data == rig.slice(place, GRANULE)
+        assert rig.store.health()[1] == 2
+        assert os.fstat(other).st_size == SIZE
+
+
+def test_file_is_watched_again_when_nobody_else_has_it_open(tmp_path: Path) -> None:
+    before = groups()
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        client = rig.client()
+        rig.source()
+        other = os.open(tmp_path / "data", os.O_RDONLY)
+        assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
+        assert groups() == before
+        os.close(other)
+
+        def watched() -> bool:
+            rig.store.forget_all()
+            assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
+            return groups() == before + 1
+
+        until(watched, "a group")
+
+
+def test_while_somebody_else_has_the_file_open_its_ctime_alone_is_not_believed(tmp_path: Path) -> None:
+    """One write(2) moves it once, at its beginning."""
+    with Rig(SIZE, data_path=tmp_path / "data") as rig:
+        rig.preset(0, GRANULES)
+        client = rig.client()
+        rig.source()
+        rig.reopen(rig.data_fd)
+        for _ in range(300):
+            assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
+            time.sleep(0.001)  # so long that it would be believed
+        spoil_sums(rig, 0, 1)
+        assert client.call(nbd.CMD_READ, 0, GRANULE).data == rig.slice(0, GRANULE)
         assert rig.store.health()[1] == 1
 
 

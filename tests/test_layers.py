@@ -45,7 +45,8 @@ LEVELS = (
     | {"download", "place", "dockerarchive", "ociarchive", "configview", "counters"}
     | {"imagesource", "indexed", "indexfile", "zstdstream", "localimage"},
     # L3: what lives: threads and connections
-    {"fetch", "fill", "verify", "upkeep", "export", "server", "serve", "attachment", "part", "daemon", "supervision"}
+    {"fetch", "fill", "verify", "upkeep", "export", "server", "attachment", "part", "daemon", "supervision"}
+    | {"admission", "serve"}
     | {"copyimage", "convert", "buildimage", "converted", "conversion"},
     # L4: where all is wired together
     {"session", "reattach", "keeper", "worker", "supervisor", "blobfile", "inspect"} | {"status", "view", "metrics"},

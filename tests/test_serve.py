@@ -7,8 +7,10 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -125,6 +127,18 @@ def test_qemu_img_compare(scene: Scene, published: Published, images: Images, na
         assert "identical" in said
         size = json.loads(run("qemu-img", "qemu-utils", "info", "--output=json", url))["virtual-size"]
         assert size == getattr(images, name).stat().st_size
+
+
+@pytest.mark.parametrize("more", [1, 100, 511])
+def test_qemu_img_converts_a_size_that_is_no_multiple_of_sectors(scene: Scene, images: Images, more: int) -> None:
+    image, copy = scene.directory / "odd", scene.directory / "copy"
+    data = images.other.read_bytes() + os.urandom(more)
+    image.write_bytes(data)
+    with serving(scene, image) as served:
+        run("qemu-img", "qemu-utils", "convert", "-f", "raw", "-O", "raw", f"nbd:unix:{served.address}", copy)
+    assert copy.read_bytes() == data + bytes(512 - more)
+    copy.unlink()
+    image.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -293,6 +307,62 @@ def test_a_client_that_is_killed_disturbs_nobody(scene: Scene, images: Images) -
         status, errors = served.end()
         assert status == 0
         assert "Traceback" not in errors
+
+
+def idle(served: Served, source: str = "127.0.0.1") -> socket.socket | None:
+    """A connection that says nothing, from this address. None: it was refused."""
+    sock = socket.create_connection(served.address, timeout=20, source_address=(source, 0))
+    try:
+        greeting = sock.recv(18, socket.MSG_WAITALL)
+    except ConnectionResetError:
+        greeting = b""
+    if greeting:
+        return sock
+    sock.close()
+    return None
+
+
+def test_idle_connections_of_one_address_leave_others_alone(scene: Scene, images: Images) -> None:
+    data = images.other.read_bytes()
+    with serving(scene, images.other, where=("--tcp", "127.0.0.1:0")) as served, contextlib.ExitStack() as stack:
+        taken = [sock for _ in range(300) if (sock := idle(served)) is not None]
+        for sock in taken:
+            stack.callback(sock.close)
+        assert len(taken) == 256
+        with idle(served, "127.0.0.2") or pytest.fail("nobody else is served") as sock:
+            client = Client(sock)
+            client.send(struct.pack(">I", 3))
+            client.negotiate(OPT_GO, go_data(""))
+            assert client.call(nbdclient.CMD_READ, 5, 100).data == data[5:105]
+            client.ask(CMD_DISC)
+            assert client.at_end()
+        stack.close()
+        status, errors = served.end()
+        assert status == 0
+        assert [line for line in errors.splitlines() if "refused" in line] == [
+            "pyerofs: refused a connection of 127.0.0.1: it has 256 already"
+        ]
+
+
+def test_want_of_descriptors_is_waited_out(scene: Scene, images: Images) -> None:
+    with serving(scene, images.other, where=("--tcp", "127.0.0.1:0")) as served:
+        with served.connect() as client:
+            used = len(os.listdir(f"/proc/{served.process.pid}/fd"))
+            resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (used, used))
+            waiting = socket.create_connection(served.address, timeout=20)
+            until(lambda: _said(served, "cannot accept a connection"), "that it says so")
+            assert client.call(nbdclient.CMD_READ, 0, 1).error == 0
+            client.ask(CMD_DISC)
+            assert client.at_end()
+        with waiting:
+            assert waiting.recv(8, socket.MSG_WAITALL) == b"NBDMAGIC"
+        assert served.end()[0] == 0
+
+
+def _said(served: Served, text: str) -> bool:
+    """Whether a line of the log, the next one, has this text."""
+    assert served.process.stderr is not None
+    return text in served.process.stderr.readline()
 
 
 # Where it listens
