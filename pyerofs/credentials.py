@@ -125,6 +125,8 @@ def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[st
         text = _read(path)
     except FileNotFoundError:
         return None
+    if not text.strip():  # touched, or emptied: as if it were not there
+        return None
     config = _object(path, text)
     kept = _from_helper(path, config, host, environ)
     if kept and not kept.helper:

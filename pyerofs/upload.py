@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from .answer import REDIRECTS, Response, failure, number
-from .endpoint import Endpoint, next_hop
+from .endpoint import Endpoint
 from .errors import RegistryError, UsageError
+from .redirect import next_hop
 from .registry import Registry
 from .request import NOTHING, Content, Request
 from .retry import delay, pause

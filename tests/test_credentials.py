@@ -149,8 +149,8 @@ def test_helpers_are_named(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '"hush"', "[" * 100_000, *(f'{{"auths": {{"{HOST}": {{"auth": "{x}"}}}}}}' for x in BROKEN)],
-    ids=range(8),
+    ["{", "[]", '"hush"', "[" * 100_000, *(f'{{"auths": {{"{HOST}": {{"auth": "{x}"}}}}}}' for x in BROKEN)],
+    ids=range(7),
 )
 def test_broken_files_are_named_not_quoted(home: Path, content: str) -> None:
     path = write(home / ".docker/config.json", content)
@@ -294,6 +294,12 @@ def test_helper_for_docker_hub(home: Path, key: str) -> None:
     docker(home, credHelpers={key: "hub"})
     assert user("registry-1.docker.io", "library/x", variables) == "me"
     assert (home / "asked-hub").read_text() == "https://index.docker.io/v1/"
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\t"])
+def test_an_empty_file_is_as_none(home: Path, content: str) -> None:
+    write(home / ".docker/config.json", content)
+    assert lookup(HOST, "org/app", environ(home)) is None
 
 
 def test_helper_in_containers_auth_json(home: Path) -> None:

@@ -14,7 +14,7 @@ LINES_MAX = 400
 # DESIGN.md, "The house". A module may import those of its own level, without a cycle, and those below.
 LEVELS = (
     # L0: pure values, no I/O
-    {"errors", "secret", "url", "answer", "curlerror", "platforms", "reference", "manifest", "superblock"}
+    {"errors", "secret", "url", "answer", "redirect", "curlerror", "platforms", "reference", "manifest", "superblock"}
     | {"options", "optionvalues", "mountflags", "quantity", "compose"}
     | {"chunkindex", "document", "tarstream", "imagedoc", "layer"}
     | {"ordinary", "progress", "verity"},

@@ -227,7 +227,7 @@ def test_any_success_is_looked_at(put: int, drops: int) -> None:
 
 
 def test_a_registry_that_forgets_all_that_it_takes() -> None:
-    with UploadRegistry(put=200, drops=100) as fake, pytest.raises(RegistryError, match="taken .200., but is not"):
+    with UploadRegistry(put=200, drops=100) as fake, pytest.raises(RegistryError, match=r"taken \(200\), but is not"):
         pushing(fake.host).put_blob(SMALL_DIGEST, Content.of(SMALL))
 
 
