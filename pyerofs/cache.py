@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING
 from .core import GRANULE
 from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
+from .files import remove_directories, xdg
 
 if TYPE_CHECKING:
     from .core import Store
@@ -63,10 +64,13 @@ NOT_NOW = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.E
 
 
 def default_directory() -> str:
-    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others."""
+    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others. Raises UsageError."""
     if os.geteuid() == 0:
         return "/var/cache/pyerofs"
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
+    directory = xdg(os.environ, "XDG_CACHE_HOME", ".cache")
+    if directory is None:
+        raise UsageError("this user has no home directory: give oci.cache=DIR, or set HOME or XDG_CACHE_HOME")
+    return os.path.join(directory, "pyerofs")
 
 
 def chosen_directory(options: OCIOptions) -> str:
@@ -178,6 +182,7 @@ class Entry:
     def _lock(self) -> int | None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.path, mode=0o700)
+        remove_directories(self.path)  # somebody's mistake: no file of ours could be made in their place
         return lock_entry(self.path)
 
     def _open(self) -> None:

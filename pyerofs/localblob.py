@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import CorruptError, RegistryError
+from .files import regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ class FileBlob:
             raise ValueError("the range does not lie within the blob")
         given = 0
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open(self._path, "rb", buffering=0, opener=regular) as file:
                 actual = os.fstat(file.fileno()).st_size
                 if actual != self._within:
                     raise CorruptError(f"{self._path} has {actual} bytes instead of {self._within}")

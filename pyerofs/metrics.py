@@ -103,6 +103,8 @@ def _labels(status: dict[str, Any], **more: str) -> str:
 
 
 def _escaped(value: str) -> str:
+    """The format has no escape for what a terminal would obey: a sign that there was something must do."""
+    value = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value)
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 

@@ -96,11 +96,12 @@ class LocalSource:
         self.digest = ""
         self.layer = -1
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as e:
             raise UsageError(f"cannot open {path}: {e.strerror}") from None
         try:
-            self.size = self._size(path)
+            self.size = self._size(path)  # no FIFO then, nor anything else that one waits for
+            os.set_blocking(self.fd, True)
         except BaseException:
             self.close()
             raise

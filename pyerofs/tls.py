@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import UsageError
+from .files import regular
 
 _HASHED_CA_DIRECTORIES = ("/etc/ssl/certs",)
 _CA_BUNDLES = (
@@ -77,7 +78,7 @@ def _version(path: str) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=16)
 def _content(path: str, *_version: int) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         return file.read()
 
 

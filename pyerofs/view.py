@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .control import ask
 from .errors import MountFailure
+from .printable import every_text, one_line
 from .quantity import show_age, show_bytes
 from .status import identity
 
@@ -68,6 +69,7 @@ def health(status: dict[str, Any]) -> str:
 
 def render(status: dict[str, Any]) -> str:
     """A few aligned lines."""
+    status = every_text(status)
     layer = f"layer {status['layer']}, " if status["layer"] >= 0 else ""
     supervisor = f", supervisor {status['supervisor_pid']}" if status["supervisor_pid"] else ""
     lines = [f"{status['target']}: {status['source']}"]
@@ -133,7 +135,7 @@ def show_time(seconds: float) -> str:
 def rates(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What has gone on between two snapshots of one mount, per second, on one line."""
     if "error" in now:
-        return str(now["error"])
+        return one_line(str(now["error"]))
     seconds = now["uptime_seconds"] - before.get("uptime_seconds", 0)
     if "error" in before or seconds <= 0:  # it has been restarted, or was not asked before
         before, seconds = now, 1.0

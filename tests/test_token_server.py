@@ -228,6 +228,7 @@ def test_ends_are_counted_while_the_machine_is_suspended(fake: FakeRegistry, mon
         fake.token_uses = None
         fake.default = redirect(lambda exchange: f"{store.url}{exchange.path}?Expires={int(time.time()) + 300}")
         blob = Registry(fake.host, "org/app", Transport(), credentials=lambda: None).blob(digest, 100)
-        for asleep, asked in ((301.0, 1), (301.0, 1), (700.0, 2)):
+        for seconds, asked in ((301.0, 1), (301.0, 1), (700.0, 2)):
+            asleep = seconds
             blob.read_range(0, 100, lambda _offset, _piece: True)
             assert len(fake.requests("/blobs/")) == asked
