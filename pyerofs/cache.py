@@ -67,7 +67,7 @@ def default_directory() -> str:
     """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others. Raises UsageError."""
     if os.geteuid() == 0:
         return "/var/cache/pyerofs"
-    directory = xdg(os.environ, "XDG_CACHE_HOME", ".cache")
+    directory = xdg(os.environ, os.geteuid(), "XDG_CACHE_HOME", ".cache")
     if directory is None:
         raise UsageError("this user has no home directory: give oci.cache=DIR, or set HOME or XDG_CACHE_HOME")
     return os.path.join(directory, "pyerofs")

@@ -102,7 +102,7 @@ def _paths(environ: Mapping[str, str], uid: int) -> list[str]:
     """The strongest first."""
     if "PYEROFS_CONFIG" in environ:
         return [os.path.abspath(environ["PYEROFS_CONFIG"])] if environ["PYEROFS_CONFIG"] else []
-    own = xdg(environ, "XDG_CONFIG_HOME", ".config") if uid else None
+    own = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None
     return [f"{own}/pyerofs/config.toml", SYSTEM_FILE] if own else [SYSTEM_FILE]
 
 

@@ -82,7 +82,7 @@ def lookup(host: str, repository: str, environ: Mapping[str, str]) -> Credential
 
 
 def _docker(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
-    directory = environ.get("DOCKER_CONFIG") or ((own := home(environ)) and f"{own}/.docker")
+    directory = environ.get("DOCKER_CONFIG") or ((own := home(environ, os.getuid())) and f"{own}/.docker")
     return _from_file(f"{directory}/config.json", host, (), environ) if directory else None
 
 
@@ -104,7 +104,7 @@ def _containers_files(environ: Mapping[str, str]) -> Iterator[str]:
     if os.path.isabs(environ.get("XDG_RUNTIME_DIR", "")):
         yield f"{environ['XDG_RUNTIME_DIR']}/containers/auth.json"
     yield f"/run/containers/{os.getuid()}/auth.json"
-    if config := xdg(environ, "XDG_CONFIG_HOME", ".config"):
+    if config := xdg(environ, os.getuid(), "XDG_CONFIG_HOME", ".config"):
         yield f"{config}/containers/auth.json"
 
 

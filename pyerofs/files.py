@@ -58,7 +58,7 @@ def remove_directories(path: str) -> None:
             shutil.rmtree(each)
 
 
-def home(environ: Mapping[str, str]) -> str | None:
+def home(environ: Mapping[str, str], uid: int) -> str | None:
     """The user's directory: $HOME, else what the system's list of users has; None where that has none."""
     named = environ.get("HOME", "")
     if os.path.isabs(named):
@@ -66,17 +66,17 @@ def home(environ: Mapping[str, str]) -> str | None:
     import pwd  # a unit or an fstab mount may have no HOME
 
     try:
-        listed = pwd.getpwuid(os.getuid()).pw_dir
+        listed = pwd.getpwuid(uid).pw_dir
     except KeyError:
         return None
     return listed if os.path.isabs(listed) else None
 
 
-def xdg(environ: Mapping[str, str], variable: str, default: str) -> str | None:
+def xdg(environ: Mapping[str, str], uid: int, variable: str, default: str) -> str | None:
     """The directory in $XDG_..._HOME, or `default` below home(). A relative one is ignored, as the XDG Base Directory
     Specification wants it."""
     named = environ.get(variable, "")
     if os.path.isabs(named):
         return named
-    own = home(environ)
+    own = home(environ, uid)
     return os.path.join(own, default) if own else None

@@ -68,7 +68,7 @@ class Roots(NamedTuple):
 def default_roots(environ: Mapping[str, str], uid: int) -> Roots:
     """This machine's; for a user who is not root after that user's own, as nerdctl and podman have them."""
     system = Roots()
-    config = xdg(environ, "XDG_CONFIG_HOME", ".config") if uid else None
+    config = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None
     if config is None:
         return system
     return Roots(

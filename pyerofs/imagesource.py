@@ -30,7 +30,7 @@ class ImageSource:
         self.origin = origin or Layer(layer, blob.digest, blob.size)
         self.storage = Storage(blob.digest)
         self._blob = blob
-        self._connections = connections
+        self.connections = connections
 
     def read_range(
         self,
@@ -50,7 +50,7 @@ class ImageSource:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._connections.close()
+        self.connections.close()
 
 
 def open_source(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .errors import CorruptError, RegistryError
 from .files import regular
+from .request import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +43,17 @@ class Blobs(Protocol):
 
 
 class Connections(Protocol):
-    """What has to be closed when no blob is wanted any more."""
+    """What has to be closed when no blob is wanted any more. `received`: bytes that have come over the network."""
+
+    received: Meter
 
     def close(self) -> None: ...
 
 
 class NoConnections:
     """A blob in a file needs none."""
+
+    received = Meter()
 
     def close(self) -> None:
         pass

@@ -133,7 +133,9 @@ def metrics(arguments: argparse.Namespace, write: Write) -> None:
             if path:
                 os.unlink(path)
     else:
-        write(encode(text()).decode().rstrip("\n"))
+        # The format has no escapes for what a terminal would obey: a sign that there is something must do.
+        shown = encode(text()).decode().rstrip("\n")
+        write("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in shown))
 
 
 def _is_loopback(address: str) -> bool:

@@ -60,7 +60,7 @@ class StreamSource:
         self.storage = Storage(layer.plain_key, fill=True)
         self.size = size or 0
         self._blob = blob
-        self._connections = connections
+        self.connections = connections
         self._directory = directory
         self._allowance = allowance or Allowance(layer.size, SIZE_MAX)
         self._changed = threading.Condition()
@@ -127,6 +127,8 @@ class StreamSource:
             error = SystemFailure(f"{self.name}: cannot keep what is decompressed in the cache: {e.strerror}")
         except PyerofsError as e:
             error = e
+        except Exception as e:  # a bug, or no memory: whoever waits would wait for ever
+            error = SystemFailure(f"{self.name}: internal error: {e!r}")
         with self._changed:
             if isinstance(error, ImageError):  # the layer is no good, or the registry is not: either way none of it is
                 self._spoiled = SpoiledError(f"{self.name}: {error}")
@@ -168,7 +170,7 @@ class StreamSource:
         if thread is not None:
             thread.join()
         self.complete()
-        self._connections.close()
+        self.connections.close()
 
 
 class _Pass:

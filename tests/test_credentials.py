@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyerofs import credentials
 from pyerofs.credentials import Credentials, from_options, lookup, read_password_file
 from pyerofs.errors import RegistryError, UsageError
 from pyerofs.secret import Secret
@@ -195,14 +194,6 @@ def test_any_config_is_found_or_refused(tmp_path_factory: pytest.TempPathFactory
         lookup(HOST, "a", environ(home))
     except UsageError as error:
         assert "\n" not in str(error)
-
-
-def test_home_of_the_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pwd
-
-    assert credentials._home({}) == pwd.getpwuid(os.getuid()).pw_dir
-    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
-    assert credentials._home({}) == "/"
 
 
 @pytest.mark.parametrize("content", ["pw", "pw\n", "pw\r\n", "pw\nrest\n"])

@@ -143,7 +143,7 @@ def test_a_relative_directory_is_ignored(
 
 def test_the_system_knows_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
-    assert files.home(os.environ) == pwd.getpwuid(os.getuid()).pw_dir
+    assert files.home(os.environ, os.getuid()) == pwd.getpwuid(os.getuid()).pw_dir
 
 
 def test_configuration_of_nobody(nobody_knows: None) -> None:
