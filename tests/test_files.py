@@ -18,7 +18,7 @@ from pyerofs.errors import PyerofsError
 from pyerofs.layout import Layout
 from pyerofs.localblob import FileBlob
 from pyerofs.source import LocalSource
-from pyerofs.tls import merged
+from pyerofs.tls import find_authorities, merged
 
 DIGEST = f"sha256:{'0' * 64}"
 
@@ -87,6 +87,7 @@ def look_up(path: Path) -> None:
         lambda path: credentials.read_password_file(str(path)),
         lambda path: hosts.check_readable(str(path), "oci.ca"),
         lambda path: merged((str(path),)),
+        lambda path: find_authorities({"SSL_CERT_FILE": str(path)}),
         lambda path: a_layout(path.parent, "oci-layout").__init__(str(path.parent / "images")),  # type: ignore[misc]
         lambda path: a_layout(path.parent, "index.json").find(None),
         lambda path: a_layout(path.parent, f"blobs/sha256/{'0' * 64}").check(DIGEST, 5),
