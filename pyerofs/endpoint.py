@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .answer import Response
+from .answer import Response, error_code
 from .auth import Authorizer, parse_challenges
 from .credentials import Lookup
 from .errors import AuthError, UsageError
@@ -17,6 +17,21 @@ from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
 from .transport import Transport
 from .url import Url, form, is_loopback, parse, peer_check
+
+# Of a 400: it would be the same with any other authorization, and a blob need not be sent once more for it.
+_ABOUT_WHAT_WAS_SENT = frozenset(
+    (
+        "BLOB_UPLOAD_INVALID",
+        "BLOB_UPLOAD_UNKNOWN",
+        "DIGEST_INVALID",
+        "MANIFEST_BLOB_UNKNOWN",
+        "MANIFEST_INVALID",
+        "NAME_INVALID",
+        "RANGE_INVALID",
+        "SIZE_INVALID",
+        "TAG_INVALID",
+    )
+)
 
 
 class Origin(NamedTuple):
@@ -84,7 +99,12 @@ class Endpoint:
         request = request._replace(tls=origin.tls, hidden=origin.headers)
         used = self._authorizer.current(request.cancel)
         response = self._transport.request(request._replace(authorization=used.value if used else None))
-        refused = response.status in (401, 403) or (response.status == 400 and used is not None and used.is_token)
+        refused = response.status in (401, 403) or (
+            response.status == 400
+            and used is not None
+            and used.is_token
+            and error_code(response) not in _ABOUT_WHAT_WAS_SENT
+        )
         if not refused or not renew:
             return response
         challenges = parse_challenges(response.headers.all("www-authenticate"))

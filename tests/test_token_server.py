@@ -190,6 +190,18 @@ def test_a_400_stays_one_where_there_is_no_other_token(fake: FakeRegistry, behav
         registry.get_manifest("1.0", ["*/*"])
 
 
+@pytest.mark.parametrize(("code", "tokens"), [("DIGEST_INVALID", 1), ("MANIFEST_INVALID", 1), ("DENIED", 2)])
+def test_a_400_that_says_what_is_wrong_with_what_was_sent(fake: FakeRegistry, code: str, tokens: int) -> None:
+    registry = Registry(fake.host, "org/app", Transport(), credentials=lambda: None)
+    fake.add_manifest("1.0", b"{}")
+    registry.get_manifest("1.0", ["*/*"])
+    body = f'{{"errors":[{{"code":"{code}"}}]}}'.encode()
+    fake._manifest = lambda exchange, reference: exchange.reply(400, body)  # type: ignore[method-assign]
+    with pytest.raises(RegistryError, match=f"400, {code}"):
+        registry.get_manifest("1.0", ["*/*"])
+    assert len(fake.requests("/token")) == tokens
+
+
 def test_a_400_without_a_token_is_one(fake: FakeRegistry) -> None:
     fake.token_uses = None
     fake._manifest = lambda exchange, reference: exchange.reply(400, b"")  # type: ignore[method-assign]
