@@ -13,7 +13,6 @@ import pytest
 from blobs import Rig
 
 from pyerofs import cache, config, credentials, files, hosts, loop
-from pyerofs.dockerarchive import ArchiveOrigin
 from pyerofs.errors import PyerofsError
 from pyerofs.layout import Layout
 from pyerofs.localblob import FileBlob
@@ -83,7 +82,6 @@ def look_up(path: Path) -> None:
     [
         lambda path: LocalSource(str(path)),
         lambda path: loop.attach(str(path)),
-        lambda path: ArchiveOrigin(str(path), None),
         lambda path: credentials.read_password_file(str(path)),
         lambda path: hosts.check_readable(str(path), "oci.ca"),
         lambda path: merged((str(path),)),

@@ -70,6 +70,12 @@ def test_an_encoding_that_has_not_the_characters(scene: Scene) -> None:
     assert "b\\xfccher" in done.error
 
 
+def test_input_that_is_closed(scene: Scene) -> None:
+    done = scene.run("inspect", "docker-archive:-", prefix=closed("<&-"))
+    assert done.status != 0
+    assert "internal error" not in done.error
+
+
 def test_what_is_closed_is_opened_before_anything_else(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pyerofs import terminal; terminal.open_standard_files(); "
