@@ -166,6 +166,13 @@ def json_object(body: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+def error_code(response: Response) -> str:
+    """The code of the first error that a registry names in its answer; "" for none."""
+    errors = json_object(response.body).get("errors")
+    code = errors[0].get("code") if isinstance(errors, list) and errors and isinstance(errors[0], dict) else None
+    return code if isinstance(code, str) else ""
+
+
 def explanation(response: Response) -> str:
     """The status and, where the body has it, the server's own reason: one printable line of bounded length."""
     text = ""

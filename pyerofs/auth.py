@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .answer import Response, failure, iso_date, json_object, server_time
+from .answer import REDIRECTS, Response, failure, iso_date, json_object, server_time
 from .credentials import Credentials, Lookup
+from .curlerror import TransportError
 from .errors import AuthError, PyerofsError, RegistryError, UsageError
 from .proxy import Proxy
+from .redirect import HOPS_MAX, next_hop
 from .request import Request
+from .retry import boottime
 from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
 from .transport import Transport
@@ -80,6 +83,10 @@ class Authorization:
         self.renew_at = renew_at
         self.ends_at = ends_at
 
+    @property
+    def is_token(self) -> bool:
+        return self.value.reveal().startswith("Bearer ")
+
 
 class Authorizer:
     """Holds the authorization that all threads use for `repository` at `registry` (its URL, as it was reached).
@@ -87,7 +94,8 @@ class Authorizer:
     Threads: any number may call. One of them renews for all: ahead of the end the others go on with the old token,
     after it they wait; who waited for a renewal that failed gets that failure and does not try once more.
     `scopes`: what tokens must be good for beside what a challenge asks for.
-    Owns nothing that has to be closed. `clock` counts seconds.
+    Owns nothing that has to be closed. `clock` counts seconds, also those of a suspended machine. Where `tls` verifies
+    nothing (oci.insecure), the token server may be spoken to in plain http.
     """
 
     def __init__(
@@ -100,7 +108,7 @@ class Authorizer:
         scopes: tuple[str, ...] = (),
         tls: TLS = DEFAULT_TLS,
         proxy: Proxy | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self._transport = transport
         self._registry = registry
@@ -216,6 +224,7 @@ class Authorizer:
         service = challenge.parameters.get("service")
         fields = [("service", service)] if service else []
         basic = body = None
+        query = ""
         if credentials and credentials.identity_token:
             fields += [("scope", " ".join(scopes)), ("client_id", _CLIENT_ID), ("grant_type", "refresh_token")]
             body = Secret(form([*fields, ("refresh_token", credentials.identity_token.reveal())]))
@@ -224,31 +233,71 @@ class Authorizer:
             if credentials and credentials.password:
                 fields.append(("account", credentials.username))
                 basic = Secret(_basic(credentials))
-            realm = realm._replace(target=f"{realm.target}{'&' if '?' in realm.target else '?'}{form(fields)}")
+            query = f"{'&' if '?' in realm.target else '?'}{form(fields)}"
         request = Request(
-            realm,
+            realm._replace(target=realm.target + query),
             authorization=basic,
             body=body,
-            tls=self._tls if realm.host == self._registry.host else self._tls.elsewhere(),
             cap=_TOKEN_CAP,
             timeout=_TOKEN_TIMEOUT,
             cancel=cancel,
-            admit=peer_check(realm, self._registry),
             note=f"token for {self._repository}",
             proxy=self._proxy,
         )
-        response = self._transport.request(request)
+        response = self._follow(request, self._ask_realm(request))
         if response.status != 200:
             raise self._refusal(response, credentials)
         return self._accept(response)
+
+    def _ask_realm(self, request: Request) -> Response:
+        """By https, where the registry itself is reached so; an http realm by http only if `insecure` allows it."""
+        realm = request.url
+        if self._registry.scheme != "https" or realm.scheme == "https":
+            return self._send(request)
+        try:
+            port = 443 if realm.port == 80 else realm.port
+            return self._send(request._replace(url=realm._replace(scheme="https", port=port)))
+        except TransportError as error:
+            if error.answered or error.kind not in ("connect", "resolve", "tls"):
+                raise
+            if self._tls.verify:
+                words = (
+                    f"{self._host}: its token server http://{realm.shown} is not reached by https ({error}); "
+                    "oci.insecure allows plain http"
+                )
+                raise RegistryError(words, temporary=True) if error.temporary else AuthError(words) from None
+        return self._send(request)
+
+    def _follow(self, request: Request, response: Response) -> Response:
+        """The answer at the end of redirects. What is secret goes to the host it was meant for, and to no other."""
+        for _ in range(HOPS_MAX):
+            if response.status not in REDIRECTS:
+                return response
+            url = next_hop(response, self._registry)
+            at = response.url
+            same = url.same_origin(at) or (
+                url.host == at.host and (at.port, url.port, url.scheme) == (80, 443, "https")
+            )
+            if request.body is not None and not (same and response.status != 303):
+                raise AuthError(
+                    f"{self._host}: its token server redirects to {url.shown}, which gets no identity token"
+                )
+            request = request._replace(url=url, authorization=request.authorization if same else None)
+            response = self._send(request)
+        if response.status in REDIRECTS:
+            raise AuthError(f"{self._host}: its token server has more than {HOPS_MAX} redirects")
+        return response
+
+    def _send(self, request: Request) -> Response:
+        url = request.url
+        tls = self._tls if url.host == self._registry.host else self._tls.elsewhere()
+        return self._transport.request(request._replace(tls=tls, admit=peer_check(url, self._registry)))
 
     def _realm(self, text: str) -> Url:
         try:
             realm = parse(text)
         except ValueError:
             raise AuthError(f"{self._host}: the challenge's realm is not a plain http or https URL") from None
-        if self._registry.scheme == "https" and realm.scheme != "https":
-            raise AuthError(f"{self._host}: the challenge's realm {realm.shown} is not reached by https")
         if is_link_local(realm.host) and realm.host != self._registry.host:
             raise AuthError(f"{self._host}: the challenge's realm {realm.shown} is a link-local or metadata address")
         return realm

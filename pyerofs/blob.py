@@ -6,13 +6,13 @@ to be closed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from .blobcopy import Copy
 from .errors import CorruptError
 from .mirror import Mirror, ask_each
 from .rangeanswer import Cancel, RangeAnswer, Sink
+from .retry import boottime
 
 
 class Blob:
@@ -25,7 +25,7 @@ class Blob:
         digest: str,
         size: int,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self.digest = digest

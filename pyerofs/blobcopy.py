@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 from .answer import REDIRECTS, Response, presigned_lifetime, server_time
 from .curlerror import TransportError
-from .endpoint import HOPS_MAX, Endpoint, next_hop
+from .endpoint import Endpoint
 from .errors import CorruptError, RegistryError
 from .mirror import Mirror
 from .rangeanswer import EntityTag, RangeAnswer
+from .redirect import HOPS_MAX, next_hop
+from .retry import boottime
 from .url import Url
 
 _MARGIN_MAX = 30.0  # seconds before a link's end at which it is no longer used
@@ -38,9 +40,9 @@ class _Link:
 
 
 class Copy:
-    """The blob `digest` at `mirror`. `clock` counts seconds."""
+    """The blob `digest` at `mirror`. `clock` counts seconds, also those of a suspended machine: links run out then."""
 
-    def __init__(self, mirror: Mirror, digest: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, mirror: Mirror, digest: str, clock: Callable[[], float] = boottime) -> None:
         self._mirror = mirror
         self._digest = digest
         self._clock = clock

@@ -51,6 +51,7 @@ from .core import GRANULE
 from .entryfile import open_file, read_file, replace_file, sync_directory, write_all
 from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
+from .files import remove_directories
 
 if TYPE_CHECKING:
     from .core import Store
@@ -174,6 +175,7 @@ class Entry:
     def _lock(self) -> int | None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.path, mode=0o700)
+        remove_directories(self.path)  # somebody's mistake: no file of ours could be made in their place
         return lock_entry(self.path)
 
     def _open(self) -> None:

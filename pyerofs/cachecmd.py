@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError, UsageError
+from .printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,14 +101,18 @@ def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], Non
     if arguments.dir and options.cache:
         raise UsageError("--dir and oci.cache are given: one of them names the directory")
     directory = os.path.abspath(arguments.dir) if arguments.dir else chosen_directory(options)
+
+    def say(line: str) -> None:
+        write(one_line(line))
+
     if arguments.action == "ls":
-        _list(directory, arguments.json, write)
+        _list(directory, arguments.json, write if arguments.json else say)
     elif arguments.action == "gc":
-        _collect(directory, arguments, options, write, report)
+        _collect(directory, arguments, options, say, report)
     elif arguments.action == "verify":
-        _verify(directory, arguments.digests, write)
+        _verify(directory, arguments.digests, say)
     else:
-        _remove(directory, arguments, write)
+        _remove(directory, arguments, say)
 
 
 def _look_at(places: list[Place]) -> list[tuple[Place, Contents]]:

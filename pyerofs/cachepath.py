@@ -7,16 +7,20 @@ import stat
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .files import xdg
 
 if TYPE_CHECKING:
     from .options import OCIOptions
 
 
 def default_directory() -> str:
-    """/var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others."""
+    """Return /var/cache/pyerofs for root; $XDG_CACHE_HOME/pyerofs or ~/.cache/pyerofs for others. Raises UsageError."""
     if os.geteuid() == 0:
         return "/var/cache/pyerofs"
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyerofs")
+    directory = xdg(os.environ, os.geteuid(), "XDG_CACHE_HOME", ".cache")
+    if directory is None:
+        raise UsageError("this user has no home directory: give oci.cache=DIR, or set HOME or XDG_CACHE_HOME")
+    return os.path.join(directory, "pyerofs")
 
 
 def chosen_directory(options: OCIOptions) -> str:

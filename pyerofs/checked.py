@@ -37,6 +37,7 @@ class CheckedSource:
         self.digest = source.digest
         self.name = source.name
         self.layer = source.layer
+        self.connections = source.connections
         self._source = source
         self._entry = entry
         self._index: Index | None = None

@@ -1,20 +1,22 @@
-"""The command line: arguments in, messages and exit status out. The only module that prints."""
+"""The command line: arguments in, messages and exit status out. What they do is elsewhere."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, cachecmd, viewcmd
-from .errors import MountFailure, PyerofsError, UsageError
+from .errors import MountFailure, PyerofsError, SystemFailure, UsageError
 from .options import MOUNT_HELP, OCI_HELP
+from .printable import every_text
+from .processlist import wipe_passwords
+from .terminal import LIMITS, open_standard_files, output_failed, say, say_bug, show, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 INTERRUPTED = 8  # mount(8)
 INTERNAL = 4
@@ -159,53 +161,8 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _say(text: str) -> None:
-    # One write for the whole line: fetch threads speak too.
-    print(f"pyerofs: {text}\n", end="", file=sys.stderr, flush=True)
-
-
 def _silent(_: str) -> None:
     pass
-
-
-def _show(text: str) -> None:
-    """A line of a terminal that the next one replaces."""
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    print(f"\r\x1b[K{text[: columns - 1]}", end="", file=sys.stderr, flush=True)
-
-
-_WIPED = (b"oci.password=", b"oci.proxy=")  # the URL of a proxy may hold a password
-
-
-def wipe_passwords() -> None:
-    """Overwrites passwords in this process's own arguments, where every user of the machine can read them.
-
-    The kernel shows the memory that argv was put into, so that is what is changed; there is no Python interface for it.
-    """
-    with open("/proc/self/cmdline", "rb") as f:
-        shown = f.read()
-    if not any(name in shown for name in _WIPED):
-        return
-    import ctypes  # not at the top: 10 ms that few need
-
-    with open("/proc/self/stat", "rb") as f:
-        start = int(f.read().rpartition(b")")[2].split()[45])  # proc(5): arg_start
-    for first, end in secret_spans(shown):
-        ctypes.memset(start + first, ord("*"), end - first)
-
-
-def secret_spans(arguments: bytes) -> Iterator[tuple[int, int]]:
-    """Where in the arguments (each ended by a NUL) the values of secret options are; as options.split() reads them."""
-    for name in _WIPED:
-        at = 0
-        while (at := arguments.find(name, at)) >= 0:
-            first = end = at = at + len(name)
-            if arguments[end : end + 1] == b'"':  # up to the closing quote, which a comma does not end
-                closing = re.compile(rb'["\0]').search(arguments, end + 1)
-                end = closing.start() if closing else len(arguments)
-            while arguments[end : end + 1] not in (b"", b"\0", b","):
-                end += 2 if arguments[end : end + 1] == b"\\" else 1
-            yield first, min(end, len(arguments))
 
 
 def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -229,7 +186,7 @@ def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
         fstype=arguments.types,
         verbosity=verbosity,
         report=report,
-        watch=_show if _is_watched(arguments) else None,
+        watch=show if _is_watched(arguments) else None,
     )
     from .notify import notify
 
@@ -273,7 +230,7 @@ def _serve(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
         )
 
         def ready() -> None:
-            print(f"ready: {url}", flush=True)
+            write(f"ready: {url}")
             notify("READY=1")
 
         serve(export, listener, report, ready=ready)
@@ -287,7 +244,7 @@ def _inspect(arguments: argparse.Namespace, report: Callable[[str], None]) -> No
     from .inspect import inspect, render
 
     found = inspect(arguments.image, arguments.options, trace=report if arguments.verbose else None)
-    print(_json(found) if arguments.json else render(found))
+    write(_json(found) if arguments.json else render(found))
 
 
 def _json(value: object) -> str:
@@ -304,11 +261,11 @@ def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
 
     found = mounts()
     if arguments.json:
-        print(_json(found))
+        write(_json(found))
         return
-    for row in found:
+    for row in every_text(found):
         row["device"] = ",".join(part["device"] for part in row["parts"]) or row["device"]
-        print("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
+        write("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
 
 
 def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -323,14 +280,14 @@ def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
 
 
 def _cache(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
-    cachecmd.run(arguments, lambda line: print(line, flush=True), report)
+    cachecmd.run(arguments, write, report)
 
 
 def _image(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     from .imagecmd import run
     from .progress import Console
 
-    print(run(arguments, Console(report, _show if _is_watched(arguments) else None)))
+    write(run(arguments, Console(report, show if _is_watched(arguments) else None)))
 
 
 def _is_watched(arguments: argparse.Namespace) -> bool:
@@ -339,7 +296,7 @@ def _is_watched(arguments: argparse.Namespace) -> bool:
 
 
 def _view(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
-    viewcmd.COMMANDS[arguments.command](arguments, lambda text: print(text, flush=True))
+    viewcmd.COMMANDS[arguments.command](arguments, write)
 
 
 _COMMANDS = {
@@ -358,23 +315,41 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status, mount(8)'s."""
+    open_standard_files()
+    status = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return output_failed(error, status)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    verbose = 0
     try:
         wipe_passwords()
         given = sys.argv[1:] if arguments is None else list(arguments)
         parsed = _parser(given).parse_args(given)
-        report = _silent if parsed.quiet else _say
+        verbose = getattr(parsed, "verbose", 0)
+        report = _silent if parsed.quiet else say
         _COMMANDS.get(parsed.command, _image)(parsed, report)
-        sys.stdout.flush()
     except PyerofsError as e:
-        _say(str(e))
+        say(str(e))
         return e.status
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as e:
-        _say(f"{e.filename or 'output'}: {e.strerror}")
-        return 2
+        return output_failed(e, 0)
+    except MemoryError:
+        say(f"out of memory: {LIMITS}")
+        return SystemFailure.status
+    except ImportError as e:  # also where there is no memory for a library
+        say(f"a part of this program cannot be loaded: {e}")
+        return SystemFailure.status
+    except Exception as e:
+        if isinstance(e, RuntimeError) and "can't start new thread" in str(e):  # CPython has no type for it
+            say(f"no thread can be started: {LIMITS}")
+            return SystemFailure.status
+        say_bug(e, verbose)
+        return INTERNAL
     return 0

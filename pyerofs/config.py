@@ -19,6 +19,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import UsageError
+from .files import regular, xdg
 from .options import GROUPS, LOG_LEVELS, find_row, is_secret, parse_oci_options, read_layer
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _paths(environ: Mapping[str, str], uid: int) -> list[str]:
     """The strongest first."""
     if "PYEROFS_CONFIG" in environ:
         return [os.path.abspath(environ["PYEROFS_CONFIG"])] if environ["PYEROFS_CONFIG"] else []
-    home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else "")
-    return [f"{home}/pyerofs/config.toml", SYSTEM_FILE] if uid and home else [SYSTEM_FILE]
+    own = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None
+    return [f"{own}/pyerofs/config.toml", SYSTEM_FILE] if own else [SYSTEM_FILE]
 
 
 def _from_variable(environ: Mapping[str, str]) -> Iterator[Layer]:
@@ -129,7 +130,7 @@ def _registry_of(source: str) -> str:
 def _read(path: str, *, needed: bool, own: bool) -> tuple[list[Layer], str]:
     """`needed`: it must be there. `own`: it must be readable where it is there."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(_FILE_MAX + 1)
     except (FileNotFoundError, NotADirectoryError) as error:

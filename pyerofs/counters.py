@@ -57,7 +57,8 @@ def percentile(latency: Latency, share: float) -> float:
 
 class FetchFigures(NamedTuple):
     """`requests`: for ranges of the blob, of which `failures` failed; `retries`: how often one was followed by another.
-    `received`: bytes of the blob that a registry or mirror has sent, useful or not. `first_byte`: from the start of a
+    `received`: bytes of the image that have come, useful or not; where the layer is compressed, fewer came over the
+    network, which Transport.received counts. `first_byte`: from the start of a
     request to its first byte; `whole`: to its end, for those that succeeded."""
 
     requests: int
@@ -125,6 +126,7 @@ class CountedSource:
         self.digest = source.digest
         self.name = source.name
         self.layer = source.layer
+        self.connections = source.connections
         self._source = source
         self._counters = counters
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from .errors import UsageError
+from .files import home, regular, xdg
 from .secret import Secret
 
 _DOCKER_HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
@@ -81,8 +82,8 @@ def lookup(host: str, repository: str, environ: Mapping[str, str]) -> Credential
 
 
 def _docker(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
-    directory = environ.get("DOCKER_CONFIG") or f"{_home(environ)}/.docker"
-    return _from_file(f"{directory}/config.json", host, (), environ)
+    directory = environ.get("DOCKER_CONFIG") or ((own := home(environ, os.getuid())) and f"{own}/.docker")
+    return _from_file(f"{directory}/config.json", host, (), environ) if directory else None
 
 
 def _containers(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
@@ -100,22 +101,11 @@ def _containers_files(environ: Mapping[str, str]) -> Iterator[str]:
     if environ.get("REGISTRY_AUTH_FILE"):
         yield environ["REGISTRY_AUTH_FILE"]
         return
-    if environ.get("XDG_RUNTIME_DIR"):
+    if os.path.isabs(environ.get("XDG_RUNTIME_DIR", "")):
         yield f"{environ['XDG_RUNTIME_DIR']}/containers/auth.json"
     yield f"/run/containers/{os.getuid()}/auth.json"
-    config = environ.get("XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
-    yield f"{config}/containers/auth.json"
-
-
-def _home(environ: Mapping[str, str]) -> str:
-    if environ.get("HOME"):
-        return environ["HOME"]
-    import pwd  # a unit or an fstab mount may have no HOME
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return "/"
+    if config := xdg(environ, os.getuid(), "XDG_CONFIG_HOME", ".config"):
+        yield f"{config}/containers/auth.json"
 
 
 def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[str, str]) -> Credentials | None:
@@ -124,6 +114,8 @@ def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[st
     try:
         text = _read(path)
     except FileNotFoundError:
+        return None
+    if not text.strip():  # touched, or emptied: as if it were not there
         return None
     config = _object(path, text)
     kept = _from_helper(path, config, host, environ)
@@ -212,7 +204,7 @@ def _user_and_password(path: str, key: str, auth: str) -> tuple[str, str]:
 def _read(path: str) -> str:
     """The text of `path`. FileNotFoundError as it is, since most of these files need not exist; else UsageError."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", newline="", opener=regular) as file:
             return file.read()
     except FileNotFoundError:
         raise

@@ -23,9 +23,13 @@ class Delayed:
     def soon(self) -> None:
         with self._lock:
             if self._timer is None and not self._closed:
-                self._timer = threading.Timer(self._seconds, self._run)
-                self._timer.daemon = True
-                self._timer.start()
+                timer = threading.Timer(self._seconds, self._run)
+                timer.daemon = True
+                try:
+                    timer.start()
+                except RuntimeError:  # no memory for a thread: the next reason may come at a better time
+                    return
+                self._timer = timer
 
     def _run(self) -> None:
         with self._lock:

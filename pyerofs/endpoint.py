@@ -7,18 +7,31 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .answer import Response
+from .answer import Response, error_code
 from .auth import Authorizer, parse_challenges
 from .credentials import Lookup
-from .errors import RegistryError, UsageError
+from .errors import AuthError, UsageError
 from .proxy import Proxy
 from .request import Request
 from .secret import Secret
 from .tls import DEFAULT_TLS, TLS
 from .transport import Transport
-from .url import Url, form, is_link_local, is_loopback, join, parse, peer_check
+from .url import Url, form, is_loopback, parse, peer_check
 
-HOPS_MAX = 5  # redirects from one request
+# Of a 400: it would be the same with any other authorization, and a blob need not be sent once more for it.
+_ABOUT_WHAT_WAS_SENT = frozenset(
+    (
+        "BLOB_UPLOAD_INVALID",
+        "BLOB_UPLOAD_UNKNOWN",
+        "DIGEST_INVALID",
+        "MANIFEST_BLOB_UNKNOWN",
+        "MANIFEST_INVALID",
+        "NAME_INVALID",
+        "RANGE_INVALID",
+        "SIZE_INVALID",
+        "TAG_INVALID",
+    )
+)
 
 
 class Origin(NamedTuple):
@@ -52,23 +65,6 @@ def origins(host: str, insecure: bool, tls: TLS = DEFAULT_TLS) -> list[Origin]:
     return [secure, plain] if insecure else [secure]
 
 
-def next_hop(response: Response, registry: Url) -> Url:
-    """Where a redirect from `registry` leads. RegistryError where it must not be followed; RFC 9110 section 15.4."""
-    where = response.url.authority
-    location = response.headers.get("location")
-    if not location:
-        raise RegistryError(f"{where}: redirects without saying where to")
-    try:
-        url = join(response.url, location)
-    except ValueError:
-        raise RegistryError(f"{where}: redirects to something that is not a plain http or https URL") from None
-    if response.url.scheme == "https" and url.scheme != "https":
-        raise RegistryError(f"{where}: redirects from https to http ({url.shown})")
-    if is_link_local(url.host) and url.host != registry.host:
-        raise RegistryError(f"{where}: redirects to a link-local or metadata address ({url.shown})")
-    return url
-
-
 class Endpoint:
     """One origin, with the authorization for one repository there."""
 
@@ -91,8 +87,9 @@ class Endpoint:
     def send(self, request: Request, *, renew: bool = True) -> Response:
         """One exchange with this origin, or with a host that it redirected to: that one gets no Authorization.
 
-        A 401 or 403 of this origin is answered, once and unless `renew` is False, by another authorization. Raises as
-        Transport.request() and Authorizer.renew(); any other refusal is the caller's to judge.
+        A 401 or 403 of this origin is answered, once and unless `renew` is False, by another authorization; so is a 400
+        to a token, by which public.ecr.aws means that it has run out. Raises as Transport.request() and
+        Authorizer.renew(); any other refusal is the caller's to judge.
         """
         origin = self.origin
         request = request._replace(proxy=origin.proxy, connect_timeout=origin.connect_timeout)
@@ -102,11 +99,22 @@ class Endpoint:
         request = request._replace(tls=origin.tls, hidden=origin.headers)
         used = self._authorizer.current(request.cancel)
         response = self._transport.request(request._replace(authorization=used.value if used else None))
-        if response.status not in (401, 403) or not renew:
+        refused = response.status in (401, 403) or (
+            response.status == 400
+            and used is not None
+            and used.is_token
+            and error_code(response) not in _ABOUT_WHAT_WAS_SENT
+        )
+        if not refused or not renew:
             return response
         challenges = parse_challenges(response.headers.all("www-authenticate"))
         if not challenges and not used:
             return response
-        fresh = self._authorizer.renew(challenges, used, request.cancel)
+        try:
+            fresh = self._authorizer.renew(challenges, used, request.cancel)
+        except AuthError:
+            if response.status == 400:  # which may have meant something else after all
+                return response
+            raise
         note = f"after {response.status}, with another authorization"
         return self._transport.request(request._replace(authorization=fresh.value, note=note))

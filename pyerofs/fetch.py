@@ -99,7 +99,12 @@ class Fetcher:
             if len(self._threads) < self._limit and not self._stopping.is_set():
                 name = f"pyerofs-fetch-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # no memory, or too many of them: those that there are do it, if there are any
+                    if not self._threads:
+                        raise
+                    return
                 self._threads.append(thread)
 
     def _work(self) -> None:
@@ -109,6 +114,8 @@ class Fetcher:
             error, until = errno.EIO, None
             try:
                 error, until = self._fetch(run)
+            except Exception as e:  # a bug, or no memory: without this thread all reads would hang
+                self._log(f"fetching {run.length} bytes at {run.offset} failed: internal error: {e!r}", None)
             finally:
                 self._store.finish(run.id, error, until)
 

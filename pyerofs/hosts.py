@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .errors import UsageError
+from .files import regular, xdg
 from .secret import Secret
 from .url import Url, parse
 
@@ -67,8 +68,8 @@ class Roots(NamedTuple):
 def default_roots(environ: Mapping[str, str], uid: int) -> Roots:
     """This machine's; for a user who is not root after that user's own, as nerdctl and podman have them."""
     system = Roots()
-    config = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else "")
-    if uid == 0 or not config:
+    config = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None
+    if config is None:
         return system
     return Roots(
         (f"{config}/containerd/certs.d", *system.containerd),
@@ -141,7 +142,7 @@ def _is_directory(path: str) -> bool:
 def _read(path: str) -> str:
     """The text of `path`, "" where there is no such file. Raises UsageError."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             data = file.read(_FILE_MAX + 1)
         if len(data) > _FILE_MAX:
             raise UsageError(f"{path} is larger than {_FILE_MAX >> 10} KiB")
@@ -157,7 +158,7 @@ def _read(path: str) -> str:
 def _readable(path: str) -> str:
     """`path`, if it is a file that can be read: said now, in words, instead of at the first connection by libcurl."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             file.read(1)
         return path
     except OSError as error:

@@ -38,7 +38,7 @@ class ImageSource:
         self.origin = origin or Layer(layer, blob.digest, blob.size)
         self.storage = Storage(self.origin.given_key(giver), shared=self.origin.shared_key(), giver=giver)
         self._blob = blob
-        self._connections = connections
+        self.connections = connections
 
     def read_range(
         self,
@@ -58,7 +58,7 @@ class ImageSource:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._connections.close()
+        self.connections.close()
 
 
 def open_source(

@@ -52,7 +52,7 @@ class IndexedSource:
             )
         self._index = found.chunks
         self._blob = blob
-        self._connections = connections
+        self.connections = connections
         self._recent = _Recent()
 
     def read_range(
@@ -83,7 +83,7 @@ class IndexedSource:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._connections.close()
+        self.connections.close()
 
 
 def _chunk_size(index: Index) -> int:

@@ -14,6 +14,7 @@ from .manifest import CONFIGS, Index, Manifest, foreign_format, native_layers, n
 from .mountpoint import mountinfo
 from .ordinary import obstacle, summary, way_out
 from .platforms import Platform
+from .printable import every_text
 from .record import read_all
 from .source import connect, resolve
 from .view import health, look_at_all
@@ -156,6 +157,7 @@ def _mount(
 
 def render(found: dict[str, Any]) -> str:
     """For people: what inspect() found."""
+    found = every_text(found)
     lines = [f"{found['reference']}  {found['digest']}"]
     for entry in found.get("platforms", ()):
         features = f" ({', '.join(entry['os_features'])})" if entry["os_features"] else ""

@@ -18,6 +18,7 @@ from typing import Any
 
 from .document import REF_NAME, Document, dump
 from .errors import ImageError, SystemFailure, UsageError
+from .files import regular
 from .layoutindex import choose
 from .location import Location
 from .manifest import MAX_SIZE, OCI_INDEX, Descriptor, Index, parse, verify_digest
@@ -33,7 +34,7 @@ class Layout:
         """Raises UsageError where there is none."""
         self.path = path
         try:
-            with open(f"{path}/oci-layout", "rb") as file:
+            with open(f"{path}/oci-layout", "rb", opener=regular) as file:
                 body = file.read(4096)
         except FileNotFoundError:
             raise UsageError(f"{path} is not an OCI layout directory: it has no file oci-layout") from None
@@ -75,7 +76,7 @@ class Layout:
         """The path of a blob that has been looked through. ImageError: it is not here, or is another one."""
         path = self.blob_path(digest)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 actual = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
                 length = file.tell()
         except FileNotFoundError:
@@ -105,7 +106,7 @@ class Layout:
             self._keep(digest, copy)
 
     def _keep(self, digest: str, path: str) -> None:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             os.fsync(file.fileno())
         os.chmod(path, 0o644)
         os.makedirs(os.path.dirname(self.blob_path(digest)), exist_ok=True)
@@ -118,10 +119,12 @@ class Layout:
         """Raises ImageError."""
         path = self.blob_path(entry.digest)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 body = file.read(MAX_SIZE + 1)
         except FileNotFoundError:
             raise ImageError(f"{self.path} has not the manifest {entry.digest}") from None
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
         try:
             verify_digest(body, entry.digest)
         except ImageError:
@@ -145,7 +148,7 @@ class Layout:
     def _load(self) -> dict[str, Any]:
         path = f"{self.path}/index.json"
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 body = file.read(MAX_SIZE + 1)
             read_index(body)
         except OSError as error:

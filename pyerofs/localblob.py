@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import CorruptError, RegistryError
+from .files import regular
+from .request import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,13 +47,17 @@ class Blobs(Protocol):
 
 
 class Connections(Protocol):
-    """What has to be closed when no blob is wanted any more."""
+    """What has to be closed when no blob is wanted any more. `received`: bytes that have come over the network."""
+
+    received: Meter
 
     def close(self) -> None: ...
 
 
 class NoConnections:
     """A blob in a file needs none."""
+
+    received = Meter()
 
     def close(self) -> None:
         pass
@@ -83,7 +89,7 @@ class FileBlob:
             raise ValueError("the range does not lie within the blob")
         given = 0
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open(self._path, "rb", buffering=0, opener=regular) as file:
                 actual = os.fstat(file.fileno()).st_size
                 if actual != self._within:
                     raise CorruptError(f"{self._path} has {actual} bytes instead of {self._within}")

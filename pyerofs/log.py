@@ -15,6 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from .printable import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -141,7 +143,7 @@ class JournalSink:
 
     def write(self, message: Message) -> None:
         entry = {
-            "MESSAGE": message.text,
+            "MESSAGE": one_line(message.text),  # journalctl shows what has control characters as "blob data"
             "PRIORITY": str(_PRIORITY[message.level]),
             "SYSLOG_IDENTIFIER": _NAME,
             "SYSLOG_PID": str(os.getpid()),
@@ -195,10 +197,10 @@ class StderrSink:
 
 
 def _line(message: Message) -> str:
-    """For readers of lines: what would begin a new one, or play with a terminal, is written as an escape."""
+    """For readers of lines."""
     target = message.fields.get("target", "")
     text = f"{target}: {message.text}" if target else message.text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    return one_line(text)
 
 
 class FileSink:

@@ -11,6 +11,7 @@ import os
 import struct
 
 from .errors import MountFailure, SystemFailure, UsageError
+from .files import regular
 
 _LOOP_SET_FD, _LOOP_CLR_FD, _LOOP_SET_STATUS64, _LOOP_CONFIGURE, _LOOP_CTL_GET_FREE = (
     0x4C00,
@@ -34,7 +35,7 @@ def attach(image: str) -> tuple[str, int]:
     mount is made and then closes it. UsageError, SystemFailure or MountFailure when there is no such device.
     """
     try:
-        backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        backing = regular(image, os.O_RDONLY)
     except OSError as error:
         raise UsageError(f"cannot open {image}: {error.strerror}") from error
     try:

@@ -55,7 +55,8 @@ _FAMILIES = (
     _Family("pyerofs_fetch_failures", "counter", "Range requests that failed.", "fetches.failures"),
     _Family("pyerofs_fetch_failure_age_seconds", "gauge", "Time since one failed.", "last_error.age_seconds"),
     _Family("pyerofs_fetches_in_flight", "gauge", "Ranges that are being fetched now.", "fetches.in_flight"),
-    _Family("pyerofs_fetch_received_bytes", "counter", "Bytes from registries.", "fetches.received_bytes"),
+    _Family("pyerofs_fetch_received_bytes", "counter", "Bytes of the image that came.", "fetches.received_bytes"),
+    _Family("pyerofs_fetch_wire_bytes", "counter", "Bytes from the network for that.", "fetches.wire_bytes"),
     _Family("pyerofs_read_seconds", "histogram", "Durations of reads.", "reads.latency"),
     _Family("pyerofs_waited_read_seconds", "histogram", "Of those that had to wait.", "reads.waited_latency"),
     _Family("pyerofs_fetch_seconds", "histogram", "Durations of range requests.", "fetches.latency"),
@@ -73,7 +74,7 @@ def render(statuses: Sequence[dict[str, Any]]) -> str:
         for status in answered:
             value: Any = status
             for key in family.path.split("."):
-                value = value and value[key]
+                value = value and value.get(key)  # a daemon of another version may have less to say
             if value is not None:
                 lines += _samples(family, status, value)
     return "\n".join([*lines, "# EOF", ""])

@@ -15,6 +15,7 @@ from typing import Protocol
 from .document import Document
 from .download import download
 from .errors import UsageError
+from .files import regular
 from .layermaker import Made
 from .layout import Layout
 from .location import Kind, Location
@@ -163,7 +164,7 @@ class RegistryTarget:
         return "already there" if self._uploads.has_blob(digest) else self._send(digest, path, progress)
 
     def _send(self, digest: str, path: str, progress: Progress) -> str:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             descriptor = file.fileno()
             size = os.fstat(descriptor).st_size
             content = Content(size, lambda offset, count: os.pread(descriptor, count, offset))

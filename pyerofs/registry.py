@@ -14,11 +14,12 @@ from typing import NamedTuple
 from .answer import REDIRECTS, Response, failure
 from .blob import Blob
 from .credentials import Lookup
-from .endpoint import HOPS_MAX, Endpoint, next_hop
+from .endpoint import Endpoint
 from .errors import ImageError, RegistryError, UsageError
 from .hosts import HostConfig
 from .manifest import verify_digest
 from .mirror import Mirror, ask_each, make_mirrors
+from .redirect import HOPS_MAX, next_hop
 from .reference import is_digest
 from .request import Request
 from .transport import Transport

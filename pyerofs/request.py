@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,18 @@ from .tls import DEFAULT_TLS, TLS
 from .url import Url
 
 BODY_CAP = 64 << 10  # bytes of a body that nobody streams, unless the request says otherwise
+
+
+class Meter:
+    """A number that any number of threads add to."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self.value += number
 
 
 class Content(NamedTuple):

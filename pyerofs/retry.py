@@ -21,6 +21,11 @@ ASKED_MAX = 60.0  # seconds of a Retry-After that are honoured
 _SLICE = 0.2  # seconds between two looks at cancel
 
 
+def boottime() -> float:
+    """Seconds, which go by while the machine is suspended too: what a server has said for how long counts in these."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def delay(attempt: int, asked: float | None = None, most: float = MAX, first: float = FIRST) -> float:
     """Seconds to wait after the attempt-th failure (from 0), up to `most`; `asked`: what a Retry-After says."""
     seconds = min(first * 2 ** min(attempt, 16), most) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -39,12 +39,13 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 
 class Source(Protocol):
     """`size` in bytes; `digest`: the layer's; `name` and `layer` for people. `origin`: the layer as it can be opened
-    again without its manifest; `storage`: how its bytes are kept."""
+    again without its manifest; `storage`: how its bytes are kept. `connections`: it may share them with others."""
 
     size: int
     digest: str
     name: str
     layer: int
+    connections: Connections
 
     @property
     def origin(self) -> Layer: ...
@@ -96,11 +97,12 @@ class LocalSource:
         self.digest = ""
         self.layer = -1
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as e:
             raise UsageError(f"cannot open {path}: {e.strerror}") from None
         try:
-            self.size = self._size(path)
+            self.size = self._size(path)  # no FIFO then, nor anything else that one waits for
+            os.set_blocking(self.fd, True)
         except BaseException:
             self.close()
             raise

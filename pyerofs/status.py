@@ -67,12 +67,21 @@ def _snapshot(exports: Sequence[Export], record: Record, started: float) -> dict
             "retries": sum(figures.retries for figures in fetches),
             "failures": sum(figures.failures for figures in fetches),
             "received_bytes": sum(figures.received for figures in fetches),
+            "wire_bytes": _over_the_network(exports),
             "in_flight": stats.flights,
             "latency": _latency(together([figures.whole for figures in fetches])),
             "first_byte_latency": _latency(together([figures.first_byte for figures in fetches])),
         },
         "last_error": failure and {"text": failure.text, "age_seconds": now - failure.when},
     }
+
+
+def _over_the_network(exports: Sequence[Export]) -> int:
+    """Bytes of all answers, with those for tokens, manifests and errors; layers of one image share connections."""
+    from .source import LocalSource  # here: who only looks at mounts needs nothing of it
+
+    sources = [export.source for export in exports if not isinstance(export.source, LocalSource)]
+    return sum({id(source.connections): source.connections.received.value for source in sources}.values())
 
 
 def _cache(exports: Sequence[Export], stats: Stats) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import UsageError
+from .files import check_regular, regular
 
 _HASHED_CA_DIRECTORIES = ("/etc/ssl/certs",)
 _CA_BUNDLES = (
@@ -46,17 +47,28 @@ def find_authorities(environ: Mapping[str, str]) -> Authorities:
     """$SSL_CERT_FILE, $CURL_CA_BUNDLE, $SSL_CERT_DIR, else this system's own.
 
     pycurl's wheel brings a libcurl whose built-in path is another distribution's. A hashed directory is preferred:
-    OpenSSL then reads the one certificate it needs, where parsing the bundle takes each handle 7 ms.
+    OpenSSL then reads the one certificate it needs, where parsing the bundle takes each handle 7 ms. Raises UsageError.
     """
     for variable in ("SSL_CERT_FILE", "CURL_CA_BUNDLE"):
         if environ.get(variable):
-            return Authorities(environ[variable], None)
+            return Authorities(_checked(variable, environ[variable]), None)
     if environ.get("SSL_CERT_DIR"):
         return Authorities(None, environ["SSL_CERT_DIR"])
     for directory in _HASHED_CA_DIRECTORIES:
         if _is_hashed(directory):
             return Authorities(None, directory)
     return Authorities(next((path for path in _CA_BUNDLES if os.access(path, os.R_OK)), None), None)
+
+
+def _checked(variable: str, path: str) -> str:
+    """libcurl opens it: a file that is not there it can tell, but at a FIFO it would wait for ever."""
+    try:
+        check_regular(os.stat(path), path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{variable}: cannot read {path}: {error.strerror}") from None
+    return path
 
 
 def merged(paths: tuple[str, ...]) -> bytes:
@@ -77,7 +89,7 @@ def _version(path: str) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=16)
 def _content(path: str, *_version: int) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         return file.read()
 
 

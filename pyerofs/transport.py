@@ -18,7 +18,7 @@ import pycurl
 from .answer import Headers, Response
 from .curlerror import Failure, Limits, TransportError, translate
 from .proxy import Choice, Proxy, choose
-from .request import NOTHING, Request, header_lines, redacted
+from .request import NOTHING, Meter, Request, header_lines, redacted
 from .tls import TLS, Authorities, find_authorities, merged
 
 CONNECT_TIMEOUT = 10  # seconds for name, TCP and TLS together
@@ -56,6 +56,7 @@ class Transport:
         self._user_agent = user_agent
         self._idle: list[pycurl.Curl] = []  # append and pop of a list are atomic
         self._closed = False
+        self.received = Meter()  # bytes of the heads and bodies of all answers, also while they come
 
     def request(self, request: Request) -> Response:
         """The answer, whatever its status. TransportError when there was none or only a part of it.
@@ -69,7 +70,7 @@ class Transport:
         if request.patience:
             limits = limits._replace(stall_seconds=max(request.patience, limits.stall_seconds))
         curl = self._take()
-        exchange = _Exchange(request, proxy, curl, limits)
+        exchange = _Exchange(request, proxy, curl, limits, self.received.add)
         outcome = "failed"
         try:
             self._set_up(curl, exchange)
@@ -185,7 +186,10 @@ class _Exchange:
     A callback must not raise into libcurl: what it raises is kept, the transfer aborted, and raised again outside.
     """
 
-    def __init__(self, request: Request, proxy: Proxy | None, curl: pycurl.Curl, limits: Limits) -> None:
+    def __init__(
+        self, request: Request, proxy: Proxy | None, curl: pycurl.Curl, limits: Limits, count: Callable[[int], None]
+    ) -> None:
+        self._count = count
         self.request = request
         self.proxy = proxy
         self.limits = limits
@@ -219,6 +223,7 @@ class _Exchange:
             raise failed
 
     def on_header(self, line: bytes) -> int | None:
+        self._count(len(line))
         if self._head is not None:  # trailers, behind the body: nobody asked for them
             return None
         self._header_bytes += len(line)
@@ -237,6 +242,7 @@ class _Exchange:
 
     def on_body(self, piece: bytes) -> int | None:
         try:
+            self._count(len(piece))
             if self._head is None:
                 self._begin()
             if self._into_sink and self.request.sink:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from .answer import REDIRECTS, Response, failure, number
-from .endpoint import Endpoint, next_hop
+from .endpoint import Endpoint
 from .errors import RegistryError, UsageError
+from .redirect import next_hop
 from .registry import Registry
 from .request import NOTHING, Content, Request
 from .retry import delay, pause
@@ -20,17 +21,29 @@ from .url import Url, form
 
 PIECE = 16 << 20  # bytes of one PATCH: what is lost at the most when a connection breaks
 ATTEMPTS = 8  # failures in a row, with nothing that came to lie at the registry between them
+STALLS = 2  # answers in a row by which the registry has no more than before, after which another way is taken
 # Seconds that a registry may be silent: it puts away a piece, or looks through all that it was sent.
 _PATIENCE = {"PATCH": 60.0, "PUT": 300.0}
 _TIMEOUT = 60.0  # seconds for an exchange without a body
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 # Refusals after which the registry is asked what it has: the upload is gone, or is not where we thought.
 _OUT_OF_STEP = frozenset((400, 404, 416))
+_NO_STATUS = frozenset((400, 404, 405, 410, 416, 501))  # of the question for that: it knows nothing, or cannot say
+_NO_HEAD = frozenset((400, 405, 501))  # of registries and proxies that do not know the method
 _NO_PIECES = frozenset((400, 404, 405, 411, 413, 416, 501))  # of the first one
 _BYTES = ("Content-Type", "application/octet-stream")
 
 Progress = Callable[[int], None]  # bytes that have been sent, which may go back
 T = TypeVar("T")
+
+
+# How a blob is sent: from where the registry's Range says that it has come to; where that does not move although pieces
+# are taken (as at ECR), by what has been sent; and where that is not what the registry has in the end, all at once.
+_BY_RANGE, _BY_SENT, _WHOLE = range(3)
+
+
+class _Stalled(RegistryError):
+    """The registry answers, but has no more than before, or will not go on from there: waiting does not help."""
 
 
 class _Session(NamedTuple):
@@ -41,20 +54,40 @@ class _Session(NamedTuple):
 
 
 class _Sending:
-    """One blob on its way. `in_step`: the session is what the registry has, as far as we know."""
+    """One blob on its way. `in_step`: the session is what the registry has, as far as we know.
 
-    def __init__(self, what: str, content: Content, progress: Progress, piece: int) -> None:
+    `best`: the most bytes that the registry had, this `way`; `stalls`: answers since then that brought nothing;
+    `wasted`: bytes that it took with a good answer, and has not by its next word.
+    """
+
+    def __init__(self, what: str, content: Content, progress: Progress, piece: int, way: int) -> None:
         self.what = what
         self.content = content
         self.piece = piece
+        self.way = way
         self.session: _Session | None = None
         self.in_step = True
         self.ending = self.ended = False
+        self.best = self.stalls = self.wasted = 0
         self._progress = progress
 
     @property
     def whole(self) -> bool:
-        return self.content.length <= self.piece
+        return self.way == _WHOLE or self.content.length <= self.piece
+
+    def advanced(self) -> bool:
+        """Whether the registry has more than ever before."""
+        if self.session is None or self.session.received <= self.best:
+            return False
+        self.best, self.stalls = self.session.received, 0
+        return True
+
+    def go(self, way: int) -> None:
+        """From the start, another way."""
+        self.way = way
+        self.session = None
+        self.in_step = True
+        self.best = self.stalls = self.wasted = 0
 
     def part(self, start: int, end: int) -> Content:
         def read(offset: int, count: int) -> bytes:
@@ -83,6 +116,7 @@ class Uploads:
             raise UsageError(f"{registry.host}: by hosts.toml nothing may be pushed there")
         self._cancel = cancel
         self._piece = piece
+        self._way = _BY_RANGE  # in which the last blob could be sent
 
     def has_blob(self, digest: str) -> bool:
         return self._has(f"blobs/{digest}", f"blob {digest}")
@@ -91,12 +125,19 @@ class Uploads:
         return self._has(f"manifests/{digest}", f"manifest {digest}", media_type)
 
     def _has(self, path: str, what: str, accept: str = "*/*") -> bool:
-        def ask() -> bool:
+        return self._look(path, what, accept) or False
+
+    def _look(self, path: str, what: str, accept: str = "*/*") -> bool | None:
+        """Whether it is there; None: this registry does not say."""
+
+        def ask() -> bool | None:
             response = self._send("HEAD", path, headers=(("Accept", accept),))
             if response.status == 200 or response.status in REDIRECTS:
                 return True
             if response.status == 404:
                 return False
+            if response.status in _NO_HEAD:
+                return None
             raise failure(response, what, time.time())
 
         return self._patiently(ask)
@@ -106,11 +147,18 @@ class Uploads:
 
         def put() -> None:
             headers = (("Content-Type", media_type),)
-            response = self._send("PUT", f"manifests/{reference}", Content.of(body), headers)
-            if response.status not in (201, 202):
-                raise failure(response, f"manifest {reference}", time.time())
+            path, what = f"manifests/{reference}", f"manifest {reference}"
+            self._check_put(self._send("PUT", path, Content.of(body), headers), path, what, media_type)
 
         self._patiently(put)
+
+    def _check_put(self, response: Response, path: str, what: str, accept: str = "*/*") -> None:
+        """201 is the word for it. Any other success is believed if what was sent is there, as far as can be seen."""
+        if not _is_good(response):
+            raise failure(response, what, time.time())
+        if response.status != 201 and self._look(path, what, accept) is False:
+            words = f"{self._mirror.name}: {what}: it was taken ({response.status}), but is not there"
+            raise RegistryError(words, temporary=True)
 
     def mount_blob(self, digest: str, repository: str) -> bool:
         """Lets this repository have a blob of another one at the same registry; False: that one has to be sent."""
@@ -128,31 +176,45 @@ class Uploads:
         return self._patiently(ask)
 
     def put_blob(self, digest: str, content: Content, progress: Progress = lambda sent: None) -> None:
-        """Sends the blob. After a failure it goes on where the registry says that it has come to."""
-        sending = _Sending(f"blob {digest}", content, progress, self._piece)
-        failures, best = 0, 0
+        """Sends the blob. After a failure it goes on where the registry says that it has come to; a registry whose
+        word for that cannot be true gets it another way (see _BY_RANGE)."""
+        sending = _Sending(f"blob {digest}", content, progress, self._piece, self._way)
+        failures = 0
         while True:
             try:
                 self._step(sending, digest)
                 if sending.ended:
+                    self._way = sending.way
                     return
-                if sending.session and sending.session.received > best:
-                    best, failures = sending.session.received, 0
+                if sending.advanced():
+                    failures = 0
                 continue
+            except _Stalled as error:
+                if sending.ending and self.has_blob(digest):
+                    return
+                sending.stalls += 1
+                if sending.stalls >= STALLS or sending.wasted > content.length or sending.way != _BY_RANGE:
+                    if sending.whole:
+                        raise RegistryError(str(error)) from None
+                    sending.go(sending.way + 1)
+                    failures = 0
+                    continue
+                pause(delay(sending.stalls - 1), self._cancel)
             except RegistryError as error:
                 failures += 1
                 if not error.temporary or failures >= ATTEMPTS:
                     raise
                 pause(delay(failures - 1, error.retry_after), self._cancel)
-            if sending.ending and self.has_blob(digest):  # it was only the answer that got lost
-                return
+                if sending.ending and self.has_blob(digest):  # it was only the answer that got lost
+                    return
             sending.in_step = False
 
     def _step(self, sending: _Sending, digest: str) -> None:
         """One exchange on the way."""
         session, content = sending.session, sending.content
         sending.ending = False
-        if session is None or (sending.whole and not sending.in_step):  # what is sent as a whole begins anew
+        # What is sent as a whole begins anew, and what a registry has by our count alone.
+        if session is None or (not sending.in_step and (sending.whole or sending.way != _BY_RANGE)):
             sending.session, least = self._begin(sending.what)
             sending.piece = max(sending.piece, least)
             sending.in_step = True
@@ -164,14 +226,12 @@ class Uploads:
             self._finish(session, digest, sending)
             sending.ended = True
         else:
-            sending.session = self._patch(session, sending)
-            if sending.session is None:  # some take a blob only as a whole
-                sending.piece = content.length
+            self._patch(session, sending)
 
     def _begin(self, what: str) -> tuple[_Session, int]:
         """A new upload, and the fewest bytes of a piece that this registry takes."""
         response = self._send("POST", "blobs/uploads/", NOTHING)
-        if response.status != 202:
+        if not _is_good(response):
             raise failure(response, what, time.time())
         least = number(response.headers.get("oci-chunk-min-length")) or 0
         return _Session(self._location(response, what), 0), least
@@ -179,45 +239,50 @@ class Uploads:
     def _ask(self, session: _Session, what: str, length: int) -> _Session | None:
         """How far it has come, of `length` bytes; None: the registry knows nothing of it any more."""
         response = self._send("GET", session.url)
-        if response.status in (200, 204):
+        if _is_good(response):
             url = self._location(response, what) if response.headers.get("location") else session.url
             received = _received(response) or 0
             if received <= length:
                 return _Session(url, received)
             return None  # whatever that is, it is not what we sent
-        if response.status in _OUT_OF_STEP:
+        if response.status in _NO_STATUS:
             return None
         raise failure(response, what, time.time())
 
-    def _patch(self, session: _Session, sending: _Sending) -> _Session | None:
-        """None: this registry takes no pieces."""
+    def _patch(self, session: _Session, sending: _Sending) -> None:
+        """Sends the next piece. Raises _Stalled where the registry has no more of it than before."""
         start, what = session.received, sending.what
         end = min(start + sending.piece, sending.content.length)
         headers = (_BYTES, ("Content-Range", f"{start}-{end - 1}"))
         response = self._send("PATCH", session.url, sending.part(start, end), headers)
-        if response.status in (201, 202, 204):
-            received = _received(response)
-            received = end if received is None else received
-            if not start <= received <= end:
-                words = f"{self._mirror.name}: {what}: it says that it has {received} bytes of {start} to {end}"
-                raise RegistryError(words, temporary=True)
+        if _is_good(response):
             url = self._location(response, what) if response.headers.get("location") else session.url
-            return _Session(url, received)
+            received = _received(response) if sending.way == _BY_RANGE else end
+            received = end if received is None else received
+            sending.session = _Session(url, received)
+            if start < received <= end:
+                sending.wasted += end - received
+                if sending.wasted <= sending.content.length:
+                    return
+            sending.wasted += end - start
+            words = f"{self._mirror.name}: {what}: it says that it has {received} bytes of {start} to {end}"
+            raise _Stalled(words)
         if response.status in _OUT_OF_STEP and start:
-            raise RegistryError(str(failure(response, what, time.time())), temporary=True)
-        if response.status in _NO_PIECES:
-            return None
-        raise failure(response, what, time.time())
+            raise _Stalled(str(failure(response, what, time.time())))
+        if response.status not in _NO_PIECES:
+            raise failure(response, what, time.time())
+        sending.go(_WHOLE)  # some take a blob only as a whole
 
     def _finish(self, session: _Session, digest: str, sending: _Sending) -> None:
         target = session.url.target
         url = session.url._replace(target=f"{target}{'&' if '?' in target else '?'}{form([('digest', digest)])}")
         part = sending.part(0, sending.content.length) if sending.whole else NOTHING
         response = self._send("PUT", url, part, (_BYTES,))
-        if response.status in (404, 416):
+        if sending.whole and response.status in (404, 416):
             raise RegistryError(str(failure(response, sending.what, time.time())), temporary=True)
-        if response.status not in (201, 204):
-            raise failure(response, sending.what, time.time())
+        if not sending.whole and response.status in _NO_PIECES:  # what lies there is not what we have sent
+            raise _Stalled(str(failure(response, sending.what, time.time())))
+        self._check_put(response, f"blobs/{digest}", sending.what)
 
     def _location(self, response: Response, what: str) -> Url:
         if not response.headers.get("location"):
@@ -252,6 +317,10 @@ class Uploads:
                     raise
                 pause(delay(attempt, error.retry_after), self._cancel)
         return ask()
+
+
+def _is_good(response: Response) -> bool:
+    return 200 <= response.status < 300
 
 
 def _received(response: Response) -> int | None:

@@ -66,7 +66,11 @@ def parse(text: str) -> Url:
 
 
 def join(base: Url, location: str) -> Url:
-    """The URL that a Location header in an answer from `base` names, RFC 9110 section 10.2.2. ValueError as parse()."""
+    """The URL that a Location header in an answer from `base` names, RFC 9110 section 10.2.2. ValueError as parse().
+
+    Blanks in it are escaped, as curl and browsers do: file names of some storages come as they are.
+    """
+    location = location.strip(" ").replace(" ", "%20")
     if location.startswith("//"):
         return parse(f"{base.scheme}:{location}")
     if location.startswith("/"):

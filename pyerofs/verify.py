@@ -186,7 +186,10 @@ class Verifier:
             self._state = "verifying"
             self._changed = False
             self._thread = threading.Thread(target=self._verify, args=(digest,), name="pyerofs-verify", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # no memory for a thread; it is tried again when something has landed
+                self._thread, self._state = None, "unverified"
 
     def _verify(self, digest: str) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux: of this thread alone

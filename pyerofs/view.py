@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .control import ask
 from .errors import MountFailure
+from .printable import every_text, one_line
 from .quantity import show_age, show_bytes
 from .status import identity
 
@@ -68,6 +69,7 @@ def health(status: dict[str, Any]) -> str:
 
 def render(status: dict[str, Any]) -> str:
     """A few aligned lines."""
+    status = every_text(status)
     layer = f"layer {status['layer']}, " if status["layer"] >= 0 else ""
     supervisor = f", supervisor {status['supervisor_pid']}" if status["supervisor_pid"] else ""
     lines = [f"{status['target']}: {status['source']}"]
@@ -91,7 +93,8 @@ def render(status: dict[str, Any]) -> str:
         f"  reads     {reads['hits']} hits, {reads['misses']} misses, {reads['failed']} failed, "
         f"{reads['waiting']} waiting; {show_bytes(reads['served_bytes'])} served",
         f"  fetches   {fetches['requests']} requests, {fetches['retries']} retries, {fetches['failures']} failures, "
-        f"{fetches['in_flight']} in flight; {show_bytes(fetches['received_bytes'])} received",
+        f"{fetches['in_flight']} in flight; {show_bytes(fetches['received_bytes'])} received"
+        f"{_wire(fetches)}",
         f"  error     {error['text']} ({show_age(error['age_seconds'])} ago)" if error else "  error     none",
         "",
         f"  {'latency':<12}{'count':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
@@ -105,6 +108,11 @@ def render(status: dict[str, Any]) -> str:
         times = "".join(f"{show_time(latency[key]):>10}" for key in _TIMES) if latency["count"] else f"{'-':>10}" * 4
         lines.append(f"  {name:<12}{latency['count']:>10}{times}")
     return "\n".join(lines)
+
+
+def _wire(fetches: dict[str, Any]) -> str:
+    """Compressed layers take less than they give. A daemon of another version may not say it."""
+    return f" ({show_bytes(fetches['wire_bytes'])} on the wire)" if "wire_bytes" in fetches else ""
 
 
 def _part(part: dict[str, Any], driver: str) -> str:
@@ -133,7 +141,7 @@ def show_time(seconds: float) -> str:
 def rates(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What has gone on between two snapshots of one mount, per second, on one line."""
     if "error" in now:
-        return str(now["error"])
+        return one_line(str(now["error"]))
     seconds = now["uptime_seconds"] - before.get("uptime_seconds", 0)
     if "error" in before or seconds <= 0:  # it has been restarted, or was not asked before
         before, seconds = now, 1.0
@@ -141,9 +149,12 @@ def rates(before: dict[str, Any], now: dict[str, Any]) -> str:
     def each_second(group: str, key: str) -> float:
         return float((now[group][key] - before[group][key]) / seconds)
 
+    known = all("wire_bytes" in status["fetches"] for status in (before, now))
+    wire = f" ({show_bytes(int(each_second('fetches', 'wire_bytes')))}/s on the wire)" if known else ""
     return (
         f"{now['cache']['present_percent']:.1f} % present, {each_second('reads', 'hits'):.0f} hits/s, "
         f"{each_second('reads', 'misses'):.0f} misses/s, {show_bytes(int(each_second('reads', 'served_bytes')))}/s "
-        f"served, {show_bytes(int(each_second('fetches', 'received_bytes')))}/s received, "
+        f"served, {show_bytes(int(each_second('fetches', 'received_bytes')))}/s received"
+        f"{wire}, "
         f"{now['reads']['waiting']} waiting, {now['fetches']['in_flight']} in flight"
     )

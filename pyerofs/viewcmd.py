@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     # Adds one command to a parser's commands, as all commands look: (commands, name, text, examples).
     Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
 
-_CLEAR = "\x1b[H\x1b[J"  # the terminal, from its upper left corner on
-
 
 def add_parsers(commands: Any, command: Command) -> None:
     """Adds the commands of this module to the command line's."""
@@ -80,6 +78,7 @@ def _seconds(text: str) -> float:
 def stat(arguments: argparse.Namespace, write: Write) -> None:
     """Raises MountFailure when the daemon does not answer, after what is known without it has been written."""
     from .reattach import find_record
+    from .terminal import CLEAR
     from .view import look, rates, render
 
     record = find_record(arguments.target)
@@ -97,7 +96,7 @@ def stat(arguments: argparse.Namespace, write: Write) -> None:
         if arguments.json:
             write(_json(status))
         elif redraw:
-            write(f"{_CLEAR}{render(status)}\n\n{rates(before, status)}")
+            write(f"{CLEAR}{render(status)}\n\n{rates(before, status)}")
         else:
             write(rates(before, status))
         time.sleep(arguments.watch)
@@ -134,7 +133,9 @@ def metrics(arguments: argparse.Namespace, write: Write) -> None:
             if path:
                 os.unlink(path)
     else:
-        write(encode(text()).decode().rstrip("\n"))
+        # The format has no escapes for what a terminal would obey: a sign that there is something must do.
+        shown = encode(text()).decode().rstrip("\n")
+        write("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in shown))
 
 
 def _is_loopback(address: str) -> bool:

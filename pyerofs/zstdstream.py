@@ -61,7 +61,7 @@ class StreamSource:
         self.storage = storage_of(layer, giver)
         self.size = size or 0
         self._blob = blob
-        self._connections = connections
+        self.connections = connections
         self._directory = directory
         self._allowance = allowance or Allowance(layer.size, SIZE_MAX)
         self._changed = threading.Condition()
@@ -128,6 +128,8 @@ class StreamSource:
             error = SystemFailure(f"{self.name}: cannot keep what is decompressed in the cache: {e.strerror}")
         except PyerofsError as e:
             error = e
+        except Exception as e:  # a bug, or no memory: whoever waits would wait for ever
+            error = SystemFailure(f"{self.name}: internal error: {e!r}")
         with self._changed:
             if isinstance(error, ImageError):  # the layer is no good, or the registry is not: either way none of it is
                 self._spoiled = SpoiledError(f"{self.name}: {error}")
@@ -169,7 +171,7 @@ class StreamSource:
         if thread is not None:
             thread.join()
         self.complete()
-        self._connections.close()
+        self.connections.close()
 
 
 def storage_of(layer: Layer, giver: str) -> Storage:

@@ -27,9 +27,9 @@ from pyerofs.answer import (
 from pyerofs.auth import Authorizer, parse_challenges
 from pyerofs.compose import compose
 from pyerofs.document import digest_of
-from pyerofs.endpoint import next_hop
 from pyerofs.errors import AuthError, ImageError, RegistryError, UsageError
 from pyerofs.rangeanswer import RangeAnswer
+from pyerofs.redirect import next_hop
 from pyerofs.reference import Reference, is_digest
 from pyerofs.tarstream import Tar
 from pyerofs.transport import Transport

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyerofs.core import LATENCY_BOUNDS, Latency
 from pyerofs.counters import CountedSource, FetchCounters, Histogram, percentile
 from pyerofs.errors import NotFoundError, PyerofsError, RegistryError
+from pyerofs.localblob import NoConnections
 
 quick = settings(deadline=None, derandomize=True, print_blob=True, max_examples=200)
 durations = st.lists(st.floats(0, 130), min_size=1, max_size=50)
@@ -75,6 +76,7 @@ def test_many_threads_count() -> None:
 
 class Source:
     size, digest, name, layer = 10, "sha256:00", "app", 0
+    connections = NoConnections()
 
     def __init__(self, error: PyerofsError | None = None):
         self.error = error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from pyerofs.delayed import Delayed
 
 LIMIT = 20.0
@@ -60,4 +62,21 @@ def test_close_does_not_wait_for_what_is_far_away() -> None:
     delayed = Delayed(3600, lambda: None)
     delayed.soon()
     delayed.close()
+    delayed.close()
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next reason tries again."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = threading.Event()
+    delayed = Delayed(0.001, done.set)
+    with monkeypatch.context() as little:
+        little.setattr(threading.Thread, "start", start)
+        delayed.soon()
+    assert not done.is_set()
+    delayed.soon()
+    assert done.wait(LIMIT)
     delayed.close()

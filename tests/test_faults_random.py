@@ -107,6 +107,7 @@ FAULTS: dict[str, Behaviour] = {
     "redirected to metadata": redirect("http://169.254.169.254/"),
     "Retry-After": status(503, ("Retry-After", "1")),
 }
+OF_TOKEN_SERVERS = ("status 503", "status 401", "reset", "garbage", "redirected to itself", "redirected to metadata")
 STALLS: dict[str, Behaviour] = {"stall": stall(RELEASE, 0), "stall within": stall(RELEASE, 10_000)}
 
 
@@ -200,7 +201,7 @@ def make_machine(cluster: Cluster, directory: Path, statistics: list[int]) -> ty
         def refuse_tokens_with(self, code: int, host: int) -> None:
             self._host(host).refusal_status = code
 
-        @rule(host=hosts, fault=st.sampled_from([None, "status 503", "status 401", "reset", "garbage"]))
+        @rule(host=hosts, fault=st.sampled_from([None, *OF_TOKEN_SERVERS]))
         def break_token_server(self, host: int, fault: str | None) -> None:
             self._host(host).token_behaviour = FAULTS[fault] if fault else None
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from fakeregistry import FakeRegistry, reset, short, stall, status, whole
 
-from pyerofs.errors import NotFoundError, PyerofsError, RegistryError
+from pyerofs import fetch
+from pyerofs.errors import NotFoundError, PyerofsError, RegistryError, SystemFailure
 from pyerofs.export import Export
 from pyerofs.imagesource import ImageSource
 from pyerofs.options import OCIOptions
@@ -161,3 +162,42 @@ def test_a_stop_does_not_wait_for_a_dead_network(fake: FakeRegistry, tmp_path: P
         waiting.join(20)
         assert not waiting.is_alive()
     release.set()
+
+
+def test_threads_that_cannot_be_started(fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the first, and for the chores: those that there are do all."""
+    really = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        ours = thread.name.startswith("pyerofs-") or isinstance(thread, threading.Timer)
+        if ours and thread.name not in ("pyerofs-fetch-0", "pyerofs-expire"):
+            raise RuntimeError("can't start new thread")
+        really(thread)
+
+    with monkeypatch.context() as little:
+        little.setattr(threading.Thread, "start", start)
+        with reading(fake, tmp_path) as reader:
+            for offset in range(0, SIZE - 100, 1 << 20):
+                assert reader.read(offset, 100) == BLOB[offset : offset + 100]
+            assert reader.read(0, SIZE) == BLOB
+            assert reader.export.verification == "unverified"
+    with reading(fake, tmp_path) as reader:
+        assert reader.read(0, SIZE) == BLOB
+
+
+def test_a_bug_ends_no_thread(fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read fails, with a line for us; the next ones do not wait for ever."""
+    monkeypatch.setattr(fetch, "THREADS", 1)
+    with reading(fake, tmp_path, timeout=5) as reader:
+        for error in (ZeroDivisionError("7 by 0"), MemoryError()):
+            with monkeypatch.context() as broken:
+
+                def fail(*_: object, error: Exception = error) -> None:
+                    raise error
+
+                broken.setattr(fetch, "attempt_run", fail)
+                for _ in range(2 * fetch.THREADS):
+                    with pytest.raises(SystemFailure, match="Input/output"):
+                        reader.read(1 << 20, 100)
+            assert any(f"internal error: {error!r}" in line for line in reader.lines)
+        assert reader.read(1 << 20, 100) == BLOB[1 << 20 :][:100]

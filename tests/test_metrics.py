@@ -78,12 +78,18 @@ def test_prometheus_reads_it(statuses: list[dict[str, Any]]) -> None:
     for counter, count in (
         ("read_hits", 1), ("read_misses", 1), ("read_failures", 0), ("served_bytes", 2000), ("fetch_requests", 2),
         ("fetch_retries", 1), ("fetch_failures", 1), ("fetch_received_bytes", 131_072), ("restarts", 0),
+        ("fetch_wire_bytes", statuses[0]["fetches"]["wire_bytes"]),
     ):  # fmt: skip
         assert value(families, f"pyerofs_{counter}", f"pyerofs_{counter}_total") == count
     assert 0 <= value(families, "pyerofs_fetch_failure_age_seconds") < 60
     assert value(families, "pyerofs_fetch_seconds", "pyerofs_fetch_seconds_count") == 1
     assert value(families, "pyerofs_fetch_seconds", "pyerofs_fetch_seconds_sum") > 0
     assert value(families, "pyerofs_read_seconds", "pyerofs_read_seconds_count") == 0
+
+
+def test_a_daemon_of_another_version_says_less(statuses: list[dict[str, Any]]) -> None:
+    del statuses[0]["fetches"]["wire_bytes"]
+    assert parse(metrics.render(statuses))["pyerofs_fetch_wire_bytes"].samples == []
 
 
 def test_without_a_failure_there_is_no_age(statuses: list[dict[str, Any]]) -> None:

@@ -266,7 +266,9 @@ def test_a_mount_that_waits_after_an_error(blob: BlobFile) -> None:
 def test_it_is_shown_aligned(blob: BlobFile, rig: Rig) -> None:
     rig.fake.script(status(503))
     blob.pread(1000, 0)
-    text = render({**snap(blob), "restarts": 2, "supervisor_pid": 77})
+    found = {**snap(blob), "restarts": 2, "supervisor_pid": 77}
+    found["fetches"]["wire_bytes"] = 70_000
+    text = render(found)
     for part in (
         "/mnt: ",
         "layer 0, sha256:",
@@ -275,9 +277,11 @@ def test_it_is_shown_aligned(blob: BlobFile, rig: Rig) -> None:
         "  present   128.0 KiB of 293.0 KiB, 43.7 %, unverified",
         f"  cache     {rig.cache}/sha256/",
         "  reads     0 hits, 1 misses, 0 failed, 0 waiting; 1000 bytes served",
-        "  fetches   2 requests, 1 retries, 1 failures, 0 in flight; 128.0 KiB received",
+        "  fetches   2 requests, 1 retries, 1 failures, 0 in flight; 128.0 KiB received (68.4 KiB on the wire)",
     ):
         assert part in text
+    del found["fetches"]["wire_bytes"]  # as a daemon from before an upgrade has it
+    assert "in flight; 128.0 KiB received\n" in render(found)
     assert "503" in text
     table = text.splitlines()[-5:]
     assert table[0].split() == ["latency", "count", "p50", "p90", "p99", "max"]
@@ -318,10 +322,17 @@ def test_rates(blob: BlobFile) -> None:
     blob.pread(1000, 0)
     blob.pread(1000, 0)
     now = {**snap(blob), "uptime_seconds": before["uptime_seconds"] + 0.5}
+    now["fetches"]["wire_bytes"] = before["fetches"]["wire_bytes"] + 1024
     assert rates(before, now) == (
-        "43.7 % present, 2 hits/s, 2 misses/s, 3.9 KiB/s served, 256.0 KiB/s received, 0 waiting, 0 in flight"
+        "43.7 % present, 2 hits/s, 2 misses/s, 3.9 KiB/s served, 256.0 KiB/s received (2.0 KiB/s on the wire), "
+        "0 waiting, 0 in flight"
     )
-    calm = "43.7 % present, 0 hits/s, 0 misses/s, 0 bytes/s served, 0 bytes/s received, 0 waiting, 0 in flight"
+    calm = (
+        "43.7 % present, 0 hits/s, 0 misses/s, 0 bytes/s served, 0 bytes/s received (0 bytes/s on the wire), "
+        "0 waiting, 0 in flight"
+    )
+    del before["fetches"]["wire_bytes"]
+    assert "256.0 KiB/s received, 0 waiting" in rates(before, now)
     assert rates(now, now) == calm
     assert rates({"error": "it was silent"}, now) == calm
     assert rates({**now, "uptime_seconds": 1e6}, now) == calm  # another daemon, which counts from 0

@@ -13,7 +13,7 @@ from needs import need
 from tokenserver import TokenServer
 from uploadregistry import Cut, Refuse, UploadRegistry
 
-from pyerofs import retry, upload
+from pyerofs import upload
 from pyerofs.credentials import Credentials
 from pyerofs.errors import AuthError, RegistryError, UsageError
 from pyerofs.hosts import Host, HostConfig
@@ -26,6 +26,8 @@ from pyerofs.upload import Uploads, scopes
 PIECE = 100_000
 DATA = random.Random(7).randbytes(5 * PIECE + 77)
 DIGEST = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+OTHER = DATA[::-1]
+OTHER_DIGEST = f"sha256:{hashlib.sha256(OTHER).hexdigest()}"
 SMALL = b"small"
 SMALL_DIGEST = f"sha256:{hashlib.sha256(SMALL).hexdigest()}"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -34,7 +36,7 @@ ME = Credentials("the options", "me", Secret("hush"))
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST", 0.0)
+    monkeypatch.setattr(upload, "pause", lambda seconds, cancel: None)
 
 
 @pytest.fixture
@@ -136,6 +138,97 @@ def test_a_registry_without_pieces() -> None:
         pushing(fake.host).put_blob(DIGEST, Content.of(DATA))
         assert fake.blobs == {DIGEST: DATA}
         assert [asked.length for asked in fake.sent("PUT")] == [len(DATA)]
+
+
+# Registries whose word for what they have cannot be believed
+
+
+def test_a_range_that_stays_at_the_first_piece() -> None:
+    """As ECR's: 201, all is stored, and a piece that is sent once more is refused."""
+    with UploadRegistry(ranges=lambda has, first: first, patched=201) as fake:
+        uploads = pushing(fake.host)
+        uploads.put_blob(DIGEST, Content.of(DATA))
+        assert fake.blobs == {DIGEST: DATA}
+        assert len(fake.sent("PATCH")) <= 6 + 2 * upload.STALLS
+        fake.asked.clear()
+        uploads.put_blob(OTHER_DIGEST, Content.of(OTHER))  # it is known now
+        assert fake.blobs[OTHER_DIGEST] == OTHER
+        assert [len(fake.sent(method)) for method in ("POST", "PATCH", "GET", "PUT")] == [1, 6, 0, 1]
+
+
+@pytest.mark.parametrize("status_known", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, PIECE // 2])
+def test_pieces_that_are_thrown_away(kept: int, status_known: bool) -> None:
+    """What it then says is true, and yet pieces lead nowhere, or hardly; the blob as a whole does."""
+    with UploadRegistry(keeps=lambda length: min(kept, length), status_known=status_known) as fake:
+        pushing(fake.host).put_blob(DIGEST, Content.of(DATA))
+        assert fake.blobs == {DIGEST: DATA}
+        assert sum(asked.length for asked in fake.sent("PATCH")) <= 4 * len(DATA)
+
+
+@pytest.mark.parametrize("said", [0, PIECE // 2, 5 * PIECE, 10 * PIECE])
+def test_a_range_that_never_moves(said: int) -> None:
+    with UploadRegistry(ranges=lambda has, first: said) as fake:
+        pushing(fake.host).put_blob(DIGEST, Content.of(DATA))
+        assert fake.blobs == {DIGEST: DATA}
+        assert sum(asked.length for asked in fake.sent("PATCH")) <= 4 * len(DATA)
+
+
+def test_registries_of_all_sorts_at_random() -> None:
+    """Whatever they keep of a piece and say of it: the blob comes to lie there, and not much more is sent."""
+    for seed in range(60):
+        rng = random.Random(seed)
+        keep, lie = rng.choice([0.0, 0.2, 0.9]), rng.choice([0.0, 0.2, 0.9])
+
+        def keeps(length: int, rng: random.Random = rng, keep: float = keep) -> int:
+            return rng.randrange(length + 1) if rng.random() < keep else length
+
+        def ranges(has: int, first: int, rng: random.Random = rng, lie: float = lie) -> int:
+            return rng.choice([0, first, has // 2, has + 1, 9 * len(DATA)]) if rng.random() < lie else has
+
+        kinds = {"patched": rng.choice([201, 202, 204]), "put": rng.choice([200, 201, 202, 204])}
+        known, head, drops = rng.random() < 0.5, rng.choice([0, 0, 405]), rng.randrange(3)
+        if head:
+            drops = 0  # nobody could know
+        with UploadRegistry(keeps=keeps, ranges=ranges, status_known=known, head=head, drops=drops, **kinds) as fake:
+            steps = [rng.choice([Cut(rng.randrange(PIECE)), Cut(None), Refuse(503), Refuse(416)]) for _ in range(4)]
+            fake.script(*steps)
+            if kinds["put"] == 201:
+                fake.drops = 0
+            pushing(fake.host).put_blob(DIGEST, Content.of(DATA))
+            assert fake.blobs == {DIGEST: DATA}, seed
+            assert sum(asked.length for asked in fake.asked) <= 12 * len(DATA), seed
+
+
+# What they answer beside the words of the specification
+
+
+@pytest.mark.parametrize("head", [400, 405, 501])
+def test_a_registry_without_head(head: int) -> None:
+    with UploadRegistry(head=head) as fake:
+        uploads = pushing(fake.host)
+        assert not uploads.has_blob(SMALL_DIGEST)
+        assert not uploads.has_manifest(SMALL_DIGEST, MANIFEST)
+        uploads.put_blob(SMALL_DIGEST, Content.of(SMALL))
+        assert fake.blobs == {SMALL_DIGEST: SMALL}
+
+
+@pytest.mark.parametrize("drops", [0, 1])
+@pytest.mark.parametrize("put", [200, 202, 204])
+def test_any_success_is_looked_at(put: int, drops: int) -> None:
+    with UploadRegistry(put=put, drops=drops) as fake:
+        pushing(fake.host).put_blob(SMALL_DIGEST, Content.of(SMALL))
+        assert fake.blobs == {SMALL_DIGEST: SMALL}
+        assert len(fake.sent("PUT")) == 1 + drops
+        fake.drops = drops
+        pushing(fake.host).put_manifest("1.0", b"{}", MANIFEST)
+        assert fake.manifests["1.0"] == (MANIFEST, b"{}")
+        assert len(fake.sent("PUT")) == 2 * (1 + drops)
+
+
+def test_a_registry_that_forgets_all_that_it_takes() -> None:
+    with UploadRegistry(put=200, drops=100) as fake, pytest.raises(RegistryError, match=r"taken \(200\), but is not"):
+        pushing(fake.host).put_blob(SMALL_DIGEST, Content.of(SMALL))
 
 
 def test_the_least_piece_of_a_registry() -> None:

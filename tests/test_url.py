@@ -77,10 +77,19 @@ def test_parse_never_fails_otherwise(text: str) -> None:
         ("/x?y=http://z/", "http://h:5000/x?y=http://z/"),
         ("x", "http://h:5000/a/x"),
         ("?q=1", "http://h:5000/a/b?q=1"),
+        ("/a file?name=the file.erofs", "http://h:5000/a%20file?name=the%20file.erofs"),
+        (" https://other/a b ", "https://other/a%20b"),
     ],
 )
 def test_join(location: str, expected: str) -> None:
     assert str(join(parse("http://h:5000/a/b"), location)) == expected
+
+
+@pytest.mark.parametrize("location", ["http://h x/", "http://h/\tx", "http:// h/", "http://u p@h/"])
+def test_join_refuses(location: str) -> None:
+    """Blanks are escaped where a path or a query may have them only."""
+    with pytest.raises(ValueError, match="not a"):
+        join(parse("http://h:5000/a/b"), location)
 
 
 def test_what_is_shown_has_no_query() -> None:

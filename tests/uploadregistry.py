@@ -12,8 +12,9 @@ import hashlib
 import re
 import threading
 from collections import deque
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 LIMIT = 20.0  # seconds
@@ -38,10 +39,32 @@ class Asked(NamedTuple):
 
 
 class UploadRegistry:
-    """`forgets`: a broken upload is gone. `pieces`: the registry takes PATCH. `least`: its OCI-Chunk-Min-Length."""
+    """`forgets`: a broken upload is gone. `pieces`: the registry takes PATCH. `least`: its OCI-Chunk-Min-Length.
 
-    def __init__(self, *, forgets: bool = False, pieces: bool = True, least: int = 0) -> None:
+    `ranges`: what it says that it has, of what it has and the first piece's end; `keeps`: what it keeps of a piece of
+    so many bytes; `patched`, `put`: the statuses of good answers; `head`: of every answer to HEAD. `status_known`: it
+    answers a GET of an upload. `drops`: so many PUTs get a good answer and are forgotten.
+    """
+
+    def __init__(
+        self,
+        *,
+        forgets: bool = False,
+        pieces: bool = True,
+        least: int = 0,
+        ranges: Callable[[int, int], int] = lambda has, first: has,
+        keeps: Callable[[int], int] = lambda length: length,
+        patched: int = 202,
+        put: int = 201,
+        head: int = 0,
+        status_known: bool = True,
+        drops: int = 0,
+    ) -> None:
         self.forgets, self.pieces, self.least = forgets, pieces, least
+        self.ranges, self.keeps, self.patched, self.put, self.head = ranges, keeps, patched, put, head
+        self.status_known = status_known
+        self.drops = drops
+        self._first: dict[str, int] = {}
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.asked: list[Asked] = []
@@ -79,12 +102,15 @@ class UploadRegistry:
 
             def do_HEAD(self) -> None:
                 self._note()
-                self._answer(200 if self._name in {**registry.blobs, **registry.manifests} else 404)
+                there = self._name in {**registry.blobs, **registry.manifests}
+                self._answer(registry.head or (200 if there else 404))
 
             def do_GET(self) -> None:
                 self._note()
                 upload = registry._uploads.get(self._name)
-                if upload is None:
+                if not registry.status_known:
+                    self._answer(405)
+                elif upload is None:
                     self._answer(404)
                 else:
                     self._where(204, upload)
@@ -115,11 +141,13 @@ class UploadRegistry:
                     self.rfile.read(whole)
                     self._answer(416)
                 else:
-                    upload += self.rfile.read(whole if step.kept is None else min(step.kept, whole))
+                    piece = self.rfile.read(whole if step.kept is None else min(step.kept, whole))
+                    upload += piece[: registry.keeps(len(piece))]
+                    registry._first.setdefault(self._name, len(upload))
                     if step.kept is not None:
                         self._break()
                     else:
-                        self._where(202, upload)
+                        self._where(registry.patched, upload)
 
             def do_PUT(self) -> None:
                 self._note()
@@ -128,7 +156,7 @@ class UploadRegistry:
                     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
                     for name in (self._name, digest):
                         registry.manifests[name] = (self.headers["Content-Type"], body)
-                    self._answer(201)
+                    self._done(registry.manifests, (self._name, digest))
                     return
                 step = registry._script.popleft() if registry._script else None
                 if isinstance(step, Cut) and step.kept is not None:
@@ -150,7 +178,14 @@ class UploadRegistry:
                 if isinstance(step, Cut):  # it is done, but nobody hears of it
                     self.close_connection = True
                 else:
-                    self._answer(201)
+                    self._done(registry.blobs, (digest,))
+
+            def _done(self, where: dict[str, Any], names: tuple[str, ...]) -> None:
+                if registry.drops:
+                    registry.drops -= 1
+                    for name in names:
+                        where.pop(name, None)
+                self._answer(registry.put)
 
             @property
             def _name(self) -> str:
@@ -171,7 +206,8 @@ class UploadRegistry:
 
             def _where(self, status: int, upload: bytearray) -> None:
                 location = ("Location", f"/v2/x/blobs/uploads/{self._name}?state={len(upload)}")
-                self._answer(status, location, ("Range", f"0-{max(len(upload) - 1, 0)}"))
+                has = registry.ranges(len(upload), registry._first.get(self._name, 0))
+                self._answer(status, location, ("Range", f"0-{max(has - 1, 0)}"))
 
             def _answer(self, status: int, *headers: tuple[str, str]) -> None:
                 self.send_response(status)
