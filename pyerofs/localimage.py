@@ -72,14 +72,20 @@ def open_image(
     return open_(log)
 
 
-def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:
+def known_layers(
+    text: str,
+    layers: Sequence[tuple[Layer, int]],
+    options: OCIOptions,
+    *,
+    trace: Callable[[str], None] | None = None,
+) -> list[Opener]:
     """As source.known_layers(); of a converted image too, which is in the cache and nowhere else."""
     if any(layer.converted for layer, _ in layers):
         return source.reopened(text, layers, LostBlobs(text), NoConnections(), with_index(options))
     location = Location.parse(text)
     if location.is_local:
         return source.reopened(text, layers, _Blobs(location), NoConnections(), options)
-    return source.known_layers(text, layers, options)
+    return source.known_layers(text, layers, options, trace=trace)
 
 
 def with_index(options: OCIOptions) -> OCIOptions:
