@@ -3,11 +3,15 @@
 mount(), unmount() and open_blob() are the whole Python interface; what fails raises a PyerofsError.
 """
 
-from __future__ import annotations
+# First, and without `from __future__`, which is a module like any other.
+from .safepath import leave_current_directory
 
-from typing import TYPE_CHECKING
+leave_current_directory(__file__.rpartition("/")[0].rpartition("/")[0])
 
-from .errors import PyerofsError
+# isort: split
+from typing import TYPE_CHECKING  # noqa: E402
+
+from .errors import PyerofsError  # noqa: E402
 
 if TYPE_CHECKING:
     from .blobfile import BlobFile, open_blob

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import socket
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from . import mountpoint
 from .core import EXPORT_FLAGS
-from .errors import MountFailure, SystemFailure
-from .record import DIRECTORY, make_directory
+from .errors import MountFailure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
 SETUP_DEAD_TIMEOUT = 5
 ANSWER_MARGIN = 10.0  # seconds that an answer may take beyond oci.timeout, which ends the read with an error
 CLOSE_DEADLINE = 2.0  # seconds for a kernel to finish a disconnect of its own, or a removal
-FUSE_DEADLINE = 10.0  # seconds for nbdfuse to show its file
 
 
 class Attachment(Protocol):
@@ -147,88 +142,6 @@ class NBDAttachment:
         if self._closes_itself:
             self._device.await_end(CLOSE_DEADLINE)
         self._device.disconnect()
-
-
-class FuseAttachment:
-    """A file that nbdfuse shows, for kernels without NBD."""
-
-    def __init__(self, server: Server, identifier: str):
-        import subprocess
-
-        self.how = "fuse"
-        self._directory = os.path.join(DIRECTORY, identifier)
-        self.path = os.path.join(self._directory, "image")
-        ours, clients = socket.socketpair()
-        try:
-            make_directory()
-            os.mkdir(self._directory, mode=0o700)
-            server.add(ours, handshake=True)
-            with mountpoint.MountWatch() as watch:
-                self._process = subprocess.Popen(  # noqa: S603 - no shell, our own arguments
-                    ["nbdfuse", "--readonly", self.path, "--fd", str(clients.fileno())],  # noqa: S607 - found by PATH
-                    pass_fds=[clients.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                )
-                clients.close()
-                try:
-                    self._wait(watch)
-                except BaseException:
-                    self.abort()
-                    raise
-        except FileNotFoundError:
-            os.rmdir(self._directory)
-            raise SystemFailure("nbdfuse is not installed: apt-get install libnbd-bin fuse3") from None
-        except OSError as e:
-            raise SystemFailure(f"cannot start nbdfuse: {e.strerror}") from None
-        finally:
-            clients.close()
-
-    def _wait(self, watch: mountpoint.MountWatch) -> None:
-        poll = select.poll()
-        poll.register(watch.fileno(), watch.EVENTS)
-        assert self._process.stderr is not None  # noqa: S101 - it is a pipe
-        poll.register(self._process.stderr.fileno(), select.POLLIN | select.POLLHUP)
-        deadline = time.monotonic() + FUSE_DEADLINE
-        while not self._shown():
-            remaining = deadline - time.monotonic()
-            events = dict(poll.poll(max(0.0, remaining) * 1000))
-            if self._process.stderr.fileno() in events:
-                text = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-                raise MountFailure(f"nbdfuse: {text[-1] if text else 'it ended without a word'}")
-            if remaining <= 0:
-                raise MountFailure(f"nbdfuse showed no file within {FUSE_DEADLINE:g} s")
-
-    def _shown(self) -> bool:
-        return mountpoint.find(self._directory) is not None
-
-    def mounted(self) -> None:
-        pass
-
-    def reconnect(self) -> bool:
-        return False  # nbdfuse has the one connection that it was started with
-
-    def is_mounted(self) -> bool:
-        return any(mount.fstype == "erofs" and mount.source == self.path for mount in mountpoint.mountinfo())
-
-    def release(self) -> bool:
-        with contextlib.suppress(MountFailure):
-            mountpoint.umount(self._directory)
-            self.abort()
-            return True
-        return False  # busy: another mount namespace has the filesystem, or somebody has the file open
-
-    def abort(self) -> None:
-        while self._shown():
-            mountpoint.umount(self._directory, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
-        self._process.terminate()
-        self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self._directory)
 
 
 class VerityAttachment:

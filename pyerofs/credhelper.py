@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import program as programs
 from .errors import RegistryError, UsageError
 from .secret import Secret
 
@@ -61,9 +62,7 @@ def find(helper: str, environ: Mapping[str, str]) -> str | None:
     """The path of docker-credential-`helper`, None where there is no such program. UsageError: it is no name of one."""
     if not _NAME.fullmatch(helper):
         raise UsageError("the name of a credential helper has letters, digits, '.', '_' and '-' only")
-    import shutil
-
-    return shutil.which(f"{_PREFIX}{helper}", path=environ.get("PATH", os.defpath))
+    return programs.find(f"{_PREFIX}{helper}", environ, system=False)
 
 
 def _read(program: str, output: bytes) -> Kept | None:
@@ -83,32 +82,21 @@ def _read(program: str, output: bytes) -> Kept | None:
 
 def _run(program: str, path: str, server: str, environ: Mapping[str, str], timeout: float) -> tuple[int, bytes, bytes]:
     """Exit status (or minus the signal), standard output, standard error."""
-    import subprocess
-
     deadline = time.monotonic() + timeout
     try:
-        # A session of its own: it can be ended with all its children, and finds no terminal to ask at.
-        process = subprocess.Popen(  # noqa: S603 - the administrator's choice, found in PATH
-            [path, "get"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environ),
-            start_new_session=True,
-        )
+        process = programs.start([path, "get"], stdin=True, stdout=True, stderr=True, environ=environ)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the environment cannot be passed on"
         raise UsageError(f"cannot run {program}: {reason}") from None
     with process:
         try:
             outputs = _talk(program, process, server, deadline)
-            try:
-                status = process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise _too_slow(program, server) from None
+            status = programs.wait(process, deadline - time.monotonic())
+            if status is None:
+                raise _too_slow(program, server)
             return status, outputs[0], outputs[1]
         except BaseException:
-            _end(process)
+            programs.end(process)
             raise
 
 
@@ -145,15 +133,6 @@ def _talk(program: str, process: Popen[bytes], server: str, deadline: float) -> 
 
 def _too_slow(program: str, server: str) -> RegistryError:
     return RegistryError(f"{program} gave no answer for {server} in time, and was ended", temporary=True)
-
-
-def _end(process: Popen[bytes]) -> None:
-    """Ends the program and what it has started. It has not been waited for yet, so that its number is still its own."""
-    import contextlib
-    import signal
-
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _words(text: str) -> str:

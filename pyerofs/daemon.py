@@ -17,24 +17,43 @@ if TYPE_CHECKING:
     from .record import Record
 
 _WITH_VALUE = ("-t", "--types", "-o", "--options", "-d", "--debug")  # of the command line of mount
+_HARMLESS = ("PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONMALLOC", "PYTHONUTF8")
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def spawn(module: str, *arguments: str, socket_: socket.socket) -> int:
-    """Starts `python -m pyerofs.MODULE FD ARGUMENTS` in a session of its own, FD being the socket; returns its pid.
+    """Starts `python -P -m pyerofs.MODULE FD ARGUMENTS` in a session of its own, FD being the socket; returns its pid.
 
-    A new interpreter, not a fork: the caller may have threads, and more memory than the daemon needs. Raises OSError.
+    A new interpreter, not a fork: the caller may have threads, and more memory than the daemon needs. It finds this
+    very package, and imports nothing from the current directory or from where the caller's PYTHONPATH leads; it is to
+    leave that directory first of all. Raises OSError.
     """
     os.set_inheritable(socket_.fileno(), True)
     try:
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-m", f"pyerofs.{module}", str(socket_.fileno()), *arguments],
-            {**os.environ, "PYTHONPATH": PACKAGE},
+            [sys.executable, "-P", "-m", f"pyerofs.{module}", str(socket_.fileno()), *arguments],
+            _for_python(os.environ),
             setsid=True,
         )
     finally:
         os.set_inheritable(socket_.fileno(), False)
+
+
+def _for_python(environ: Mapping[str, str]) -> dict[str, str]:
+    """Of what Python heeds nothing that names a place of code, but where we are ourselves."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("PYTHON") or name in _HARMLESS}
+    home = environ.get("PYTHONHOME", "")
+    return {**kept, **({"PYTHONHOME": home} if os.path.isabs(home) else {}), "PYTHONPATH": PACKAGE}
+
+
+def begin() -> socket.socket:
+    """What a process does first that spawn() has started: it leaves the caller's directory. Returns the socket, which
+    no process that this one starts gets in turn."""
+    os.chdir("/")
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(sock.fileno(), False)
+    return sock
 
 
 def leave_terminal() -> None:
@@ -156,10 +175,11 @@ class Daemon:
             for other, value in message.items():
                 (wishes or {}).get(other, report)(value)
 
-    def give_up(self) -> None:
-        """Hangs up, which makes the daemon take everything back, and waits until it has."""
+    def give_up(self) -> bool:
+        """Hangs up, which makes the daemon take everything back, and waits until it has. True: it could not, since it
+        was killed."""
         self.channel.close()
-        os.waitpid(self.pid, 0)
+        return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
 
     def kill(self) -> None:
         """Ends it now, whatever it has begun."""

@@ -139,14 +139,11 @@ def load_module() -> bool:
 
 def modprobe(module: str) -> None:
     """Has a module of the kernel loaded, if that can be. Raises nothing."""
-    import shutil
-    import subprocess
+    from . import program
 
-    program = shutil.which("modprobe", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-    if program:
-        quiet = subprocess.DEVNULL
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run([program, "-q", module], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False)  # noqa: S603 - no shell, a name of ours
+    if path := program.find("modprobe"):
+        with contextlib.suppress(OSError, program.TooSlowError):
+            program.run([path, "-q", module], timeout=30)
 
 
 def attach(

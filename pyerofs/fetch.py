@@ -83,6 +83,9 @@ class Fetcher:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._in_row = 0  # failures of all threads since the last success
+        self._timeout = timeout
+        self._told = 0  # how many failed reads the log has been told of
+        self._why: PyerofsError | None = None  # what went wrong last, for those
 
     def start(self) -> None:
         self._grow()
@@ -118,6 +121,18 @@ class Fetcher:
                 self._log(f"fetching {run.length} bytes at {run.offset} failed: internal error: {e!r}", None)
             finally:
                 self._store.finish(run.id, error, until)
+                self._tell_of_failed(known=error != 0)
+
+    def _tell_of_failed(self, known: bool) -> None:
+        """The store fails a read whose time is up while a fetch thread is still busy with it. `known`: the log has been
+        told what failed the last of them."""
+        if self._why is None:
+            return
+        with self._lock:
+            before, self._told = self._told, self._store.stats().failed
+        if self._told > before and not known:
+            text = f"{self._told - before} failed after {self._timeout:g} s (oci.timeout): {self._why}"
+            self._log(f"reads: {text}", self._why)
 
     def _fetch(self, run: Run) -> tuple[int, int | None]:
         """0, or the errno for those who still wait; and where what it is about ends, None for all of the run."""
@@ -139,6 +154,7 @@ class Fetcher:
                 if self._stopping.is_set():
                     break  # we have cancelled it ourselves
                 waiting = self._store.waiters(run.id)
+                self._why = e
                 if not (isinstance(e, RegistryError) and e.temporary):
                     self._log(f"fetching {run.length} bytes at {run.offset} failed: {e}", e)
                     return errno.EIO, e.end if isinstance(e, CorruptError) else None

@@ -15,9 +15,9 @@ from .mountpoint import mountinfo
 from .ordinary import obstacle, summary, way_out
 from .platforms import Platform
 from .printable import every_text
-from .record import read_all
+from .remains import standing
 from .source import connect, resolve
-from .view import health, look_at_all
+from .view import health, look_at_all, strays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,21 +191,24 @@ def _marks(of: dict[str, Any], role: str | None = None) -> str:
 def mounts() -> list[dict[str, Any]]:
     """Every EROFS mount of this mount namespace, and every stack of such; those without a daemon of ours have no `pid`,
     `digest`, `health`, and no `parts`. For one whose daemon does not answer there is no `present` and no
-    `present_percent`."""
-    records = {record.device: record for record in read_all()}
+    `present_percent`. What a dead mount has left is there as well, even without a record; its
+    `health` is "dead"."""
+    records = {record.device: record for record in standing()}
+    dead = {(status["target"], status["device"]): status for status in strays()}
     statuses = {status["device"]: status for status in look_at_all(records.values())}
     found = []
     for mount in mountinfo():
         record = records.get(mount.source)
-        if mount.fstype == "erofs" or record:
-            status = statuses.get(mount.source, {})
+        stray = dead.get((mount.target, mount.source))
+        if mount.fstype == "erofs" or record or stray:
+            status = stray or statuses.get(mount.source, {})
             percent = status.get("cache", {}).get("present_percent")
             found.append(
                 {
                     "target": mount.target,
                     "source": record.source if record else mount.source,
                     "device": mount.source,
-                    "driver": record.driver if record else "local",
+                    "driver": record.driver if record else "fuse" if stray else "local",
                     "pid": record.pid if record else None,
                     "size": record.size if record else None,
                     "digest": record.digest if record else None,

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from .control import Answer, ControlServer
 from .errors import MountFailure, PyerofsError, SystemFailure
 from .events import Events
-from .mountpoint import MountWatch, mountinfo, umount
+from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, MountWatch, mountinfo, umount
 from .record import make_directory, start_of
 from .server import WAKE
 from .supervision import Supervision, reap
+from .tenancy import LOOK as TENANCY_LOOK
+from .tenancy import Tenancy, is_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +61,8 @@ class Keeper:
         self._leave = threading.Lock()  # held from the moment on when the mount goes to another daemon
         self._left = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handed_over = False
+        self._dead = ""  # why it cannot be read any more
+        self._tenancy: Tenancy | None = None
 
     @property
     def _can_go_on(self) -> bool:
@@ -69,8 +73,7 @@ class Keeper:
         """Raises SystemFailure."""
         self._write_record()
         self._listen()
-        if self._can_go_on:
-            self._supervision.start(self._record.target)
+        self._supervision.start(self._record.target)
 
     def mounted(self) -> None:
         self._supervise()
@@ -88,7 +91,7 @@ class Keeper:
     def _listen(self) -> None:
         try:
             make_directory()
-            handlers = {"handover": self._hand_over, "stat": lambda _: Answer(self._stat(self._record))}
+            handlers: dict[str, Callable[[dict[str, Any]], Answer]] = {"handover": self._hand_over, "stat": self._tell}
             self._control = ControlServer(self._record.control, handlers)
         except OSError as e:
             raise SystemFailure(f"cannot listen on {self._record.control}: {e.strerror}") from None
@@ -107,13 +110,11 @@ class Keeper:
         )
 
     def _supervise(self) -> None:
-        if not self._can_go_on:
-            return
         with open("/proc/self/oom_score_adj", encoding="ascii") as f:
             score = f.read().strip()
         self._supervision.watch(
             record=self._own_record().as_dict(),
-            request=self._request,
+            request=self._request if self._can_go_on else {},
             connections=self._options.oci.connections,
             timeout=self._options.oci.timeout,
             oom_score=score,
@@ -159,6 +160,10 @@ class Keeper:
         events.on_signal(signal.SIGCHLD, reap)
         events.on_signal(WAKE, lambda: None)
         self._mounts_changed()  # what happened before the watch began
+        device = next((mount.device for mount in mountinfo() if mount.source == self._record.device), "")
+        if device and is_private():
+            self._tenancy = Tenancy(device)
+            events.every(TENANCY_LOOK, self._see_tenants)
         events.run()
 
     # What may end it
@@ -177,8 +182,17 @@ class Keeper:
                 self._log(f"a connection to the kernel has ended: {e}")
                 if left:
                     return
-        if not any(part.server.clients() for part in self._parts):
+        if part.attachment.how != "netlink" and not part.server.ended_softly and self._is_mounted():
+            self._fail(part)
+        elif not any(part.server.clients() for part in self._parts):
             self._events.stop()
+
+    def _fail(self, part: Part) -> None:
+        """What is between the kernel and us has gone, and nothing can take its place; the mount goes on until it is
+        unmounted, and this process with it, to say so."""
+        what = "nbdfuse" if part.attachment.how == "fuse" else part.attachment.path
+        self._dead = f"{what} has gone, and nothing more can be read"
+        self._log(f"{self._dead}: `pyerofs umount {self._record.target}`, and mount it anew")
 
     def _mounts_changed(self) -> None:
         if self._is_mounted():
@@ -199,6 +213,19 @@ class Keeper:
         if not self._held:
             self._events.stop()
 
+    def _see_tenants(self) -> None:
+        """Where nobody is left who could unmount it."""
+        if self._tenancy is None or not self._tenancy.ended():
+            return
+        self._log("unmounted: the last process of its mount namespace has ended")
+        self._events.never(self._see_tenants)
+        for mount in reversed(mountinfo()):
+            if mount.source == self._record.device:
+                try:
+                    umount(mount.target, MNT_DETACH | UMOUNT_NOFOLLOW)
+                except PyerofsError as e:
+                    self._log(str(e))
+
     def _asked_to_end(self) -> None:
         try:
             umount(self._record.target)
@@ -209,7 +236,7 @@ class Keeper:
         """Or, if there is none, has another one started after a while."""
         if self._supervision.fileno() >= 0:
             self._events.watch(self._supervision.fileno(), self._supervisor_speaks)
-        elif self._can_go_on:
+        else:
             self._events.after(self._supervision.pause, self._start_supervisor)
 
     def _supervisor_speaks(self) -> None:
@@ -225,6 +252,9 @@ class Keeper:
         self._watch_supervisor()
 
     # What others ask
+
+    def _tell(self, _: dict[str, Any]) -> Answer:
+        return Answer({**self._stat(self._record), **({"dead": self._dead} if self._dead else {})})
 
     def _hand_over(self, _: dict[str, Any]) -> Answer:
         if not self._can_go_on:

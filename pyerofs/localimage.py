@@ -68,7 +68,12 @@ def open_image(
 
 
 def known_layers(
-    location: Location, layers: Sequence[tuple[Layer, int]], options: OCIOptions, name: str = ""
+    location: Location,
+    layers: Sequence[tuple[Layer, int]],
+    options: OCIOptions,
+    name: str = "",
+    *,
+    trace: Callable[[str], None] | None = None,
 ) -> list[Opener]:
     """As source.known_layers(); of a converted image too, which is in the cache and nowhere else. `name`: what the
     image was called."""
@@ -77,7 +82,7 @@ def known_layers(
         return source.reopened(name, layers, LostBlobs(name), NoConnections(), with_index(options))
     if location.is_local:
         return source.reopened(name, layers, _Blobs(location), NoConnections(), options)
-    return source.known_layers(location.path, layers, options)
+    return source.known_layers(location.path, layers, options, trace=trace)
 
 
 def with_index(options: OCIOptions) -> OCIOptions:

@@ -65,10 +65,11 @@ _FAMILIES = (
 
 
 def render(statuses: Sequence[dict[str, Any]]) -> str:
-    """What view.look_at_all() has found, as text. A daemon that does not answer has `pyerofs_up` 0, and no more."""
-    lines = _head(_Family("pyerofs_up", "gauge", "Whether the daemon of the mount answers.", ""))
-    lines += [f"pyerofs_up{_labels(status)} {int('error' not in status)}" for status in statuses]
-    answered = [status for status in statuses if "error" not in status]
+    """What view.look_at_all() and view.strays() have found, as text. A daemon that does not answer has `pyerofs_up` 0,
+    and no more; so has a dead mount."""
+    lines = _head(_Family("pyerofs_up", "gauge", "Whether the mount can be read.", ""))
+    lines += [f"pyerofs_up{_labels(status)} {int(_is_up(status))}" for status in statuses]
+    answered = [status for status in statuses if _is_up(status)]
     for family in _FAMILIES:
         lines += _head(family)
         for status in answered:
@@ -78,6 +79,10 @@ def render(statuses: Sequence[dict[str, Any]]) -> str:
             if value is not None:
                 lines += _samples(family, status, value)
     return "\n".join([*lines, "# EOF", ""])
+
+
+def _is_up(status: dict[str, Any]) -> bool:
+    return "error" not in status and not status.get("dead")
 
 
 def _head(family: _Family) -> list[str]:

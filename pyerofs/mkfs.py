@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import subprocess
 from typing import NamedTuple
 
+from . import program
 from .errors import SystemFailure
 from .superblock import HEAD, check_size, inodes, parse, sealed
 
@@ -23,7 +22,6 @@ _FIXED_TIME = (1, 8)  # has --mkfs-time; before, -T changes the time of every fi
 _FIXED_BLOCK = (1, 6)  # has -b; before, blocks are of 4 KiB
 _LONG_NAMES = (1, 8)  # before, a name of 255 bytes is cut off
 _NIL = "00000000-0000-0000-0000-000000000000"
-_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH
 _VERSION = re.compile(r"mkfs\.erofs (?:\(erofs-utils\) )?v?([0-9]+)\.([0-9]+)")
 _PIECE = 1 << 20
 
@@ -33,17 +31,13 @@ class Mkfs(NamedTuple):
     version: tuple[int, int]
 
 
-def _search_path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:{_PATHS}"
-
-
 def find_mkfs() -> Mkfs:
     """Raises SystemFailure that says how to get it."""
-    path = shutil.which(_PROGRAM, path=_search_path())
+    path = program.find(_PROGRAM)
     if path is None:
         raise SystemFailure(f"{_PROGRAM} is not here: install the package erofs-utils")
     said = _run([path, "-V"])  # 1.5 does not know the option, but says its version
-    found = _VERSION.search(said.stdout + said.stderr)
+    found = _VERSION.search(_text(said))
     if not found:
         raise SystemFailure(f"{path} does not say which version it is")
     version = (int(found[1]), int(found[2]))
@@ -67,9 +61,9 @@ def make_image(mkfs: Mkfs, root: str, image: str) -> None:
         # The time of making is put right afterwards; no inode may be without a time of its own, and so mean that one.
         options += ["--preserve-mtime", "-Eforce-inode-extended"]
     environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
-    done = _run([mkfs.path, *options, image, root], environment)
-    if done.returncode:
-        raise SystemFailure(f"{_PROGRAM} failed: {_last_line(done.stderr + done.stdout)}")
+    done = _run([mkfs.path, *options, os.path.abspath(image), os.path.abspath(root)], environment)
+    if done.status:
+        raise SystemFailure(f"{_PROGRAM} failed: {_last_line(_text(done))}")
     _seal(image, None if mkfs.version >= _FIXED_TIME else 0)
     with open(image, "rb") as file:
         head = file.read(HEAD)
@@ -127,13 +121,15 @@ def _check_name(mkfs: Mkfs, entry: os.DirEntry[bytes]) -> None:
     raise SystemFailure(f"{name}: {_PROGRAM} {version} {why}; install erofs-utils 1.8 or newer")
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], environment: dict[str, str] | None = None) -> program.Result:
     try:
-        return subprocess.run(  # noqa: S603 - a program found in the path, without a shell
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=environment
-        )
+        return program.run(command, environ=environment)
     except OSError as error:
         raise SystemFailure(f"cannot run {command[0]}: {error.strerror}") from None
+
+
+def _text(said: program.Result) -> str:
+    return (said.err + said.out).decode(errors="replace")
 
 
 def _last_line(text: str) -> str:

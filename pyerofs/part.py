@@ -30,7 +30,8 @@ T = TypeVar("T")
 class Part:
     """Owns its export, server and, from attach() or adopt() on, attachment; close() ends the first two, after the
     attachment has been let go. `devices`: the numbers of the layers that its mount needs; `tree`: what it is to be
-    verified by in the kernel. For one thread at a time."""
+    verified by in the kernel; `debug` gets a line for what only those want to know who look for a fault. For one thread
+    at a time."""
 
     attachment: Attachment
     id = ""  # the device's backend identifier, once it is attached
@@ -42,6 +43,7 @@ class Part:
         role: Role = "lower",
         devices: Sequence[int] = (),
         tree: Tree | None = None,
+        debug: Callable[[str], None] = lambda _: None,
     ):
         self.export = export
         self.role = role
@@ -49,6 +51,7 @@ class Part:
         self.tree = tree
         self.server = Server(export, log)
         self._log = log
+        self._debug = debug
         self._table: Table | None = None
         self._device = ""  # what the blob is attached as
         self._verity = ""  # the device over that
@@ -102,11 +105,13 @@ class Part:
 
     def attach(self, driver: str, identifier: str, options: MountOptions) -> None:
         """Errors as those of the attachments."""
-        from .attachment import FuseAttachment, NBDAttachment
-
         if driver == "fuse":
-            self.attachment = FuseAttachment(self.server, identifier)
+            from .nbdfuse import FuseAttachment
+
+            self.attachment = FuseAttachment(self.server, identifier, self._said)
         else:
+            from .attachment import NBDAttachment
+
             self.attachment = NBDAttachment.attach(self.server, self.export.size, identifier, options)
         self.id = identifier
         self._device = self.attachment.path
@@ -115,6 +120,9 @@ class Part:
 
             self.attachment = VerityAttachment.attach(self.attachment, self._table, identifier, options.oci.timeout)
             self._verity = self.attachment.path
+
+    def _said(self, line: str) -> None:
+        self._debug(f"nbdfuse: {line}")
 
     def adopt(self, was: RecordPart, sockets: Sequence[socket.socket], connections: int) -> None:
         """Goes on with a device that another daemon has attached; as NBDAttachment.adopt()."""

@@ -17,6 +17,7 @@ from .errors import MountFailure, PyerofsError, UsageError
 from .nbdnode import backend_of
 from .options import parse_mount_options
 from .record import Record, boot_id, read, read_all
+from .remains import sweep
 from .session import open_processes, wait_gone
 
 if TYPE_CHECKING:
@@ -133,12 +134,14 @@ def _end(processes: Sequence[int]) -> None:
 
 
 def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
-    """reattach() for every mount that can have it, and sweep(); returns how many failed."""
+    """reattach() for every mount that can have it, and sweeps what nobody will come back for; returns how many
+    are dead for good, or failed."""
     sweep()
     failed = 0
     for record in read_all(dead=True):
         if record.how != "netlink":
-            report(f"{record.target}: left as it is, by {record.how or record.driver}")
+            report(f"{record.target}: {_left(record)}")
+            failed += not record.alive()
             continue
         try:
             reattach(record.id, report=report)
@@ -149,11 +152,10 @@ def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
     return failed
 
 
-def sweep() -> None:
-    """Removes records of earlier boots and of mounts that have ended while nobody was there to see it."""
-    for record in read_all(dead=True):
-        if record.boot != boot_id() or not (record.alive() or record.supervised() or record.attached()):
-            record.remove()
+def _left(record: Record) -> str:
+    if record.alive():
+        return f"left as it is, by {record.how or record.driver}"
+    return f"its daemon has died, and no other can take its place: `pyerofs umount {record.target}`, and mount it anew"
 
 
 def disconnect(what: str) -> None:

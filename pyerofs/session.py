@@ -13,7 +13,8 @@ from . import daemon as daemons
 from .errors import MountFailure, UsageError
 from .location import Location
 from .options import MountOptions, parse_mount_options
-from .record import Record, read_all, start_of
+from .record import Record, boot_id, read_all, start_of
+from .remains import owner_of, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +113,8 @@ def mount(
                 mountpoint.umount(target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
                 raise
         except BaseException:
-            daemon.give_up()
+            if daemon.give_up():
+                sweep()
             raise
     daemon.let_go()
 
@@ -143,14 +145,16 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     found = mountpoint.find(target)
     if found is None:
         raise UsageError(f"{target} is not a mount point")
-    record = next((r for r in read_all() if r.device == found.source), None)
-    if found.fstype != "erofs" and not any(r.device == found.source for r in read_all(dead=True)):
+    record = next((r for r in read_all(dead=True) if r.device == found.source and r.boot == boot_id()), None)
+    if found.fstype != "erofs" and not record and not owner_of(found.source):
         raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
     with ExitStack() as stack:
         processes = open_processes(record, stack) if record else []
         mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))
         if not lazy and not _still_mounted(found) and not wait_gone(processes, GONE_DEADLINE):
             raise MountFailure(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")
+    if not processes and (record or owner_of(found.source)):
+        sweep()  # nobody else is left to do it
 
 
 def _still_mounted(found: mountpoint.MountInfo) -> bool:

@@ -287,10 +287,16 @@ def parts_of(
     ]
 
 
-def known_layers(text: str, layers: Sequence[tuple[Layer, int]], options: OCIOptions) -> list[Opener]:
+def known_layers(
+    text: str,
+    layers: Sequence[tuple[Layer, int]],
+    options: OCIOptions,
+    *,
+    trace: Callable[[str], None] | None = None,
+) -> list[Opener]:
     """Layers that have been opened before, each with the number of bytes that its source had: as find_parts(), but what
     is in the cache is not asked for. Raises UsageError."""
-    reference, registry, transport = connect(text, options)
+    reference, registry, transport = connect(text, options, trace=trace)
     return reopened(str(reference), layers, registry, transport, options)
 
 

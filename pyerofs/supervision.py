@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from .server import Server
 
 READY_PATIENCE = 40.0  # seconds for a supervisor to come up; less than reattach waits for all of it
+END_PATIENCE = 5.0  # seconds for one to end when it is told to; it may have to come up first
 LIFE_MIN = 1.0  # seconds: a process that has lived so long is replaced without a pause
 PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0  # seconds, doubling, before one that dies at once is replaced
-ALONE = "until there is one, a mount whose daemon dies waits for `pyerofs reattach`"
+ALONE = "until there is one, nobody sees to the mount if its daemon dies"
 
 
 class Supervision:
@@ -94,11 +96,21 @@ class Supervision:
         self._close()
 
     def end(self, word: str) -> None:
-        """`word`: bye or handover."""
-        if self._channel is not None:
-            with contextlib.suppress(OSError):  # it has died: then there is nobody to tell
-                self._channel.send({word: True})
-            self._close()
+        """`word`: bye or handover. With the mount its supervisor has gone, too: whoever waits for the worker's end may
+        rely on it, but for one that does not end in time."""
+        if self._channel is None:
+            return
+        with contextlib.suppress(OSError):  # it has died: then there is nobody to tell
+            self._channel.send({word: True})
+        pid = self.pid if word == "bye" and start_of(self.pid) == self.started else 0
+        self._close()
+        with contextlib.suppress(OSError):  # it has ended
+            if pid:
+                fd = os.pidfd_open(pid)
+                try:
+                    select.select([fd], [], [], END_PATIENCE)
+                finally:
+                    os.close(fd)
 
     def _close(self) -> None:
         if self._channel is not None:

@@ -1,10 +1,13 @@
 """The supervisor of one mount: a small process that starts the worker again when it dies, and ends one that hangs.
 
-    python -m pyerofs.supervisor FD TARGET      FD: a channel to the worker; supervision.py says what goes over it
+    python -P -m pyerofs.supervisor FD TARGET      FD: a channel to the worker; supervision.py says what goes over it
 
 The kernel keeps the reads meanwhile. First the device gets a new socket, so that what it wants waits in there already
 while the new worker comes up. Nothing here asks a registry or touches the filesystem; a process as small as this hardly
 has a reason to die. What the request holds that is secret lives in its memory only.
+
+With nbdfuse, and by ioctls, there is nobody to take the place of a worker: there the supervisor says that it has died,
+and tidies up when the mount has ended.
 
 A worker hangs when the kernel has reads in flight and the data path answers no heartbeat, or finishes none of them
 long after every deadline: that is looked at now and then, so that a mount at rest costs nothing.
@@ -23,14 +26,18 @@ from dataclasses import replace
 from typing import Any
 
 from .channel import Channel
-from .daemon import Daemon, leave_terminal
+from .daemon import Daemon, begin, leave_terminal
 from .errors import PyerofsError
 from .events import Events
 from .log import open_logger
+from .mountpoint import MountWatch, mountinfo
 from .nbdnode import attribute, index_of, node
 from .reconnect import reconnect
 from .record import Record, read, start_of
+from .remains import clear, is_mounted
 from .supervision import longer
+from .tenancy import LOOK as TENANCY_LOOK
+from .tenancy import Tenancy, is_private
 
 LOOK = 5.0  # seconds between two looks at the device
 HEARTBEAT_PATIENCE = 5.0  # seconds; more each time that it was wrong
@@ -108,6 +115,8 @@ class Supervisor:
         self._heart: Heartbeat | None = None
         self._released = ""  # what the worker said last of its end
         self._handed_over = 0.0
+        self._mounts: MountWatch | None = None  # once the worker has died for good
+        self._tenancy: Tenancy | None = None
         self._pause = 0.0
         self._patience = HEARTBEAT_PATIENCE
         self._asked = 0.0  # when the heartbeat that is not answered was sent; 0: none
@@ -143,7 +152,8 @@ class Supervisor:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # it ends with its mount
-        self._events.every(LOOK, self._look)
+        if self._record.how == "netlink":
+            self._events.every(LOOK, self._look)
         self._events.run()
 
     # What the worker says
@@ -213,6 +223,8 @@ class Supervisor:
         elif self._released == "handover":
             self._handed_over = time.monotonic()
             self._see_successor()
+        elif self._record.how != "netlink":
+            self._mourn(pid)
         elif not self._record.attached():
             self._clean_up()
         else:
@@ -232,8 +244,30 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         """The mount has ended while no worker was there to see it."""
-        self._record.remove()
+        clear(self._record.id)
         self._events.stop()
+
+    def _mourn(self, pid: int) -> None:
+        """No other worker can take its place: what it has left is swept when the mount has ended."""
+        target = self._record.target
+        self._log.error(
+            f"the daemon {pid} has died, and nothing more can be read: `pyerofs umount {target}`, mount anew"
+        )
+        self._mounts = MountWatch()
+        self._events.watch(self._mounts.fileno(), self._see_unmount, MountWatch.EVENTS)
+        device = next((mount.device for mount in mountinfo() if mount.source == self._record.device), "")
+        if device and is_private():
+            self._tenancy = Tenancy(device)
+            self._events.every(TENANCY_LOOK, self._see_tenants)
+        self._see_unmount()
+
+    def _see_unmount(self) -> None:
+        if not is_mounted(self._record):
+            self._clean_up()
+
+    def _see_tenants(self) -> None:
+        if self._tenancy is not None and self._tenancy.ended():
+            self._clean_up()  # the namespace ends with this process
 
     def _see_successor(self) -> None:
         now = read(self._record.id)
@@ -302,7 +336,7 @@ def main() -> int:
     score = "/proc/self/oom_score_adj"
     with contextlib.suppress(OSError), open(score, "w", encoding="ascii") as f:
         f.write(str(OOM_SCORE))
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(begin())
     try:
         what = channel.receive().get("watch")
     except (EOFError, OSError):
@@ -311,7 +345,6 @@ def main() -> int:
         return 0  # the mount has failed: there is nothing to watch
     supervisor = Supervisor(channel, what)
     leave_terminal()
-    os.chdir("/")
     supervisor.run()
     return 0
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
+from . import program
 from .device import modprobe
 from .errors import MountFailure, PyerofsError, SystemFailure
 from .nbdnode import SYS_BLOCK, attribute
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 OPTION = "oci.verity=none mounts it without dm-verity"
 _PROGRAM = "veritysetup"
-_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH
 _MODULE = "/sys/module/dm_verity"
 
 
@@ -83,7 +81,7 @@ class VerityDevice:
 
 def check_available() -> None:
     """Raises SystemFailure where this system has no dm-verity, or no veritysetup."""
-    if _program() is None:
+    if program.find(_PROGRAM) is None:
         raise SystemFailure(f"{_PROGRAM} is not installed: apt-get install cryptsetup-bin ({OPTION})")
     if not os.path.exists(_MODULE):
         modprobe("dm-verity")
@@ -118,26 +116,20 @@ def open_arguments(table: Table, below: str, name: str) -> list[str]:
     ]
 
 
-def _program() -> str | None:
-    return shutil.which(_PROGRAM, path=f"{os.environ.get('PATH', os.defpath)}:{_PATHS}")
-
-
 def _run(*arguments: str, timeout: float) -> None:
     """Raises SystemFailure, MountFailure."""
-    program = _program()
-    if program is None:
+    path = program.find(_PROGRAM)
+    if path is None:
         raise SystemFailure(f"{_PROGRAM} is not installed: apt-get install cryptsetup-bin")
     try:
-        done = subprocess.run(  # noqa: S603 - no shell, our own arguments
-            [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
+        done = program.run([path, *arguments], timeout=timeout)
     except OSError as e:
-        raise SystemFailure(f"cannot start {program}: {e.strerror}") from None
-    except subprocess.TimeoutExpired:
+        raise SystemFailure(f"cannot start {path}: {e.strerror}") from None
+    except program.TooSlowError:
         raise MountFailure(f"{_PROGRAM} {arguments[0]} has not ended within {timeout:g} s; see `dmesg`") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = said[-1] if said else f"it ended with status {done.returncode}"
+    if done.status:
+        said = done.err.decode(errors="replace").strip().splitlines()
+        why = said[-1] if said else f"it ended with status {done.status}"
         raise MountFailure(f"{_PROGRAM} {arguments[0]}: {why}; see `dmesg`")
 
 

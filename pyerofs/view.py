@@ -1,5 +1,5 @@
 """A look at mounts from outside: their daemons are asked, all at once and for a second at the most; what one that does
-not answer has written of itself is shown instead, with "error" saying why."""
+not answer has written of itself is shown instead, with "error" saying why, and "dead" where none will ever come."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from .control import ask
 from .errors import MountFailure
+from .mountpoint import mountinfo
 from .printable import every_text, one_line
 from .quantity import show_age, show_bytes
+from .remains import lives, owner_of, standing
 from .status import identity
 
 if TYPE_CHECKING:
@@ -27,7 +29,34 @@ def look(record: Record) -> dict[str, Any]:
     try:
         return ask(record.control, "stat", PATIENCE).values
     except MountFailure as error:
-        return {**identity(record), "error": f"{error} (pid {record.pid} is {_state(record.pid)})"}
+        text = f"{error} (pid {record.pid} is {_state(record.pid)})"
+        dead = _dead(record)
+        return {**identity(record), "error": text, **({"dead": dead} if dead else {})}
+
+
+def _dead(record: Record) -> str:
+    """Why it will not answer any more; "" for one that may."""
+    if record.alive():
+        return ""
+    if record.how != "netlink":
+        return f"its daemon has died, and nothing more can be read: `pyerofs umount {record.target}`, and mount it anew"
+    if record.supervised():
+        return ""
+    return f"its daemon and its supervisor have died: `pyerofs reattach {record.target}`"
+
+
+def strays() -> list[dict[str, Any]]:
+    """What is mounted of mounts that have not even a record any more; with the fields by which metrics name a mount."""
+    known = {record.id for record in standing()}
+    found = []
+    for mount in mountinfo():
+        owner = owner_of(mount.source) or owner_of(mount.target)
+        if owner and owner not in known and not lives(owner):
+            dead = f"its daemon has died, and nothing more can be read: `pyerofs umount {mount.target}`"
+            if mount.fstype != "erofs":
+                dead = "its daemon has died: `pyerofs reattach --all` removes it"
+            found.append({"target": mount.target, "source": "", "digest": "", "device": mount.source, "dead": dead})
+    return found
 
 
 def look_at_all(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -57,7 +86,10 @@ def _state(pid: int) -> str:
 
 
 def health(status: dict[str, Any]) -> str:
-    """In a word or two: "ok"; "waiting": reads wait, and fetching has failed lately; "no answer"."""
+    """In a word or two: "ok"; "waiting": reads wait, and fetching has failed lately; "no answer"; "dead": it is to be
+    unmounted, or reattached."""
+    if status.get("dead"):
+        return "dead"
     if "error" in status:
         return "no answer"
     error = status["last_error"]
@@ -81,7 +113,8 @@ def render(status: dict[str, Any]) -> str:
             f"  device    {status['device']}, {_over(status['parts'])}by {status['driver']}",
         ]
     if "error" in status:
-        return "\n".join([*lines, f"  daemon    {status['pid']}{supervisor}: no answer"])
+        said = [f"  dead      {status['dead']}"] if status.get("dead") else []
+        return "\n".join([*lines, f"  daemon    {status['pid']}{supervisor}: no answer", *said])
     cache, reads, fetches, error = status["cache"], status["reads"], status["fetches"], status["last_error"]
     lines += [
         f"  daemon    {status['pid']}{supervisor}, up {show_age(status['uptime_seconds'])}, "
@@ -96,6 +129,7 @@ def render(status: dict[str, Any]) -> str:
         f"{fetches['in_flight']} in flight; {show_bytes(fetches['received_bytes'])} received"
         f"{_wire(fetches)}",
         f"  error     {error['text']} ({show_age(error['age_seconds'])} ago)" if error else "  error     none",
+        *([f"  dead      {status['dead']}"] if status.get("dead") else []),
         "",
         f"  {'latency':<12}{'count':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
     ]

@@ -76,7 +76,7 @@ def _seconds(text: str) -> float:
 
 
 def stat(arguments: argparse.Namespace, write: Write) -> None:
-    """Raises MountFailure when the daemon does not answer, after what is known without it has been written."""
+    """Raises MountFailure when the daemon does not answer, or the mount is dead, after what is known is written."""
     from .reattach import find_record
     from .terminal import CLEAR
     from .view import look, rates, render
@@ -87,6 +87,8 @@ def stat(arguments: argparse.Namespace, write: Write) -> None:
         write(_json(status, indent=2) if arguments.json else render(status))
         if "error" in status:
             raise MountFailure(f"{record.target}: {status['error']}")
+        if status.get("dead"):
+            raise MountFailure(f"{record.target}: {status['dead']}")
         return
     redraw = os.isatty(1) and not arguments.json
     while True:
@@ -110,11 +112,11 @@ def _json(value: object, indent: int | None = None) -> str:
 
 def metrics(arguments: argparse.Namespace, write: Write) -> None:
     from .metrics import encode, render, serve, write_file
-    from .record import read_all
-    from .view import look_at_all
+    from .remains import standing
+    from .view import look_at_all, strays
 
     def text() -> str:
-        return render(look_at_all(read_all()))
+        return render([*look_at_all(standing()), *strays()])
 
     if arguments.output is not None:
         write_file(arguments.output, text())

@@ -1,6 +1,6 @@
 """The daemon of one mount: resolves, attaches, tells the caller what to mount, serves, and goes after the unmount.
 
-It is started as `python -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
+It is started as `python -P -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
 
     caller -> {"source", "location", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
                "directory", "environment"}
@@ -18,7 +18,6 @@ A worker that takes the place of another one gets {"resume": {...}} as well, wit
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 import time
@@ -29,8 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import config
 from .cachepath import chosen_directory
+from .caller import Caller
 from .channel import Channel
-from .daemon import leave_terminal
+from .daemon import begin, leave_terminal
 from .errors import MountFailure, PyerofsError, UsageError
 from .export import Export
 from .keeper import Keeper
@@ -59,47 +59,6 @@ FILES = 1 << 16  # open files
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
 _ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
-
-
-class Caller:
-    """The process that mounts, as long as it is there."""
-
-    def __init__(self, channel: Channel):
-        self.channel: Channel | None = channel
-        self._hung_up = False
-
-    def receive(self) -> dict[str, Any]:
-        """The next message; an empty one when the caller has gone."""
-        try:
-            return self.channel.receive() if self.channel else {}
-        except (OSError, ValueError, EOFError):
-            return {}
-
-    def has_spoken(self) -> bool:
-        """Whether receive() would not wait."""
-        return self.channel is None or bool(select.select([self.channel], [], [], 0)[0])
-
-    def send(self, **message: object) -> None:
-        if self.channel is not None:
-            try:
-                self.channel.send(message)
-            except OSError:
-                # Nobody to tell. Whoever asks gone() learns of it, although there is nothing left to poll.
-                self._hung_up = True
-                self.close()
-
-    def gone(self) -> bool:
-        """Polled while the worker has no loop yet."""
-        if self.channel is None:
-            return self._hung_up  # or let go in good order
-        poll = select.poll()
-        poll.register(self.channel.fileno(), select.POLLHUP)
-        return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-    def close(self) -> None:
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
 
 
 class Piece(NamedTuple):
@@ -139,8 +98,10 @@ class Worker:
             self._caller.send(log=text)
 
     def _trace(self, text: str) -> None:
-        if not self._alone:
+        """A line for each exchange with the registry, from any thread."""
+        if self._request["verbosity"] >= 2 and not self._alone:
             self._caller.send(trace=text)
+        self.logger.debug(text)
 
     def run(self) -> None:
         """Raises PyerofsError as long as the caller is there to hear of it."""
@@ -167,7 +128,7 @@ class Worker:
             piece = pieces[number]
             log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
             export = Export(piece.open(log), self._options.oci, log, cancel=self._caller.gone)
-            opened[number] = Part(export, log, piece.role, piece.devices, piece.tree)
+            opened[number] = Part(export, log, piece.role, piece.devices, piece.tree, self.logger.debug)
 
         try:
             for_each(range(len(pieces)), open_)
@@ -176,6 +137,8 @@ class Worker:
 
     def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
+        traced = self._request["verbosity"] >= 2 or self._options.log_level == "debug"
+        trace = self._trace if traced else None
         if self._location.kind == "file":
             local = LocalSource(self._location.path)
             if self._resume and local.identity != self._resume["record"]["identity"]:
@@ -185,10 +148,11 @@ class Worker:
         elif self._resume:
             was = Record.from_dict(self._resume["record"])
             layers = [(Layer.from_dict(part.origin), part.size) for part in was.parts]
-            for part, open_ in zip(was.parts, known_layers(self._location, layers, oci, was.source), strict=True):
+            for part, open_ in zip(
+                was.parts, known_layers(self._location, layers, oci, was.source, trace=trace), strict=True
+            ):
                 yield Piece(open_, part.layer, part.role)
         else:
-            trace = self._trace if self._request["verbosity"] >= 2 else None
             kept = Manifests(chosen_directory(oci), self.log)
             source, gone = str(self._location), self._caller.gone
             try:
@@ -367,7 +331,7 @@ def _import_early() -> None:
 
 
 def main() -> int:
-    caller = Caller(Channel(socket.socket(fileno=int(sys.argv[1]))))
+    caller = Caller(Channel(begin()))
     if not caller.has_spoken():
         _import_early()
     request = caller.receive()

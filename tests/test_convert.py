@@ -21,7 +21,7 @@ from skopeo import blobs, tags
 from tarballs import archive
 from trees import assert_same, survey
 
-from pyerofs import chunkindex, cli, mkfs, verity
+from pyerofs import chunkindex, cli, program, verity
 from pyerofs.inflate import inflate
 
 
@@ -345,7 +345,7 @@ def test_what_is_missing(
 ) -> None:
     command = ["convert", f"oci:{source.path}:app", f"oci:{scene.directory}/out"]
     # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
-    monkeypatch.setattr(mkfs, "_search_path", lambda: "/nowhere")
+    monkeypatch.setattr(program, "find", lambda _: None)
     assert cli.main(command) == 2
     assert "mkfs.erofs is not here: install the package erofs-utils" in capfd.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

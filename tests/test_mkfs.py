@@ -11,7 +11,7 @@ from needs import need, need_root
 from ordinary import check_layer, mounted
 from trees import Tree, assert_same
 
-from pyerofs import mkfs
+from pyerofs import program as programs
 from pyerofs.errors import SystemFailure
 from pyerofs.mkfs import Mkfs, find_mkfs, make_image
 from pyerofs.superblock import parse
@@ -110,7 +110,7 @@ def test_a_program_that_will_not_do(script: Path, text: str, error: str) -> None
 
 def test_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
-    monkeypatch.setattr(mkfs, "_search_path", lambda: "/nowhere")
+    monkeypatch.setattr(programs, "find", lambda _: None)
     with pytest.raises(SystemFailure, match=r"mkfs\.erofs is not here: install the package erofs-utils"):
         find_mkfs()
 

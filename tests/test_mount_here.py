@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -81,8 +82,6 @@ def test_auto_chooses_and_says_so(scene: Scene, published: Published, images: Im
 
 @pytest.mark.usefixtures("nbdfuse")
 def test_list_tells_of_a_mount(scene: Scene, published: Published, images: Images) -> None:
-    import json
-
     scene.mount_image(published.plain, fstype="erofs.fuse")
     row = next(row for row in json.loads(scene.run("list", "--json").out) if row["target"] == str(scene.mnt))
     assert row["source"] == published.plain

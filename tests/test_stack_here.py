@@ -249,10 +249,6 @@ def test_a_mount_whose_daemon_is_dead_can_be_unmounted(scene: Scene, stacked: st
     until(lambda: not record.alive(), "its end")
     assert scene.run("umount", "-l", scene.mnt) == Done(0, "", "")
     assert not scene.mnt.is_mount()
-    for part in record.parts:
-        subprocess.run(["umount", "-l", os.path.dirname(part.device)], check=True)
-        os.rmdir(os.path.dirname(part.device))
-    record.remove()
     scene.nothing_left()
 
 

@@ -12,7 +12,7 @@ from indexedlayers import raw
 from needs import need
 from veritytrees import own_tree
 
-from pyerofs import chunkindex, part, verity, veritydevice
+from pyerofs import chunkindex, part, program, verity, veritydevice
 from pyerofs.attachment import VerityAttachment
 from pyerofs.errors import ImageError, MountFailure, SystemFailure, UsageError
 from pyerofs.export import Export
@@ -127,8 +127,7 @@ def test_what_this_system_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(veritydevice, "_MODULE", str(tmp_path))
     veritydevice.check_available()
     assert asked == ["dm-verity"]
-    monkeypatch.setattr(veritydevice, "_PATHS", "/nowhere")
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(program, "find", lambda _: None)
     with pytest.raises(SystemFailure, match="veritysetup is not installed: apt-get install cryptsetup-bin"):
         veritydevice.check_available()
 

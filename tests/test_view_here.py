@@ -16,6 +16,8 @@ from images import FakePusher, Images, Layer, push_image
 from prometheus_client.openmetrics import parser
 from scene import Scene, by_pyerofs, until
 
+from pyerofs import mountpoint
+
 pytestmark = pytest.mark.usefixtures("nbdfuse")
 
 FUSE = "erofs.fuse"
@@ -176,4 +178,47 @@ def test_a_mount_follows_the_configuration(
     assert subprocess.run(["cat", scene.mnt / "large"], capture_output=True).returncode == 1
     assert time.monotonic() - began < 60  # without the file it would be 120 s
     assert log.read_text() == ""  # those were warnings
+    by_pyerofs(scene)
+
+
+def test_reads_that_fail_for_want_of_time_are_in_the_log(
+    scene: Scene, image: str, fake: FakeRegistry, hang: threading.Event
+) -> None:
+    log = scene.directory / "log"
+    scene.mount_image(image, "oci.timeout=1", f"log.to={log}", fstype=FUSE)
+    hang.set()
+    assert subprocess.run(["cat", scene.mnt / "large"], capture_output=True).returncode == 1
+    until(lambda: "failed after 1 s (oci.timeout)" in log.read_text(), "a line in the log")
+    by_pyerofs(scene)
+
+
+def test_debug_shows_what_the_daemon_asks_the_registry(scene: Scene, image: str, fake: FakeRegistry) -> None:
+    log = scene.directory / "log"
+    scene.mount_image(image, f"log.to={log}", "log.level=debug", fstype=FUSE)
+    before = len(log.read_text().splitlines())
+    asked = len(fake.requests("/blobs/"))
+    assert subprocess.run(["cat", scene.mnt / "large"], capture_output=True).returncode == 0
+    entries = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+    said = [entry["message"] for entry in entries if entry["level"] == "debug"]
+    assert len([text for text in said if "/blobs/" in text]) >= len(fake.requests("/blobs/")) - asked > 0
+    by_pyerofs(scene)
+
+
+def test_reads_go_on_after_more_failures_than_a_pipe_holds(scene: Scene, image: str, fake: FakeRegistry) -> None:
+    """nbdfuse tells of each on its standard error: where nobody reads that, its threads stand still for ever."""
+    log = scene.directory / "log"
+    scene.mount_image(image, f"log.to={log}", "log.level=debug", "oci.timeout=1", fstype=FUSE)
+    fake.default = status(403)
+    (path,) = [m.source for m in mountpoint.mountinfo() if m.target == str(scene.mnt)]
+    size = os.stat(path).st_size
+    failed = 0
+    with open(path, "rb", buffering=0) as file:  # past the kernel's cache of EROFS, one request for each read
+        while failed < 1200:
+            try:
+                os.pread(file.fileno(), 512, size // 2)
+            except OSError:
+                failed += 1
+    fake.default = honest
+    assert subprocess.run(["cat", scene.mnt / "large"], capture_output=True).returncode == 0
+    assert log.read_text().count("nbdfuse: ") >= 1200
     by_pyerofs(scene)

@@ -1,0 +1,18 @@
+"""Takes the current directory from where modules are looked for, before the first of them is.
+
+`python -m pyerofs` puts it there, in front of everything: what somebody has left in a directory that all can write to,
+a json.py, would run as whoever mounts, who is root. So this module imports nothing that could come from there, and
+`__init__` imports it first. Python itself has looked for `importlib` and a few others there by then, so the command
+`pyerofs` or `python -P -m pyerofs` are safer still: SECURITY.md.
+"""
+
+import sys
+
+
+def leave_current_directory(package: str) -> None:
+    """Only where this program was started by -m (argv says so until its module has been found), not where somebody's
+    program imports us. `package`: the directory that holds ours: code comes from there in any case, and a checkout may
+    have more of it."""
+    argv = getattr(sys, "argv", [])
+    if argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path and sys.path[0] != package:
+        del sys.path[0]
