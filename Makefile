@@ -34,7 +34,7 @@ demo: $(VENV)/ready
 	$(call apt,$(DEMO))
 	$(BIN)/python demo/demo.py
 
-test: $(VENV)/ready
+test: check
 	$(call apt,$(TEST))
 	$(BIN)/python -m pytest $(TESTS)
 

@@ -1,4 +1,4 @@
-"""The chunk index of an EROFS layer (IMAGE-FORMAT.md, "Chunk index"): read with every check, and made.
+"""The chunk index of an EROFS layer (docs/image-format.md, "Chunk index"): read with every check, and made.
 
 It comes from a stranger: whatever its shape is, the only exception is ImageError. An index that this version does not
 understand is no error: the layer is then read as if it had none. Pure values; an Index may be shared between threads.

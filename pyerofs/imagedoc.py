@@ -1,6 +1,6 @@
 """The config and the manifest of an image with EROFS layers, out of those of the image that it is made of.
 
-OCI image spec, "Image Configuration"; IMAGE-FORMAT.md, "Writing". Everything read here comes from a stranger, so
+OCI image spec, "Image Configuration"; docs/image-format.md, "Writing". Everything read here comes from a stranger, so
 whatever its shape is, the only exception is ImageError. Pure functions.
 """
 

@@ -149,7 +149,7 @@ def is_image_config(descriptor: Descriptor) -> bool:
 
 
 def native_media_type(media_type: str) -> bool:
-    """Whether a layer of this type is an EROFS image, raw or `+zstd` (IMAGE-FORMAT.md, "Media types")."""
+    """Whether a layer of this type is an EROFS image, raw or `+zstd` (docs/image-format.md, "Media types")."""
     base, plus, suffix = media_type.partition("+")
     if not plus:
         return base.endswith(".erofs") or base.startswith("application/vnd.erofs.layer")

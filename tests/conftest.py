@@ -6,6 +6,7 @@ They serve the tests in the guest too (tests/guest), with a smaller tree.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,12 @@ if not GUEST:
 
     hypothesis.settings.register_profile("slow machines are no bug", deadline=None)
     hypothesis.settings.load_profile("slow machines are no bug")
+
+
+def pytest_configure() -> None:
+    """What is started by nohup or in the background ignores SIGINT, and so would the commands that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,7 +58,8 @@ def test_compressed(scene: Scene, tree: Tree, images: Images) -> None:
     read = scene.directory / "read"
     with read.open("wb") as out:
         options = f"oci.cache={scene.cache},oci.verify=require"
-        assert scene.start("read", "-o", options, name, stdout=out.fileno()).wait(60) == 0
+        with scene.start("read", "-o", options, name, stdout=out.fileno()) as process:
+            assert process.wait(60) == 0
     assert read.read_bytes() == images.plain.read_bytes()
 
 

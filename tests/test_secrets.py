@@ -210,5 +210,16 @@ def test_the_test_would_notice() -> None:
     assert show(done.stdout) == [BASIC.encode()]
 
 
-def test_no_leftover(scene: Scene) -> None:
+def test_no_leftover(scene: Scene, fake: FakeRegistry, image: str) -> None:
+    """A caller that is killed while its daemon resolves the image takes the daemon along, with the secrets it got."""
+    need_root()
+    release, reached = threading.Event(), threading.Event()
+    fake.default = stall(release, 0, reached)
+    options = f"oci.cache={scene.cache},oci=0,oci.username=me,oci.password=hush"
+    process = scene.start("mount", "-t", "erofs.nbd", "-o", options, image, str(scene.mnt))
+    assert reached.wait(30)
+    assert len(scene.processes()) == 2  # the caller and the daemon
+    process.kill()
+    process.communicate(timeout=30)
     until(lambda: not scene.processes(), "that nothing runs")
+    release.set()
