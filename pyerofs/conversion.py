@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .cache import Entry
-    from .converted import Converted, Task
+    from .converted import ConversionRequest, Converted
     from .copyimage import Meter
     from .document import Document
     from .layermaker import Made
     from .options import OCIOptions
 
 
-def convert(task: Task, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
+def convert(task: ConversionRequest, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
     """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
 
     `report` gets a line before it begins and one for what cannot be taken over, `shown` how far it is. Raises
@@ -63,7 +63,9 @@ def convert(task: Task, options: OCIOptions, report: Callable[[str], None], show
         raise SystemFailure(f"cannot convert {task.name}: {error.strerror or error}{where}") from None
 
 
-def _convert(task: Task, directory: str, options: OCIOptions, shown: Meter, report: Callable[[str], None]) -> Converted:
+def _convert(
+    task: ConversionRequest, directory: str, options: OCIOptions, shown: Meter, report: Callable[[str], None]
+) -> Converted:
     path = path_of(directory, task.digest)
 
     def warn(text: str) -> None:
@@ -111,7 +113,7 @@ def _ended_in_order() -> Iterator[None]:
 class _CacheTarget:
     """A Receiver: layers become complete entries of the cache, in use until close()."""
 
-    def __init__(self, task: Task, directory: str, options: OCIOptions) -> None:
+    def __init__(self, task: ConversionRequest, directory: str, options: OCIOptions) -> None:
         self.name = directory
         self._task = task
         self._directory = directory

@@ -79,7 +79,7 @@ class Row(NamedTuple):
     keys: tuple[str, ...]
 
 
-class Task(NamedTuple):
+class ConversionRequest(NamedTuple):
     """What is to be converted. `source`: as Location.parse() has it; `name` of the image for people, `digest` of its
     manifest; `summary`: what it is made of."""
 
@@ -89,7 +89,9 @@ class Task(NamedTuple):
     summary: str
 
 
-def obtain(source: str, ordinary: OrdinaryImage, options: OCIOptions, ask: Callable[[Task], bool]) -> Converted:
+def obtain(
+    source: str, ordinary: OrdinaryImage, options: OCIOptions, ask: Callable[[ConversionRequest], bool]
+) -> Converted:
     """The image, converted; where it is not yet, `ask` has somebody do it, and says whether it is done.
 
     Raises OrdinaryImage where it must not be or cannot be, MountFailure where it was not done.
@@ -98,7 +100,7 @@ def obtain(source: str, ordinary: OrdinaryImage, options: OCIOptions, ask: Calla
         raise ordinary
     directory = chosen_directory(options)
     found = find(directory, ordinary.digest, ordinary.name)
-    if found is None and ask(Task(source, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
+    if found is None and ask(ConversionRequest(source, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
         found = find(directory, ordinary.digest, ordinary.name)
     if found is None:
         raise MountFailure(f"{ordinary.name} has not been converted")

@@ -1,4 +1,4 @@
-"""A mount's daemon as seen by the process that starts it; worker.py says what they say to one another."""
+"""A mount's daemon as seen by the process that starts it; messages.py says what they say to one another."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel
-from .errors import PyerofsError, SystemFailure
+from .errors import SystemFailure, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .record import Record
+    from .messages import MountRequest, Resume
 
 _WITH_VALUE = ("-t", "--types", "-o", "--options", "-d", "--debug")  # of the command line of mount
 _HARMLESS = ("PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONMALLOC", "PYTHONUTF8")
@@ -125,31 +125,20 @@ class Daemon:
             raise self._died() from None
 
     def _died(self) -> SystemFailure:
-        return SystemFailure("the daemon ended without a word; see what it wrote, or `journalctl -t pyerofs`")
+        return SystemFailure("the daemon exited unexpectedly; see what it wrote, or `journalctl -t pyerofs`")
 
     def take_over(
         self,
         fds: Sequence[int],
-        request: dict[str, Any],
-        record: Record,
+        request: MountRequest,
+        resume: Resume,
         report: Callable[[str], None],
         *,
         patience: float,
-        sockets: dict[str, int],
-        restarts: int,
-        supervisor: int = 0,
-        oom_score: str = "",
     ) -> None:
         """Has it go on with a mount; returns when it serves. SystemFailure after `patience` seconds in which it says
-        nothing. `fds`, which stay the caller's: so many of each part's `sockets`, then a supervisor's heartbeat."""
-        resume = {
-            "record": record.as_dict(),
-            "restarts": restarts,
-            "sockets": sockets,
-            "supervisor": supervisor,
-            "oom_score": oom_score,
-        }
-        self.send(fds, **request, resume=resume)
+        nothing. `fds`, which stay the caller's, are what `resume` tells of."""
+        self.send(fds, **request.to_json(), resume=resume.to_json())
         self.channel.socket.settimeout(patience)
         self.wait_for("done", report)
         self.channel.socket.settimeout(None)
@@ -163,13 +152,11 @@ class Daemon:
             try:
                 message = self.channel.receive()
             except TimeoutError:
-                raise SystemFailure("the daemon does not get on") from None
+                raise SystemFailure("the daemon has not answered in time; see `journalctl -t pyerofs`") from None
             except (OSError, ValueError, EOFError):
                 raise self._died() from None
             if "error" in message:
-                error = PyerofsError(message["error"])
-                error.status = message["status"]
-                raise error
+                raise from_json(message)
             if key in message:
                 return message[key]
             for other, value in message.items():

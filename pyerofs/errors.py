@@ -1,6 +1,7 @@
 """Every exception that pyerofs raises on purpose, and the exit status that each stands for.
 
     PyerofsError            status 32, a mount failure
+     +- InternalError       status 4: a bug of ours
      +- UsageError          status 1: the invocation is wrong (an option, a reference, a permission)
      +- SystemFailure       status 2: this system cannot do it (no module, no free device, no helper program)
      +- ImageError          the image, its manifest or its layer cannot be used
@@ -17,6 +18,11 @@ A message is one line, names the thing and the way out, and never holds a secret
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class PyerofsError(Exception):
     """Base of all; its text is the whole message for the user."""
@@ -30,6 +36,27 @@ class UsageError(PyerofsError):
 
 class SystemFailure(PyerofsError):
     status = 2
+
+
+class InternalError(PyerofsError):
+    """A bug of ours: one line that asks for a report. `trace`: the traceback, which goes to the log."""
+
+    status = 4
+    trace = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> InternalError:
+        """Return the error for an exception that nobody expected, with the place that it came from."""
+        import os
+        import traceback
+
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+        text = " ".join(str(error).split())[:200]
+        what = type(error).__name__ + (f": {text}" if text else "")
+        found = cls(f"internal error{where} ({what}): this is a bug of pyerofs, please report it")
+        found.trace = "".join(traceback.format_exception(error))
+        return found
 
 
 class ImageError(PyerofsError):
@@ -68,3 +95,30 @@ class CorruptError(RegistryError):
 
 class SpoiledError(ImageError):
     """Also what a source has given before this is wrong, and is to be forgotten wherever it is."""
+
+
+def to_json(error: PyerofsError) -> dict[str, object]:
+    """Return what another process needs to raise the same error: text, status, class, and its attributes."""
+    values = {name: getattr(error, name) for name in _ATTRIBUTES if hasattr(error, name)}
+    return {"error": str(error), "status": error.status, "class": type(error).__name__, **values}
+
+
+def from_json(values: Mapping[str, object]) -> PyerofsError:
+    """Return the error that to_json() was given; of a class that is not known here, a PyerofsError."""
+    kind = _classes(PyerofsError).get(str(values.get("class")), PyerofsError)
+    error = kind(str(values["error"]))
+    for name in (*_ATTRIBUTES, "status"):
+        if name in values:
+            setattr(error, name, values[name])
+    return error
+
+
+_ATTRIBUTES = ("temporary", "retry_after", "end")
+
+
+def _classes(base: type[PyerofsError]) -> dict[str, type[PyerofsError]]:
+    found = {base.__name__: base}
+    for each in base.__subclasses__():
+        if each.__module__ == __name__:  # others may want more than a text
+            found.update(_classes(each))
+    return found

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .control import Answer, ControlServer
 from .errors import MountFailure, PyerofsError, SystemFailure
 from .events import Events
+from .messages import Handover, Watch
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, MountWatch, mountinfo, umount
 from .record import make_directory, start_of
 from .server import WAKE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .channel import Channel
+    from .messages import MountRequest
     from .options import MountOptions
     from .part import Part
     from .record import Record
@@ -43,7 +45,7 @@ class Keeper:
         self,
         parts: Sequence[Part],
         record: Record,
-        request: dict[str, Any],
+        request: MountRequest,
         options: MountOptions,
         stat: Callable[[Record], dict[str, Any]],
         log: Callable[[str], None],
@@ -113,12 +115,14 @@ class Keeper:
         with open("/proc/self/oom_score_adj", encoding="ascii") as f:
             score = f.read().strip()
         self._supervision.watch(
-            record=self._own_record().as_dict(),
-            request=self._request if self._can_go_on else {},
-            connections=self._options.oci.connections,
-            timeout=self._options.oci.timeout,
-            oom_score=score,
-            log=(self._options.log_to, self._options.log_level),
+            Watch(
+                record=self._own_record(),
+                request=self._request if self._can_go_on else None,
+                connections=self._options.oci.connections,
+                timeout=self._options.oci.timeout,
+                oom_score=score,
+                log=(self._options.log_to, self._options.log_level),
+            )
         )
         self._write_record()  # who reads there of a supervisor may rely on it
 
@@ -277,4 +281,4 @@ class Keeper:
             os.eventfd_write(self._left, 1)
 
         counts = {part.id: len(socks) for part, socks in zip(self._parts, paused, strict=True)}
-        return Answer({"request": self._request, "sockets": counts}, [sock.fileno() for sock in sockets], sent)
+        return Answer(Handover(self._request, counts).to_json(), [sock.fileno() for sock in sockets], sent)

@@ -14,6 +14,7 @@ from . import config, device, mountpoint
 from .control import Answer, ask
 from .daemon import Daemon
 from .errors import MountFailure, PyerofsError, UsageError
+from .messages import Handover, MountRequest, Resume
 from .nbdnode import backend_of
 from .options import parse_mount_options
 from .record import Record, boot_id, read, read_all
@@ -65,14 +66,11 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
         answer = _hand_over(record)
         if answer is None:
             _end(processes)
-            request = {
-                **record.request,
-                "defaults": [*record.request.get("defaults", ()), *_configured(record, report)],
-            }
+            request = MountRequest.from_json(record.request).with_more(defaults=_configured(record, report))
             if record.secrets and not texts:
                 report(f"{record.target}: its password was not kept; -o oci.password_file= gives it again")
         else:
-            request = answer.values["request"]
+            request = Handover.from_json(answer.values).request
             for fd in answer.fds:
                 stack.callback(os.close, fd)
         now = read(record.id) or record
@@ -80,8 +78,8 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
             now.remove()
             devices = ", ".join(part.device for part in now.parts)
             raise MountFailure(f"{record.target}: {devices} has been disconnected; the record is removed")
-        request = {**request, "options": [*request["options"], *texts]}
-        parse_mount_options(request["options"], request["fstype"], request.get("defaults", ()))
+        request = request.with_more(options=texts)
+        parse_mount_options(request.options, request.fstype, request.defaults)
         _start(now, request, answer, report)
         wait_gone(processes, GONE)
 
@@ -96,12 +94,12 @@ def _configured(record: Record, report: Callable[[str], None]) -> Defaults:
         return []
 
 
-def _start(record: Record, request: dict[str, object], answer: Answer | None, report: Callable[[str], None]) -> None:
+def _start(record: Record, request: MountRequest, answer: Answer | None, report: Callable[[str], None]) -> None:
     daemon = Daemon(record.target)
     try:
-        fds, sockets = (answer.fds, answer.values["sockets"]) if answer else ((), {})
-        restarts = record.restarts + (answer is None)
-        daemon.take_over(fds, request, record, report, patience=COME_UP, sockets=sockets, restarts=restarts)
+        fds, sockets = (answer.fds, Handover.from_json(answer.values).sockets) if answer else ((), {})
+        resume = Resume(record, record.restarts + (answer is None), sockets)
+        daemon.take_over(fds, request, resume, report, patience=COME_UP)
     except BaseException:
         daemon.kill()
         raise

@@ -12,6 +12,7 @@ from . import config, mountpoint
 from . import daemon as daemons
 from .errors import MountFailure, UsageError
 from .location import Location
+from .messages import MountPlan, MountRequest
 from .options import MountOptions, parse_mount_options
 from .record import Record, boot_id, read_all, start_of
 from .remains import owner_of, sweep
@@ -82,18 +83,18 @@ def mount(
     daemon = daemons.start(target)
     with ExitStack() as held:
 
-        def convert(task: dict[str, str]) -> None:
+        def convert(task: dict[str, Any]) -> None:
             from .conversion import convert as convert_image
-            from .converted import Task
+            from .converted import ConversionRequest
             from .progress import Console, Lines
 
             say, seen = (_ignore, None) if parsed.quiet else (report, watch)
             shown = Lines(Console(say if seen else _ignore, seen))
-            held.enter_context(convert_image(Task(**task), parsed.oci, say, shown))
+            held.enter_context(convert_image(ConversionRequest(**task), parsed.oci, say, shown))
             daemon.send(converted=True)
 
         try:
-            daemon.send(
+            request = MountRequest(
                 source=str(location),
                 location=location.as_list(),
                 fstype=fstype,
@@ -105,7 +106,9 @@ def mount(
                 directory=os.getcwd(),
                 environment=dict(os.environ),
             )
-            _mount(daemon.wait_for("mount", report, {"convert": convert}), target, parsed)
+            daemon.send(**request.to_json())
+            plan = daemon.wait_for("mount", report, {"convert": convert})
+            _mount(MountPlan.from_json(plan), target, parsed)
             try:
                 daemon.send(mounted=True)
                 daemon.wait_for("done", report)
@@ -119,21 +122,20 @@ def mount(
     daemon.let_go()
 
 
-def _mount(what: dict[str, Any], target: str, options: MountOptions) -> None:
-    """What the daemon has attached; see worker.py."""
-    layers = what["layers"]
-    if not what["directory"]:
-        data = ",".join(filter(None, [options.data, *(f"device={path}" for path in layers[0]["devices"])]))
-        mountpoint.mount(layers[0]["path"], target, "erofs", options.flags, data)
+def _mount(plan: MountPlan, target: str, options: MountOptions) -> None:
+    """Mounts what the daemon has attached."""
+    if not plan.directory:
+        [layer] = plan.layers
+        data = ",".join(filter(None, [options.data, *(f"device={path}" for path in layer.devices)]))
+        mountpoint.mount(layer.path, target, "erofs", options.flags, data)
         return
     from .overlay import Layer, Upper, mount_stack
 
     stack = [
-        Layer(layer["path"], f"layer {layer['layer']}", options.data, layer["devices"], layer["names"])
-        for layer in layers
+        Layer(layer.path, f"layer {layer.layer}", options.data, layer.devices, layer.names) for layer in plan.layers
     ]
     upper = Upper(*options.upper) if options.upper else None
-    mount_stack(stack, what["source"], target, what["directory"], options.flags, upper)
+    mount_stack(stack, plan.source, target, plan.directory, options.flags, upper)
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:

@@ -1,12 +1,8 @@
 """A worker's end of its supervision: it starts the supervisor, and tells it how the worker means to end.
 
 The two watch each other: the supervisor replaces a worker that dies, a worker starts a supervisor in place of one that
-dies. What they say, a message each:
-
-    worker -> {"watch": {...}} with the socket of the heartbeat     whom, and what its successor is to be asked
-    supervisor -> {"ready": PID}
-    worker -> {"bye": true}                                         the mount has ended: go
-    worker -> {"handover": true}                                    somebody else starts the successor
+dies. messages.py says what they say to one another: "bye" is that the mount has ended, "handover" that another process
+starts the successor.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import os
 import select
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .channel import Channel
 from .daemon import spawn
@@ -25,6 +21,7 @@ from .record import start_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .messages import Watch
     from .server import Server
 
 READY_PATIENCE = 40.0  # seconds for a supervisor to come up; less than reattach waits for all of it
@@ -71,7 +68,7 @@ class Supervision:
         """What becomes readable when the supervisor has died; -1 when there is none."""
         return self._channel.fileno() if self._channel else -1
 
-    def watch(self, **what: Any) -> None:
+    def watch(self, what: Watch) -> None:
         """Gives a supervisor that start() has started its work, and waits until it does it."""
         channel = self._channel
         if channel is None:
@@ -79,7 +76,7 @@ class Supervision:
         heart, ours = socket.socketpair()
         try:
             self._server.add(ours, handshake=False, monitor=True)
-            channel.send({"watch": what}, [heart.fileno()])
+            channel.send({"watch": what.to_json()}, [heart.fileno()])
             channel.receive()
             channel.socket.settimeout(None)
         except (OSError, ValueError, EOFError) as e:

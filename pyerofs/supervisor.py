@@ -23,17 +23,17 @@ import struct
 import sys
 import time
 from dataclasses import replace
-from typing import Any
 
 from .channel import Channel
 from .daemon import Daemon, begin, leave_terminal
 from .errors import PyerofsError
 from .events import Events
 from .log import open_logger
+from .messages import Resume, Watch
 from .mountpoint import MountWatch, mountinfo
 from .nbdnode import attribute, index_of, node
 from .reconnect import reconnect
-from .record import Record, read, start_of
+from .record import read, start_of
 from .remains import clear, is_mounted
 from .supervision import longer
 from .tenancy import LOOK as TENANCY_LOOK
@@ -108,7 +108,7 @@ class Heartbeat:
 class Supervisor:
     """run() is its whole life. For the main thread."""
 
-    def __init__(self, channel: Channel, what: dict[str, Any]):
+    def __init__(self, channel: Channel, what: Watch):
         self._events = Events()
         self._channel: Channel | None = channel
         self._pidfd = -1
@@ -121,12 +121,12 @@ class Supervisor:
         self._patience = HEARTBEAT_PATIENCE
         self._asked = 0.0  # when the heartbeat that is not answered was sent; 0: none
         self._progress: dict[str, tuple[str, float]] = {}  # by device: its count of finished reads, and since when
-        self._request: dict[str, Any] = what["request"]
-        self._record = Record.from_dict(what["record"])
-        self._connections: int = what["connections"]
-        self._timeout: float = what["timeout"]
-        self._oom_score: str = what["oom_score"]
-        to, level = what["log"]
+        self._request = what.request
+        self._record = what.record
+        self._connections = what.connections
+        self._timeout = what.timeout
+        self._oom_score = what.oom_score
+        to, level = what.log
         self._log = open_logger(to, level, lambda _: None, target=self._record.target, id=self._record.id)
         self._take_up(channel.take_fds()[0])
         with contextlib.suppress(OSError):  # it has died already: which is what we are here for
@@ -292,6 +292,9 @@ class Supervisor:
 
     def _start_worker(self) -> bool:
         """False when there is no device any more to serve."""
+        request = self._request
+        if request is None:
+            return False
         daemon = Daemon(self._record.target)  # it comes up meanwhile
         sockets: list[socket.socket] = []
         counts: dict[str, int] = {}
@@ -309,14 +312,10 @@ class Supervisor:
             restarts = self._record.restarts + 1
             daemon.take_over(
                 [*(sock.fileno() for sock in sockets), theirs.fileno()],
-                self._request,
-                self._record,
+                request,
+                Resume(self._record, restarts, counts, os.getpid(), self._oom_score),
                 self._log.info,
                 patience=COME_UP,
-                sockets=counts,
-                restarts=restarts,
-                supervisor=os.getpid(),
-                oom_score=self._oom_score,
             )
         except BaseException:
             heart.close()
@@ -343,7 +342,7 @@ def main() -> int:
         what = None
     if what is None:
         return 0  # the mount has failed: there is nothing to watch
-    supervisor = Supervisor(channel, what)
+    supervisor = Supervisor(channel, Watch.from_json(what))
     leave_terminal()
     supervisor.run()
     return 0

@@ -1,18 +1,7 @@
 """The daemon of one mount: resolves, attaches, tells the caller what to mount, serves, and goes after the unmount.
 
-It is started as `python -P -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it:
-
-    caller -> {"source", "location", "fstype", "options": [...], "defaults", "driver", "target", "verbosity",
-               "directory", "environment"}
-    worker -> {"convert": {...}}                    only for an ordinary image: this is to be converted (converted.py)
-    caller -> {"converted": true}
-    worker -> {"mount": {...}}                      attached: mount this (see _to_mount())
-    caller -> {"mounted": true}                     or it hangs up, and everything is taken back
-    worker -> {"done": true}                        from now on alone
-    worker -> {"log": TEXT} | {"error": TEXT, "status": N}      at any time before that
-
-A worker that takes the place of another one gets {"resume": {...}} as well, with the sockets of the device, and says
-{"done"} or {"error"}: it resolves nothing and asks no registry.
+It is started as `python -P -m pyerofs.worker FD TARGET`, FD being a channel to the process that starts it; messages.py
+says what they say to one another. A worker that takes the place of another one resolves nothing and asks no registry.
 """
 
 from __future__ import annotations
@@ -26,12 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import config
 from .cachepath import chosen_directory
 from .caller import Caller
 from .channel import Channel
 from .daemon import begin, leave_terminal
-from .errors import MountFailure, PyerofsError, UsageError
+from .errors import InternalError, MountFailure, PyerofsError, UsageError, to_json
 from .export import Export
 from .keeper import Keeper
 from .layer import Layer
@@ -39,8 +27,9 @@ from .localimage import find_parts, known_layers
 from .location import Location
 from .log import open_logger
 from .manifests import Manifests
+from .messages import MountPlan, MountRequest, PlannedMount, Resume
 from .mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, umount
-from .options import MountOptions, parse_mount_options, without_secrets
+from .options import MountOptions, parse_mount_options
 from .ordinary import OrdinaryImage
 from .part import Part, choose_tree, for_each
 from .record import Record, start_of
@@ -51,14 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .compose import Role
-    from .converted import Task
+    from .converted import ConversionRequest
     from .source import Source
     from .verity import Tree
 
 FILES = 1 << 16  # open files
-# What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
-_ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class Piece(NamedTuple):
@@ -74,16 +60,15 @@ class Piece(NamedTuple):
 class Worker:
     """Everything that one mount needs; run() is its whole life."""
 
-    def __init__(self, caller: Caller, request: dict[str, Any]):
+    def __init__(self, caller: Caller, request: MountRequest, resume: Resume | None = None):
         self._caller = caller
-        self._resume: dict[str, Any] = request.pop("resume", {})
+        self._resume = resume
         self._request = request
-        self._target: str = request["target"]
-        self._driver: str = request["driver"]
-        given = request["options"], request["fstype"], request.get("defaults", ())
-        self._options: MountOptions = parse_mount_options(*given)
-        self._location = Location.of_request(request, self._options.is_oci)
-        self._id = self._resume["record"]["id"] if self._resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
+        self._target = request.target
+        self._driver = request.driver
+        self._options: MountOptions = parse_mount_options(request.options, request.fstype, request.defaults)
+        self._location = Location.of_request(request.to_json(), self._options.is_oci)
+        self._id = resume.record.id if resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._alone = False
         self._held = ExitStack()  # what must not leave the cache before all parts are open
         self._started = time.monotonic()
@@ -99,7 +84,7 @@ class Worker:
 
     def _trace(self, text: str) -> None:
         """A line for each exchange with the registry, from any thread."""
-        if self._request["verbosity"] >= 2 and not self._alone:
+        if self._request.verbosity >= 2 and not self._alone:
             self._caller.send(trace=text)
         self.logger.debug(text)
 
@@ -110,7 +95,7 @@ class Worker:
             with self._held:
                 self._open(parts)
             if self._resume:
-                self._go_on(parts)
+                self._go_on(parts, self._resume)
             else:
                 self._begin(parts)
         finally:
@@ -137,16 +122,16 @@ class Worker:
 
     def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
-        traced = self._request["verbosity"] >= 2 or self._options.log_level == "debug"
+        traced = self._request.verbosity >= 2 or self._options.log_level == "debug"
         trace = self._trace if traced else None
         if self._location.kind == "file":
             local = LocalSource(self._location.path)
-            if self._resume and local.identity != self._resume["record"]["identity"]:
+            if self._resume and local.identity != self._resume.record.identity:
                 local.close()
                 raise MountFailure(f"{self._location} is not the file any more that was mounted")
             yield Piece(lambda _: local)
         elif self._resume:
-            was = Record.from_dict(self._resume["record"])
+            was = self._resume.record
             layers = [(Layer.from_dict(part.origin), part.size) for part in was.parts]
             for part, open_ in zip(
                 was.parts, known_layers(self._location, layers, oci, was.source, trace=trace), strict=True
@@ -166,9 +151,9 @@ class Worker:
                 tree = choose_tree(chosen, self._options, source, self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
-    def _have_converted(self, task: Task) -> bool:
+    def _have_converted(self, request: ConversionRequest) -> bool:
         """It is the caller's work: this process is to stay small, and lives as long as the mount."""
-        self._caller.send(convert=task._asdict())
+        self._caller.send(convert=request._asdict())
         return bool(self._caller.receive().get("converted"))
 
     def _log_of(self, layer: int, text: str) -> None:
@@ -195,7 +180,7 @@ class Worker:
             raise
         try:
             keeper.begin()
-            self._caller.send(mount=_to_mount(parts, record))
+            self._caller.send(mount=_plan(parts, record).to_json())
             if not self._caller.receive().get("mounted"):
                 self._unmount_again(record.device)
                 keeper.end()
@@ -226,7 +211,7 @@ class Worker:
             umount(self._target, MNT_DETACH | UMOUNT_NOFOLLOW)
 
     def _record(self, parts: Sequence[Part]) -> Record:
-        request, secrets = recorded(self._request)
+        request, secrets = self._request.without_secrets()
         source = parts[-1].export.source
         return Record(
             id=self._id,
@@ -238,21 +223,20 @@ class Worker:
             device=self._id if self._is_stack(parts) else parts[-1].attachment.path,
             parts=tuple(part.record() for part in parts),
             identity=source.identity if isinstance(source, LocalSource) else "",
-            request=request,
+            request=request.to_json(),
             secrets=secrets,
         )
 
     # In the place of another worker
 
-    def _go_on(self, parts: list[Part]) -> None:
-        was = Record.from_dict(self._resume["record"])
-        supervisor: int = self._resume["supervisor"]
+    def _go_on(self, parts: list[Part], resume: Resume) -> None:
+        was, supervisor = resume.record, resume.supervisor
         assert self._caller.channel is not None  # noqa: S101 - it has just asked
         fds = self._caller.channel.take_fds()
         heart = fds.pop() if supervisor else -1
         sockets = [socket.socket(fileno=fd) for fd in fds]
         for part, its in list(zip(parts, was.parts, strict=True)):
-            count = self._resume["sockets"].get(its.id, 0)
+            count = resume.sockets.get(its.id, 0)
             ours, sockets = sockets[:count], sockets[count:]
             try:
                 part.adopt(its, ours, self._options.oci.connections)
@@ -262,11 +246,11 @@ class Worker:
                 self.log(str(e))  # the others can do without it
                 part.close()
                 parts.remove(part)
-        record = replace(was, restarts=self._resume["restarts"])
+        record = replace(was, restarts=resume.restarts)
         keeper = self._keeper(parts, record)
         if supervisor:
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
-                f.write(self._resume["oom_score"])  # not the supervisor's
+                f.write(resume.oom_score)  # not the supervisor's
             parts[-1].server.add(socket.socket(fileno=heart), handshake=False, monitor=True)
         keeper.go_on(self._caller.channel if supervisor else None, supervisor)
         self._caller.send(done=True)
@@ -281,38 +265,19 @@ class Worker:
         leave_terminal()
 
 
-def _to_mount(parts: Sequence[Part], record: Record) -> dict[str, Any]:
-    """For the caller. `source`: what mountinfo is to show; `layers`: what is mounted, base first, `devices` being
-    those that its mount needs; `directory`: where they are put together, "" for one that is mounted by itself."""
+def _plan(parts: Sequence[Part], record: Record) -> MountPlan:
     paths = {part.layer: part.attachment.path for part in parts}
-    return {
-        "source": record.device,
-        "directory": record.directory if record.stacked else "",
-        "layers": [
-            {
-                "path": part.attachment.path,
-                "layer": part.layer,
-                "devices": [paths[number] for number in part.devices],
-                "names": part.role == "lower",
-            }
-            for part in parts
-            if part.role != "device"
-        ],
-    }
-
-
-def recorded(request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """What of the request may be written to a file; whether it lacks something for that."""
-    options, secrets = without_secrets(request["options"])
-    environment = {}
-    for name, value in request["environment"].items():
-        if name in _PROXIES and "@" in value:
-            secrets = True
-        elif name in _ENVIRONMENT or name in _PROXIES or name.startswith("XDG_"):
-            environment[name] = value
-    defaults = config.without_secrets(request.get("defaults", ()))
-    kept = {**request, "options": options, "defaults": defaults, "environment": environment, "verbosity": 0}
-    return kept, secrets
+    layers = [
+        PlannedMount(
+            path=part.attachment.path,
+            layer=part.layer,
+            devices=[paths[number] for number in part.devices],
+            names=part.role == "lower",
+        )
+        for part in parts
+        if part.role != "device"
+    ]
+    return MountPlan(record.device, record.directory if record.stacked else "", layers)
 
 
 def _allow_files() -> None:
@@ -334,29 +299,28 @@ def main() -> int:
     caller = Caller(Channel(begin()))
     if not caller.has_spoken():
         _import_early()
-    request = caller.receive()
-    if not request:
+    message = caller.receive()
+    if not message:
         return 1
-    os.environ.clear()
-    os.environ.update(request["environment"])
     worker = None
     try:
-        os.chdir(request["directory"])  # where relative paths in the options are meant
-        worker = Worker(caller, request)
+        request = MountRequest.from_json(message)
+        resume = Resume.from_json(message["resume"]) if "resume" in message else None
+        os.environ.clear()
+        os.environ.update(request.environment)
+        os.chdir(request.directory)  # where relative paths in the options are meant
+        worker = Worker(caller, request, resume)
         os.chdir("/")
         worker.run()
     except PyerofsError as e:
-        caller.send(error=str(e), status=e.status)
+        caller.send(**to_json(e))
         return e.status
-    except Exception as e:  # a bug of ours: said in one line, with what finds it
-        import traceback
-
-        where = traceback.extract_tb(e.__traceback__)[-1]
-        text = f"internal error: {e!r} at {os.path.basename(where.filename)}:{where.lineno}"
-        caller.send(error=text, status=4)
+    except Exception as e:
+        bug = InternalError.of(e)
+        caller.send(**to_json(bug))
         if worker is not None:
-            worker.logger.error(text)
-        return 4
+            worker.logger.error(f"{bug}\n{bug.trace}")
+        return bug.status
     return 0
 
 

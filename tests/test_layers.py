@@ -56,7 +56,7 @@ LEVELS = (
     | {"entryfile", "entrymark", "cachepath"}
     | {"caller", "program", "tenancy"},
     # L2: where bytes come from, and where they stay
-    {"source", "cache", "cachehealth", "cachedir", "sharing", "checked", "manifests", "record"}
+    {"source", "cache", "cachehealth", "cachedir", "sharing", "checked", "manifests", "record", "messages"}
     | {"download", "place", "dockerarchive", "ociarchive", "configview", "counters"}
     | {"imagesource", "indexed", "indexfile", "zstdstream", "localimage"},
     # L3: what lives: threads and connections

@@ -12,6 +12,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from needs import need_root
 from proxyserver import ProxyServer
 from scene import Done, Scene, until
 
-from pyerofs import record, worker
+from pyerofs import record
+from pyerofs.messages import MountRequest
 
 DATA = bytes(1024) + (0xE0F5E1E2).to_bytes(4, "little") + bytes(8) + b"\x0c" + bytes(200_000)
 BASIC = base64.b64encode(b"me:hush").decode()
@@ -166,8 +168,11 @@ def test_files_are_the_users_alone(scene: Scene, fake: FakeRegistry, image: str)
 
 def test_records_hold_none() -> None:
     """A record keeps what a daemon is asked, for a successor that is started by hand, but nothing secret of it."""
-    request = {
+    values = {
         "source": "r/app:1",
+        "fstype": "erofs",
+        "driver": "nbd",
+        "target": "/mnt",
         "options": ["oci=0,oci.username=me,oci.password=s3cret\\,s3cret", "oci.proxy=http://me:s3cret@proxy"],
         "environment": {
             "HOME": "/root",
@@ -178,14 +183,15 @@ def test_records_hold_none() -> None:
         "defaults": [[("oci.username", "me"), ("oci.password", "s3cret"), ("oci.timeout", "5")]],
         "verbosity": 2,
     }
-    kept, dropped = worker.recorded(request)
+    request = MountRequest.from_json(values)
+    kept, dropped = request.without_secrets()
     assert dropped
-    assert "s3cret" not in json.dumps(kept)
-    assert kept["options"] == ["oci=0", "oci.username=me"]
-    assert kept["defaults"] == [[("oci.timeout", "5")]]
-    assert kept["environment"] == {"HOME": "/root", "http_proxy": "http://p"}
-    plain = {**request, "options": ["oci=0,oci.proxy=http://proxy"], "environment": {}, "defaults": []}
-    assert worker.recorded(plain) == ({**plain, "options": ["oci=0", "oci.proxy=http://proxy"], "verbosity": 0}, False)
+    assert "s3cret" not in json.dumps(kept.to_json())
+    assert kept.options == ["oci=0", "oci.username=me"]
+    assert kept.defaults == [[("oci.timeout", "5")]]
+    assert kept.environment == {"HOME": "/root", "http_proxy": "http://p"}
+    plain = replace(request, options=["oci=0,oci.proxy=http://proxy"], environment={}, defaults=[])
+    assert plain.without_secrets() == (replace(plain, options=["oci=0", "oci.proxy=http://proxy"], verbosity=0), False)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_daemon_that_is_killed_before_the_mount(scene: Scene, fake: FakeRegist
     _, errors = mount.communicate(timeout=30)
     release.set()
     assert mount.returncode == 2
-    assert errors.startswith("pyerofs: the daemon ended without a word") and errors.count("\n") == 1
+    assert errors.startswith("pyerofs: the daemon exited unexpectedly") and errors.count("\n") == 1
     scene.nothing_left()
 
 
