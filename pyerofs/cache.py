@@ -46,12 +46,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from . import entrymark
-from .cachepath import entry_path, make_directory
+from .cachepath import entry_path, make_directory, make_entry
 from .core import GRANULE
 from .entryfile import open_file, read_file, replace_file, sync_directory, write_all
 from .entrylock import lock_entry
 from .errors import SystemFailure, UsageError
-from .files import remove_directories
 
 if TYPE_CHECKING:
     from .core import Store
@@ -173,9 +172,7 @@ class Entry:
         self._synced: bytes | None = None
 
     def _lock(self) -> int | None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path, mode=0o700)
-        remove_directories(self.path)  # somebody's mistake: no file of ours could be made in their place
+        make_entry(self.path)
         return lock_entry(self.path)
 
     def _open(self) -> None:

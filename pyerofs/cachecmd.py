@@ -138,7 +138,7 @@ def _list(directory: str, as_json: bool, write: Write) -> None:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.used))
         disk = show_bytes(place.disk)
         line = f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}"
-        write(f"{line}, from {_plain(place.giver)}" if place.is_given else line)
+        write(f"{line}, from {place.giver}" if place.is_given else line)
     for image in images:
         write(_describe(image, entries))
     total = show_bytes(sum(place.disk for place, _ in entries))
@@ -321,8 +321,3 @@ def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None
     if kept:
         some = ", ".join(place.digest for place in kept[:3]) + (", ..." if len(kept) > 3 else "")
         raise UsageError(f"not removed, since in use: {some} (--force removes it; its users keep what they have)")
-
-
-def _plain(text: str) -> str:
-    """Fit for a terminal, whatever a file of the cache has in it."""
-    return ascii(text)[1:-1]

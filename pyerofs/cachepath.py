@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
-from .files import xdg
+from .files import remove_directories, xdg
 
 if TYPE_CHECKING:
     from .options import OCIOptions
@@ -37,6 +38,13 @@ def make_directory(path: str) -> None:
     """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     check_directory(path)
+
+
+def make_entry(path: str) -> None:
+    """Make an entry's directory, unless it is there. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode=0o700)
+    remove_directories(path)  # somebody's mistake: no file of ours could be made in their place
 
 
 def check_directory(path: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blobs import Rig
 
-from pyerofs import cache, config, credentials, files, hosts, loop
+from pyerofs import cachepath, config, credentials, files, hosts, loop
 from pyerofs.errors import PyerofsError
 from pyerofs.layout import Layout
 from pyerofs.localblob import FileBlob
@@ -135,9 +135,9 @@ def test_a_relative_directory_is_ignored(
         monkeypatch.setenv(name, value)
     if expected is None:
         with pytest.raises(PyerofsError, match=r"no home directory: give oci\.cache=DIR"):
-            cache.default_directory()
+            cachepath.default_directory()
     else:
-        assert cache.default_directory() == f"{expected}/pyerofs"
+        assert cachepath.default_directory() == f"{expected}/pyerofs"
 
 
 def test_the_system_knows_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
