@@ -24,7 +24,10 @@ _HOMES = {"mount": "session", "unmount": "session", "open_blob": "blobfile", "Bl
 
 
 def __getattr__(name: str) -> object:
-    """Imports on first use: a mount helper starts too often to load what it does not need."""
+    """Import a name on first use.
+
+    A mount helper starts too often to load what it does not need.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -48,7 +48,7 @@ class Headers:
         return [value for key, value in self._fields if key == name]
 
     def get(self, name: str) -> str | None:
-        """The field's value, the last one where it came several times."""
+        """Return the field's value, the last one where it came several times."""
         values = self.all(name)
         return values[-1] if values else None
 
@@ -151,12 +151,15 @@ def _query(query: str) -> dict[str, str]:
 
 
 def server_time(headers: Headers) -> float | None:
-    """The answering server's clock: times it states are compared with this, so that no other clock has to be right."""
+    """Return the answering server's clock, in seconds since 1970.
+
+    Times that the server states are compared with it, so that no other clock has to be right.
+    """
     return http_date(headers.get("date"))
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """The members of a JSON object; empty for anything else."""
+    """Return the members of a JSON object; none for anything else."""
     import json
 
     try:
@@ -174,7 +177,7 @@ def error_code(response: Response) -> str:
 
 
 def explanation(response: Response) -> str:
-    """The status and, where the body has it, the server's own reason: one printable line of bounded length."""
+    """Return the status and, where the body has it, the server's reason: one printable line of bounded length."""
     text = ""
     members = json_object(response.body)
     errors = members.get("errors")
@@ -191,7 +194,10 @@ def explanation(response: Response) -> str:
 
 
 def failure(response: Response, what: str, now: float) -> RegistryError:
-    """The error that a refusing answer stands for; `what` names the thing wanted, `now` is in seconds since 1970."""
+    """Return the error that a refusing answer stands for.
+
+    `what` names the thing wanted, `now` is in seconds since 1970.
+    """
     message = f"{response.url.authority}: {what}: {explanation(response)}"
     status = response.status
     if status in (401, 403):

@@ -33,13 +33,13 @@ class Attachment(Protocol):
     how: str
 
     def mounted(self) -> None:
-        """The filesystem is mounted: from now on the attachment need not be kept for it."""
+        """Note that the filesystem is mounted: from now on the attachment need not be kept for it."""
 
     def is_mounted(self) -> bool:
         """Whether this mount namespace still shows a mount of it."""
 
     def reconnect(self) -> bool:
-        """A connection has ended that should not have: makes another one. False: that cannot be."""
+        """Replace a connection that has ended unexpectedly. Returns False where that is impossible."""
 
     def release(self) -> bool:
         """Lets go if nobody uses it any more. False: somebody still does."""
@@ -62,7 +62,7 @@ class NBDAttachment:
 
     @classmethod
     def attach(cls, server: Server, size: int, identifier: str, options: MountOptions) -> NBDAttachment:
-        """A free device, or that which the options name. Errors as device.attach()."""
+        """Attach a free device, or the one that the options name. Raises as device.attach()."""
         from . import device
 
         kernel_ends = []
@@ -96,8 +96,11 @@ class NBDAttachment:
     def adopt(
         cls, server: Server, path: str, size: int, identifier: str, sockets: Sequence[socket.socket], connections: int
     ) -> NBDAttachment:
-        """A mounted device that another daemon has attached by netlink. The sockets are the server's ends of those that
-        still live, from now on the server's; the others are replaced. MountFailure: the device has gone."""
+        """Take over a mounted device that another daemon has attached by netlink.
+
+        The sockets are the server's ends of the connections that still live, and belong to the server from now on; the
+        others are replaced. Raises MountFailure where the device has gone.
+        """
         from .device import NBDDevice
         from .nbdnode import index_of
 
@@ -145,8 +148,10 @@ class NBDAttachment:
 
 
 class VerityAttachment:
-    """A dm-verity device over another attachment, which it holds: what is mounted is that device, and when it has gone
-    the one below goes as it does without it."""
+    """A dm-verity device over another attachment, which it owns.
+
+    What is mounted is the dm-verity device; when it has gone, the attachment below ends as it does without it.
+    """
 
     def __init__(self, below: Attachment, device: VerityDevice):
         self._below = below
@@ -156,8 +161,11 @@ class VerityAttachment:
 
     @classmethod
     def attach(cls, below: Attachment, table: Table, identifier: str, timeout: float) -> VerityAttachment:
-        """`timeout`: seconds for a read. After an error, as those of VerityDevice.open() and, for a file, of
-        loop.attach(), `below` is still the caller's."""
+        """Open a dm-verity device over `below`.
+
+        `timeout`: seconds for one read. Raises as VerityDevice.open() and, for a file, as loop.attach(); `below` is
+        then still the caller's.
+        """
         from . import loop
         from .veritydevice import VerityDevice
 

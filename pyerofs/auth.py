@@ -125,7 +125,10 @@ class Authorizer:
         self._failure: PyerofsError | None = None
 
     def current(self, cancel: Callable[[], bool] | None = None) -> Authorization | None:
-        """What to send with a request; None before the first challenge. May renew; past the end raises as renew()."""
+        """Return what to send with a request; None before the first challenge.
+
+        It may renew the token; once that has expired it raises as renew().
+        """
         current = self._current
         if current is None or self._clock() < current.renew_at:
             return current
@@ -336,7 +339,7 @@ class Authorizer:
 
 
 def _united(scopes: Iterable[str]) -> list[str]:
-    """The same with one scope for each resource, which has all its actions: of two, servers may see only one."""
+    """Merge the scopes so that each resource has one with all its actions: of two, servers may see only one."""
     actions: dict[str, dict[str, None]] = {}
     for scope in scopes:
         resource, _, names = scope.rpartition(":")
@@ -345,7 +348,7 @@ def _united(scopes: Iterable[str]) -> list[str]:
 
 
 def _basic(credentials: Credentials) -> str:
-    """The header's value, RFC 7617. UsageError for a name that cannot be sent."""
+    """Return the header's value, RFC 7617. Raises UsageError for a name that cannot be sent."""
     import binascii
 
     if ":" in credentials.username:
@@ -355,7 +358,7 @@ def _basic(credentials: Credentials) -> str:
 
 
 def _again(error: PyerofsError) -> PyerofsError:
-    """The failure of another thread's renewal for this one; an exception object belongs to one traceback."""
+    """Copy the failure of another thread's renewal for this one; an exception object belongs to one traceback."""
     if isinstance(error, RegistryError) and not isinstance(error, AuthError):
         return RegistryError(str(error), temporary=error.temporary, retry_after=error.retry_after)
     return type(error)(str(error))

@@ -16,8 +16,10 @@ from .retry import boottime
 
 
 class Blob:
-    """`size` bytes with the digest `digest`, readable at any offset. `clock` counts seconds. `log` gets a line when a
-    sink finds a mirror's bytes wrong, from its thread."""
+    """`size` bytes with the digest `digest`, readable at any offset.
+
+    `clock` counts seconds. `log` gets a line when a sink finds a mirror's bytes wrong, from its thread.
+    """
 
     def __init__(
         self,
@@ -43,15 +45,17 @@ class Blob:
         cancel: Cancel | None = None,
         begun: Callable[[], bool] | None = None,
     ) -> int:
-        """One attempt at bytes [offset, offset + length). Gives each piece to sink(offset, piece), in order, on this
-        thread; False ends it. Returns how many bytes the sink was given.
+        """Make one attempt at bytes [offset, offset + length).
+
+        Gives each piece to sink(offset, piece), in order, on this thread; a sink that returns False ends it. Returns
+        how many bytes the sink was given.
 
         A registry that ignores the range sends the whole blob: `whole` is called, then the pieces come from offset 0
-        on. A mirror that fails before the first piece is followed by the next. RegistryError: .temporary says whether
-        another attempt may help. What the sink was given before an error is good. What a callback raises comes out
-        unchanged, but for a CorruptError, by which it says that this mirror's bytes are wrong: that leads to the next.
-        `begun`: whether anything of an answer has been used yet, for a sink that keeps pieces back until it has checked
-        them; another mirror's answer then begins at `offset` again.
+        on. A mirror that fails before the first piece is followed by the next. Raises RegistryError, whose .temporary
+        says whether another attempt may help; what the sink was given before an error is good. What a callback raises
+        comes out unchanged, but for a CorruptError, by which it says that this mirror's bytes are wrong: that leads to
+        the next mirror. `begun` tells whether anything of an answer has been used yet, for a sink that keeps pieces
+        back until it has checked them; another mirror's answer then begins at `offset` again.
         """
         if not 0 <= offset < offset + length <= self.size:
             raise ValueError("the range does not lie within the blob")

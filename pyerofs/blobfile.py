@@ -38,7 +38,7 @@ def open_export(
     log: Callable[[str], None] = _ignore,
     trace: Callable[[str], None] | None = None,
 ) -> Export:
-    """The export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
+    """Open the export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
     oci = oci_options(texts, source)
     location = Location.parse(source, image=any(texts))
@@ -49,9 +49,10 @@ def open_export(
 
 
 def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:
-    """Opens a layer of an image (or a local file) for reading. `options` as after -o, such as "oci=0".
+    """Open a layer of an image, or a local file, for reading.
 
-    Raises PyerofsError. Close it, or use it in a with statement: it has threads of its own.
+    `options` as after -o, such as "oci=0". Raises PyerofsError. Close it, or use it in a with statement: it has threads
+    of its own.
     """
     return BlobFile(open_export(source, options, log=log))
 
@@ -111,7 +112,7 @@ class BlobFile(io.RawIOBase):
         return bytes(data)
 
     def sendfile(self, out_fd: int, offset: int, count: int) -> int:
-        """Sends `count` bytes from the offset to any file descriptor, in chunks, without passing them through Python.
+        """Send `count` bytes from `offset` to a file descriptor, in chunks, without passing them through Python.
 
         Returns how many there were before the blob's end. Raises OSError for what out_fd refuses, PyerofsError for
         bytes that cannot be had.

@@ -18,7 +18,7 @@ from .platforms import Platform
 
 
 def build_image(sources: Sequence[str], target: Target, platform: Platform, recipe: Recipe, shown: Meter) -> str:
-    """Makes an image of one platform. Gives the digest of its manifest. Raises PyerofsError."""
+    """Make an image of one platform and return the digest of its manifest. Raises PyerofsError."""
     mkfs = None
     layers: list[Made] = []
     with tempfile.TemporaryDirectory(prefix="pyerofs-") as directory:
@@ -47,7 +47,7 @@ def build_image(sources: Sequence[str], target: Target, platform: Platform, reci
 
 
 def _copy(source: str, image: str) -> None:
-    """The index is put behind a copy; the user's own file stays as it is."""
+    """Copy the file, since the index is put behind the copy: the user's own file stays as it is."""
     try:
         if not os.path.isfile(source):
             raise UsageError(f"{source} is neither a directory nor an EROFS file")

@@ -112,8 +112,10 @@ class Entry:
 
     @classmethod
     def look(cls, path: str) -> Entry | None:
-        """What there is at `path`, whose lock the caller holds; None: nothing that can be believed. It makes nothing,
-        and is not in use by this. Raises OSError."""
+        """Return the entry at `path`, whose lock the caller holds; None where nothing there can be believed.
+
+        It makes nothing, and does not count as a user of the entry. Raises OSError.
+        """
         entry = cls.__new__(cls)
         try:
             with open(open_file(os.path.join(path, "data"), os.O_RDONLY), "rb") as f:
@@ -211,7 +213,7 @@ class Entry:
         return (self.size + GRANULE - 1) // GRANULE * GRANULE
 
     def _open_data(self) -> bytes | None:
-        """The seal of the data file; None when there is none that can be believed."""
+        """Return the seal of the data file; None where there is none that can be believed."""
         try:
             fd = open_file(self._file("data"), os.O_RDWR)
         except OSError:
@@ -272,7 +274,7 @@ class Entry:
         return False
 
     def _durable_bits(self) -> bytes:
-        """The durable map's bits; none where it does not belong to this data file or is damaged."""
+        """Return the durable map's bits; none where it does not belong to this data file or is damaged."""
         try:
             found = read_file(self._file("map"), MAP_OFFSET + self._map_bytes + 1)
         except OSError:
@@ -300,7 +302,10 @@ class Entry:
         os.pwrite(self.map_fd, self._header(_boot())[:SHARED_OFFSET], 0)
 
     def sync(self, store: Store) -> None:
-        """Makes what is present now survive a crash of the machine. Raises OSError; the previous map is then kept."""
+        """Make what is present now survive a crash of the machine.
+
+        Raises OSError; the previous map is then kept.
+        """
         self.touch()
         if self.problem:
             return
@@ -316,7 +321,7 @@ class Entry:
         self._synced = bits
 
     def touch(self) -> None:
-        """It is being used."""
+        """Mark the entry as used now."""
         with contextlib.suppress(OSError):  # at worst it is evicted too early
             if self._is_listed():
                 os.utime(self._file("lock"), follow_symlinks=False)
@@ -387,7 +392,7 @@ class Entry:
             entrymark.write(self.path, self._seal, self.size, self.earns, hashes)
 
     def unmark_verified(self) -> None:
-        """Raises OSError."""
+        """Remove the mark. Raises OSError."""
         if self._is_listed():
             self._drop(entrymark.NAME, entrymark.HASHES)
 

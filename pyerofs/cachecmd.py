@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any, command: Command) -> None:
-    """Adds `cache` to the command line's commands."""
+    """Add `cache` to the command line's commands."""
     p = commands.add_parser(
         "cache",
         help="show, shrink and verify the cache",
@@ -92,8 +92,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], None]) -> None:
-    """What the arguments say. `write` gets each line of what was found, `report` what a person may want to know
-    beside it. Raises PyerofsError."""
+    """Run what the arguments say.
+
+    `write` gets each line of the result, `report` what else the user should know. Raises PyerofsError.
+    """
     from .cachepath import chosen_directory
     from .config import oci_options
 
@@ -146,7 +148,7 @@ def _list(directory: str, as_json: bool, write: Write) -> None:
 
 
 def _describe(image: Row, entries: list[tuple[Place, Contents]]) -> str:
-    """A converted image: the blobs above are its layers."""
+    """Describe a converted image, whose layers are blobs listed above it."""
     from .quantity import show_bytes
 
     its = {place.digest: (place, found) for place, found in entries if place.digest in image.keys}
@@ -227,7 +229,10 @@ def _collect(
 
 
 def _chosen(directory: str, digests: list[str]) -> list[Place]:
-    """The blobs with these digests; for a converted image, given by its name or its manifest's digest, its layers."""
+    """Return the blobs with these digests.
+
+    A converted image, given by its name or its manifest's digest, stands for its layers.
+    """
     from . import converted
     from .cachedir import find, scan
 

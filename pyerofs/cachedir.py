@@ -99,8 +99,10 @@ def _naming(directory: str) -> Iterator[None]:
 
 
 def scan(directory: str) -> list[Place]:
-    """Every entry, the least recently used first; none where there is no such directory. Raises UsageError,
-    SystemFailure."""
+    """Return every entry, the least recently used first.
+
+    There are none where there is no such directory. Raises UsageError, SystemFailure.
+    """
     found = []
     with _naming(directory):
         if os.path.lexists(directory):
@@ -137,7 +139,7 @@ def _measure(path: str, digest: str) -> Place | None:
 
 
 def look(place: Place) -> Contents | None:
-    """What is in it; None: it has gone. Raises UsageError, SystemFailure."""
+    """Return what is in the entry; None where it has gone. Raises UsageError, SystemFailure."""
     with _naming(place.path):
         lock = lock_entry(place.path)
         if lock is None:
@@ -160,13 +162,15 @@ def look(place: Place) -> Contents | None:
 
 
 def look_for(directory: str, key: str) -> Contents | None:
-    """What is kept under this key (KIND:HEX); None: nothing. Raises as look()."""
+    """Return what is kept under this key (KIND:HEX); None for nothing. Raises as look()."""
     return look(Place(entry_path(directory, key), key, 0, 0.0))
 
 
 def hold(place: Place) -> Entry | None:
-    """The entry as it is, in use by the caller until its close(); None: it has gone, or is broken. Raises UsageError,
-    SystemFailure."""
+    """Open the entry as it is, in use by the caller until its close().
+
+    None where it has gone or is broken. Raises UsageError, SystemFailure.
+    """
     with _naming(place.path):
         lock = lock_entry(place.path)
         if lock is None:
@@ -196,8 +200,11 @@ def _in_use(path: str) -> bool:
 
 
 def drop(place: Place, *, force: bool = False) -> bool:
-    """Removes the entry; False: somebody uses it. With `force` it goes all the same, and those who use it keep what
-    they have. True as well when another has removed it. Raises UsageError, SystemFailure."""
+    """Remove the entry; return False where it is in use.
+
+    With `force` it goes all the same, and its users keep what they have. True as well when another process has removed
+    it. Raises UsageError, SystemFailure.
+    """
     with _naming(place.path):
         lock = lock_entry(place.path)
         if lock is None:
@@ -220,7 +227,7 @@ def drop(place: Place, *, force: bool = False) -> bool:
 
 
 def evict(directory: str, limit: int) -> Removed:
-    """Drops what was used longest ago, and is not in use, until at most `limit` bytes are left on disk."""
+    """Drop the least recently used entries that are not in use, until at most `limit` bytes are left on disk."""
     places = scan(directory)
     left = sum(place.disk for place in places)
     freed = []
@@ -234,7 +241,7 @@ def evict(directory: str, limit: int) -> Removed:
 
 
 def limit_in(directory: str, limit: Limit) -> int:
-    """The limit in bytes, on the filesystem of the directory, which exists. Raises UsageError, SystemFailure."""
+    """Return the limit in bytes, on the filesystem of the directory, which exists. Raises UsageError, SystemFailure."""
     with _naming(directory):
         found = os.statvfs(directory)
     return limit.of(found.f_blocks * found.f_frsize)

@@ -16,8 +16,10 @@ BURST = 60.0  # seconds without damage after which new damage is worth a new lin
 
 
 class CacheHealth:
-    """Tells a person when a cache cannot be written, when it can be again, and when it was found damaged: once each,
-    however many runs it concerns. Thread-safe."""
+    """Reports when a cache cannot be written, when it can be again, and when it was found damaged.
+
+    It says each of them once, however many runs it concerns. Thread-safe.
+    """
 
     def __init__(self, store: Store, log: Callable[[str], None]):
         self._store = store

@@ -15,8 +15,11 @@ _FDS_MAX = 128  # in one piece of a message; the kernel takes up to 253
 
 
 class Channel:
-    """Owns its socket until close(), and the descriptors that have come until take_fds(). Sending is thread-safe,
-    receiving is for one thread."""
+    """A connected Unix stream socket for messages and descriptors.
+
+    Owns its socket until close(), and the descriptors that have come until take_fds(). Sending is thread-safe,
+    receiving is for one thread.
+    """
 
     def __init__(self, sock: socket.socket):
         self.socket = sock
@@ -27,7 +30,7 @@ class Channel:
         return self.socket.fileno()
 
     def send(self, values: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """The descriptors stay the caller's. Raises OSError."""
+        """Send a message; the descriptors stay the caller's. Raises OSError."""
         line = json.dumps(values).encode() + b"\n"
         for first in range(0, len(fds), _FDS_MAX):
             # A byte carries as many as go with one, so that any message is long enough for all that it may bring.
@@ -35,7 +38,10 @@ class Channel:
         self.socket.sendall(line)
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Raises EOFError when the other side has hung up, OSError, ValueError for what is none."""
+        """Return the next message.
+
+        Raises EOFError when the other side has hung up, OSError, and ValueError for what is no message.
+        """
         while b"\n" not in self._buffer:
             piece, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, _FDS_MAX)
             self._fds += fds
@@ -57,7 +63,7 @@ class Channel:
         return b"\n" in self._buffer
 
     def take_fds(self) -> list[int]:
-        """The descriptors that have come, from now on the caller's."""
+        """Return the descriptors that have come, from now on the caller's."""
         fds, self._fds = self._fds, []
         return fds
 

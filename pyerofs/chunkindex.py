@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
     hash: bytes
 
     def verify(self, data: bytes) -> None:
-        """Raises ImageError unless `data` is the chunk as it is stored; without a hash only its length is looked at."""
+        """Raise ImageError unless `data` is the chunk as it is stored; without a hash only its length is compared."""
         if len(data) != self.stored:
             raise ImageError(f"the chunk at {self.start} has {len(data)} bytes instead of {self.stored}")
         if self.hash and _HASHES[len(self.hash)](data).digest() != self.hash:
@@ -92,7 +92,7 @@ class Index:
         return Chunk(start, length, offset, stored, self._payload[at : at + self.hash_size])
 
     def find(self, position: int) -> int:
-        """The number of the chunk that holds the image's byte at `position`, 0 <= position < size."""
+        """Return the number of the chunk that holds the image's byte at `position`, 0 <= position < size."""
         if not 0 <= position < self.size:
             raise ValueError("the position does not lie within the image")
         return bisect_right(self._starts, position) - 1
@@ -134,9 +134,9 @@ def place(annotations: Mapping[str, str], blob_size: int, compressed: bool) -> P
 
 
 def parse(section: bytes, where: Place) -> Index | None:
-    """The index in `section`, the bytes of the blob that `where` names; None: one that must be ignored.
+    """Parse the index in `section`, the bytes of the blob that `where` names.
 
-    Raises ImageError for one that is corrupt or has not the digest.
+    None for one that must be ignored. Raises ImageError for one that is corrupt or has another digest.
     """
     if len(section) != where.end - where.offset:
         raise _corrupt(f"it has {len(section)} bytes instead of {where.end - where.offset}")
@@ -167,7 +167,10 @@ def parse(section: bytes, where: Place) -> Index | None:
 
 
 def encode(compression: int, size: int, entries: Iterable[tuple[int, int, bytes]]) -> bytes:
-    """An index of an image of `size` bytes; an entry: offset in the blob, offset in the image, SHA-256 as stored."""
+    """Return an index of an image of `size` bytes.
+
+    An entry: offset in the blob, offset in the image, SHA-256 of the chunk as stored.
+    """
     body = bytearray()
     count = 0
     for offset, start, digest in entries:
@@ -181,8 +184,11 @@ def encode(compression: int, size: int, entries: Iterable[tuple[int, int, bytes]
 def build(
     read: Callable[[int], bytes], chunk_size: int = CHUNK_SIZE, compress: Callable[[bytes], bytes] | None = None
 ) -> bytes:
-    """The index of a layer; `read(n)` gives the next n bytes of its image, fewer only at its end. `compress(chunk)`
-    gives, and keeps, each chunk of a zstd layer as it is stored."""
+    """Build the index of a layer.
+
+    `read(n)` gives the next n bytes of its image, fewer only at its end. `compress(chunk)` returns, and keeps, each
+    chunk of a zstd layer as it is stored.
+    """
     entries = []
     start = offset = 0
     while piece := read(chunk_size):
@@ -199,7 +205,7 @@ def framed(index: bytes) -> bytes:
 
 
 def describe(offset: int, index: bytes, *, frame: bool = False) -> dict[str, str]:
-    """What a layer's descriptor says of the index that was put into its blob at `offset`, framed() or as it is."""
+    """Return the annotations that tell of the index put into a blob at `offset`, framed() or as it is."""
     end = offset + len(index) + (_FRAME.size if frame else 0)
     return {RANGE: f"{offset}:{end}", DIGEST: f"sha256:{hashlib.sha256(index).hexdigest()}"}
 

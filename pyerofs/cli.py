@@ -314,7 +314,7 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status, mount(8)'s."""
+    """Run a command and return its exit status, mount(8)'s."""
     open_standard_files()
     status = _run(arguments)
     try:

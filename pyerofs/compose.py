@@ -36,9 +36,12 @@ _ROLES: dict[str, Role] = {"overlay-lower": "lower", "overlay-data": "data", "de
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One blob of what is mounted. `layer`: its number among all layers, base 0. `role`: a filesystem with names
-    ("lower"), one that only lends its files to those above it ("data"), or a blob that another one's mount needs
-    ("device"). `devices`: the layers that its own mount needs, in the order of the device= options."""
+    """One blob of what is mounted.
+
+    `layer`: its number among all layers, base 0. `role`: a filesystem with names ("lower"), one that only lends its
+    files to those above it ("data"), or a blob that another one's mount needs ("device"). `devices`: the layers that
+    its own mount needs, in the order of the device= options.
+    """
 
     layer: int
     descriptor: Descriptor
@@ -64,10 +67,11 @@ def role_of(descriptor: Descriptor) -> Role | None:
 
 
 def compose(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[Part, ...]:
-    """The parts of a mount in the order of their layers: of the layer with this number or digest, with the devices and
-    the data that it needs, or else of the whole image. Raises ImageError.
+    """Return the parts of a mount in the order of their layers.
 
-    Of an image with a single EROFS layer beside ordinary ones (a copy of them in another format, say) it is that.
+    These are the layer with this number or digest, with the devices and the data that it needs, or else the whole
+    image. Of an image with a single EROFS layer beside ordinary ones (a copy of them in another format, say) it is that
+    layer. Raises ImageError.
     """
     if layer is None and blob is None and _needs_composition(manifest):
         return _whole(manifest)

@@ -63,18 +63,20 @@ class Config(NamedTuple):
         return [layer for layer in self.layers if layer.registry in ("", registry)]
 
     def defaults(self, source: str) -> list[list[tuple[str, str]]]:
-        """What options.parse_...() takes; with its lists it also survives JSON. It may hold secrets."""
+        """Return what options.parse_...() takes as defaults. It survives JSON, and may hold secrets."""
         return [list(layer.values) for layer in self.layers_for(source)]
 
 
 def oci_options(texts: Sequence[str], source: str = "") -> OCIOptions:
-    """The `-o` strings of a command that mounts nothing, with this machine's configuration. Raises UsageError."""
+    """Parse the `-o` strings of a command that mounts nothing, with this machine's configuration. Raises UsageError."""
     return parse_oci_options(texts, load().defaults(source))
 
 
 def without_secrets(defaults: Defaults) -> list[list[tuple[str, str]]]:
-    """The same layers without what is secret, nor what makes no sense then, as a user without a password: for a file.
-    A later load() has it again."""
+    """Return the layers without what is secret, and what makes no sense without it, for a file.
+
+    A later load() has the secrets again.
+    """
     kept = []
     for layer in defaults:
         secret = {find_row(name).field for name, value in layer if is_secret(name, value)}
@@ -84,7 +86,7 @@ def without_secrets(defaults: Defaults) -> list[list[tuple[str, str]]]:
 
 
 def load(environ: Mapping[str, str] | None = None, uid: int | None = None) -> Config:
-    """This machine's configuration as this process's user and environment have it. Raises UsageError."""
+    """Load this machine's configuration as this process's user and environment have it. Raises UsageError."""
     environ = os.environ if environ is None else environ
     uid = os.geteuid() if uid is None else uid
     layers: list[Layer] = []
@@ -99,7 +101,7 @@ def load(environ: Mapping[str, str] | None = None, uid: int | None = None) -> Co
 
 
 def _paths(environ: Mapping[str, str], uid: int) -> list[str]:
-    """The strongest first."""
+    """Return the configuration files, the strongest first."""
     if "PYEROFS_CONFIG" in environ:
         return [os.path.abspath(environ["PYEROFS_CONFIG"])] if environ["PYEROFS_CONFIG"] else []
     own = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None

@@ -10,8 +10,10 @@ from .options import ROWS, MountOptions, OCIOptions, Row, chosen, is_secret
 
 
 def render(config: Config, source: str = "") -> str:
-    """Every option with its value for images such as `source`, and where that comes from. It is a configuration file
-    itself, but that secrets are shown as ***."""
+    """Render every option with its value for images such as `source`, and where that comes from.
+
+    The result is a configuration file itself, but that secrets are shown as ***.
+    """
     layers = config.layers_for(source)
     counts = chosen((), [layer.values for layer in layers])
     lines = [f"# {path}: {state}" for path, state in config.files]
@@ -32,7 +34,7 @@ def render(config: Config, source: str = "") -> str:
 
 
 def example() -> str:
-    """A configuration file that says nothing yet: every option with what it is, and its default."""
+    """Return a configuration file that sets nothing yet: every option with its meaning and its default."""
     lines = [
         f"# Defaults for pyerofs's options: {SYSTEM_FILE}, for users also ~/.config/pyerofs/config.toml.",
         "# What is written after -o wins; `pyerofs config` shows what counts.",

@@ -37,7 +37,7 @@ class ControlServer:
     """Listens at `path` until close(). `handlers`: by the name of the operation, called from any thread."""
 
     def __init__(self, path: str, handlers: dict[str, Callable[[dict[str, Any]], Answer]]):
-        """Raises OSError."""
+        """Listen at `path`. Raises OSError."""
         self.path = path
         self._handlers = handlers
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -83,7 +83,7 @@ class ControlServer:
             return Answer({"error": str(e)})
 
     def close(self) -> None:
-        """The socket's name stays: it may be another daemon's by now, and goes with the record."""
+        """Stop listening. The socket's name stays: it may be another daemon's by now, and goes with the record."""
         self._listener.close()
 
 

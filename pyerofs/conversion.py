@@ -121,7 +121,7 @@ class _CacheTarget:
         self._held: list[Entry] = []
 
     def add_file(self, digest: str, path: str, progress: Callable[[int], None]) -> str:
-        """The config, which no mount needs."""
+        """Ignore the config, which no mount needs."""
         return "not kept"
 
     def add_layer(self, made: Made, progress: Callable[[int], None]) -> str:
@@ -144,7 +144,10 @@ class _CacheTarget:
     _problem = ""  # what the cache said last
 
     def _write(self, layer: Layer, path: str, progress: Callable[[int], None]) -> None:
-        """Reads it through the cache: each chunk is checked, and what other mounts have lost of it is there again."""
+        """Read the layer through the cache.
+
+        Each chunk is checked, and what other mounts have lost of it is restored.
+        """
 
         def log(text: str) -> None:
             self._problem = text

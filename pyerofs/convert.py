@@ -80,8 +80,10 @@ def convert_document(
     unpacked_max: int | None = None,
     directory: str | None = None,
 ) -> str:
-    """As convert_image(), for one document of the image. `directory`: where there is room, on a filesystem that takes
-    every kind of file; None: wherever temporary files go."""
+    """Convert one document of the image, as convert_image() does.
+
+    `directory`: where there is room, on a filesystem that takes every kind of file; None: wherever temporary files go.
+    """
     try:
         work = _Conversion(origin, target, recipe, shown, warn, unpacked_max, directory)
         made = work.document(root, INDEX_DEPTH, "")
@@ -112,7 +114,7 @@ class _Conversion:
         self._mkfs = find_mkfs()
 
     def document(self, document: Document, depth: int, where: str) -> Document:
-        """What becomes of a manifest or an index; all that it names has been written."""
+        """Convert a manifest or an index; all that the result names has been written."""
         found = parse(document.body, document.media_type)
         if isinstance(found, Manifest):
             return self._manifest(found, where)
@@ -183,7 +185,7 @@ def read_blob(origin: Origin, config: Descriptor, directory: str | None = None) 
 
 
 def add_config(target: Receiver, body: bytes, directory: str) -> None:
-    """Writes a config; `directory`: where there is room for a moment."""
+    """Write a config; `directory`: where there is room for a moment."""
     path = f"{directory}/config"
     with open(path, "wb") as file:
         file.write(body)
@@ -197,7 +199,7 @@ def _left_out(found: Counter[LeftOut]) -> str:
 
 
 def _ordinary(index: Index) -> list[Descriptor]:
-    """The entries to convert: no attestations, and no EROFS manifest beside the ordinary one that it was made of."""
+    """Return the entries to convert: no attestations, and no EROFS manifest beside the ordinary one it was made of."""
     images = [entry for entry in index.manifests if not is_attestation(entry)]
     ordinary = [entry for entry in images if not (entry.platform and FEATURE in entry.platform.os_features)]
     found = ordinary or images

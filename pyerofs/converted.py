@@ -92,9 +92,9 @@ class ConversionRequest(NamedTuple):
 def obtain(
     source: str, ordinary: OrdinaryImage, options: OCIOptions, ask: Callable[[ConversionRequest], bool]
 ) -> Converted:
-    """The image, converted; where it is not yet, `ask` has somebody do it, and says whether it is done.
+    """Return the converted image; where there is none yet, `ask` has it made, and tells whether it is done.
 
-    Raises OrdinaryImage where it must not be or cannot be, MountFailure where it was not done.
+    Raises OrdinaryImage where it must not be or cannot be converted, MountFailure where it was not done.
     """
     if options.convert == "no" or obstacle(ordinary.manifest):
         raise ordinary
@@ -112,8 +112,10 @@ def path_of(directory: str, digest: str) -> str:
 
 
 def find(directory: str, digest: str, name: str) -> Converted | None:
-    """What the image with this manifest became; None where it has not been converted, or something of it is lost.
-    `name`: of the image, for people. Raises UsageError, SystemFailure."""
+    """Return what the image with this manifest became; None where it is not converted, or something of it is lost.
+
+    `name`: of the image, for messages. Raises UsageError, SystemFailure.
+    """
     kept = _read(path_of(directory, digest))
     if kept is None or kept[0].digest != digest:
         return None
@@ -167,8 +169,10 @@ def _paths(directory: str) -> list[str]:
 
 
 def prune(directory: str) -> list[str]:
-    """Removes images of which layers have gone, and what conversions have left that were killed; the names of the
-    former. Raises UsageError, SystemFailure."""
+    """Remove images whose layers have gone, and what killed conversions have left; return the names of the former.
+
+    Raises UsageError, SystemFailure.
+    """
     gone = []
     for path in _paths(directory):
         found = _read(path)
@@ -185,7 +189,7 @@ def _is_complete(directory: str, key: str) -> bool:
 
 
 def remove(path: str) -> bool:
-    """Removes what is there but for the layers; False: it is being converted. Raises SystemFailure."""
+    """Remove what is there but for the layers; return False while it is being converted. Raises SystemFailure."""
     try:
         lock = lock_entry(path, _busy)
     except BlockingIOError:
@@ -213,7 +217,7 @@ def _busy() -> None:
 
 
 def hold_complete(directory: str, layer: Layer) -> Entry | None:
-    """The layer's place in the cache, in use by the caller; None where anything is missing."""
+    """Open the layer's cache entry, in use by the caller; None where anything of it is missing."""
     from .indexfile import find as find_index
 
     if layer.index is None or find_index(layer, directory) is None:

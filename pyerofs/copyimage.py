@@ -22,7 +22,7 @@ class Meter(Protocol):
 
 
 def copy_image(origin: Origin, target: Target, platform: Platform | None, meter: Meter) -> str:
-    """Copies an image with all its platforms, or what it has for one of them. Gives the digest of its root.
+    """Copy an image with all its platforms, or what it has for one of them; return the digest of its root.
 
     Raises RegistryError, ImageError, UsageError. What has been copied before that stays, without a tag.
     """
@@ -37,7 +37,7 @@ def copy_image(origin: Origin, target: Target, platform: Platform | None, meter:
 
 
 def choose(origin: Origin, root: Document, platform: Platform) -> Document:
-    """The manifest for a platform. Raises ImageError."""
+    """Return the manifest for a platform. Raises ImageError."""
     for _ in range(INDEX_DEPTH):
         found = parse(root.body, root.media_type)
         if isinstance(found, Manifest):

@@ -146,12 +146,12 @@ class Store(_Handle):
         return Latency(tuple(latency.bucket), latency.sum / 1e6, latency.max / 1e6)
 
     def health(self) -> tuple[int, int]:
-        """The errno for which nothing can be cached now, 0 when all is well; and how many granules were spoiled."""
+        """Return the errno for which nothing can be cached now (0: none), and how many granules were spoiled."""
         healed = ffi.new("uint64_t *")
         return lib.pe_store_health(self._pointer, healed), healed[0]
 
     def copy_map(self) -> bytes:
-        """The map as it is now, little endian words; empty where there is none."""
+        """Return the map as it is now, in little-endian words; empty where there is none."""
         buffer = ffi.new("char[]", (self.size // GRANULE // 64 + 1) * 8)
         return bytes(ffi.buffer(buffer, lib.pe_store_copy_map(self._pointer, buffer, len(buffer))))
 
@@ -164,13 +164,16 @@ class Store(_Handle):
         return _run(lib.pe_store_take(self._pointer, run), run)
 
     def take_fill(self, kind: int, length: int, pause: float) -> Run | None:
-        """A run of what nobody has asked for, at most `length` bytes. FILL: at any time; IDLE: when nobody has waited
-        for `pause` seconds. Blocks, also while nothing is absent; None when the store is stopped."""
+        """Take a run that nobody has asked for, at most `length` bytes.
+
+        FILL: at any time; IDLE: when no read has waited for `pause` seconds. Blocks, also while nothing is absent; None
+        when the store is stopped.
+        """
         run = ffi.new("struct pe_run *")
         return _run(lib.pe_store_take_fill(self._pointer, kind, length, int(pause * 1000), run), run)
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
-        """The run's next bytes. False: there is more of it, but nobody wants it any more."""
+        """Land the run's next bytes. Returns False where more is left of it, but nobody wants it any more."""
         with ffi.from_buffer(piece) as view:
             result = lib.pe_store_land(self._pointer, run, offset, view, len(view))
         return _check(result) == 0
@@ -185,8 +188,11 @@ class Store(_Handle):
         return _check(lib.pe_store_waiters(self._pointer, run))
 
     def finish(self, run: int, error: int = 0, until: int | None = None) -> None:
-        """`error`: an errno for the reads that still wait for bytes of the run, of those before `until` if that is not
-        None; all others are fetched anew. 0: nobody's read fails."""
+        """End the run.
+
+        `error`: an errno for the reads that still wait for bytes of the run, of those before `until` if that is not
+        None; all others are fetched anew. 0: no read fails.
+        """
         _check(lib.pe_store_finish(self._pointer, run, -error, until or 0))
 
     def forget_all(self) -> None:
@@ -198,13 +204,15 @@ class Store(_Handle):
         _check(lib.pe_store_expire(self._pointer))
 
     def wait(self, offset: int, length: int, timeout: float) -> bool:
-        """True when the range (up to REQUEST_MAX bytes) has become present, False after timeout seconds."""
+        """Wait until the range (up to REQUEST_MAX bytes) is present; return False after `timeout` seconds."""
         result = lib.pe_store_wait(self._pointer, offset, length, int(timeout * 1000))
         return result != -EAGAIN and _check(result) == 0
 
     def read_into(self, buffer: Buffer, offset: int, timeout: float = 0) -> int:
-        """Fills the buffer as its bytes come; fewer, or 0, when the rest did not come within timeout seconds, and no
-        more than REQUEST_MAX."""
+        """Fill the buffer as its bytes come, up to REQUEST_MAX; return how many.
+
+        They are fewer, or 0, where the rest did not come within `timeout` seconds.
+        """
         # Released here and now: one that an error's traceback still holds breaks Python's garbage collector.
         with ffi.from_buffer(buffer, require_writable=True) as view:
             result = lib.pe_store_read(self._pointer, view, len(view), offset, int(timeout * 1000))
@@ -219,8 +227,10 @@ class Store(_Handle):
         return _check(lib.pe_store_epoch(self._pointer))
 
     def trust(self, epoch: int) -> None:
-        """The whole data file was read and found right since the epoch was asked for, which saves comparing its bytes
-        with their sums. Nothing happens if the epoch is over."""
+        """Note that the whole data file was read and found right since the epoch was asked for.
+
+        That saves comparing its bytes with their sums. Nothing happens if the epoch is over.
+        """
         lib.pe_store_trust(self._pointer, epoch)
 
     def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
@@ -252,14 +262,14 @@ class Connection(_Handle):
         return _check(lib.pe_conn_serve(self._pointer))
 
     def send(self) -> None:
-        """Sends the replies that had to wait; blocks until serve() is over."""
+        """Send the replies that had to wait; block until serve() is over."""
         _check(lib.pe_conn_send(self._pointer))
 
     def drain(self) -> None:
         lib.pe_conn_drain(self._pointer)
 
     def pause(self) -> None:
-        """The thread in serve() needs a signal to see it."""
+        """Ask serve() to stop between two requests; its thread needs a signal to see it."""
         lib.pe_conn_pause(self._pointer)
 
     def stop(self) -> None:
@@ -267,6 +277,6 @@ class Connection(_Handle):
 
 
 def crc32c(data: Buffer, *, portably: bool = False) -> int:
-    """The sum of a granule; `portably`: without the processor's instruction for it."""
+    """Return the sum of a granule; `portably`: without the processor's instruction for it."""
     with ffi.from_buffer(data) as view:
         return _check(lib.pe_sum(view, len(view), portably))

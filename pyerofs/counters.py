@@ -45,7 +45,10 @@ class Histogram:
 
 
 def percentile(latency: Latency, share: float) -> float:
-    """What `share` (0 to 1) of the durations did not exceed, in seconds and up to 1/8 too long; 0 for no durations."""
+    """Return what `share` (0 to 1) of the durations did not exceed.
+
+    In seconds, and up to 1/8 too long; 0 for no durations.
+    """
     rank = share * sum(latency.buckets)
     so_far = 0
     for bound, count in zip(LATENCY_BOUNDS, latency.buckets, strict=True):
@@ -104,7 +107,7 @@ class FetchCounters:
             self._received += length
 
     def began(self, seconds: float) -> None:
-        """The first byte of an answer has come."""
+        """Note that the first byte of an answer has come."""
         self._first_byte.add(seconds)
 
     def ended(self, seconds: float) -> None:

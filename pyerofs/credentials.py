@@ -39,9 +39,9 @@ Lookup = Callable[[], Credentials | None]
 
 
 def from_options(username: str | None, password: Secret | None, password_file: str | None) -> Lookup | None:
-    """What oci.username with oci.password or oci.password_file (read at each call) says; None where none is given.
+    """Return what oci.username with oci.password or oci.password_file says; None where none is given.
 
-    Raises UsageError where one goes without the other.
+    The file is read at each call. Raises UsageError where one is given without the other.
     """
     if username is None and password is None and password_file is None:
         return None
@@ -56,7 +56,7 @@ def from_options(username: str | None, password: Secret | None, password_file: s
 
 
 def read_password_file(path: str) -> Secret:
-    """The first line of `path` without its line end. Raises UsageError that names the file."""
+    """Return the first line of `path` without its line end. Raises UsageError that names the file."""
     try:
         line = _read(path).partition("\n")[0].rstrip("\r")
     except FileNotFoundError:
@@ -67,9 +67,9 @@ def read_password_file(path: str) -> Secret:
 
 
 def lookup(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
-    """The first source's credentials for `host` (host[:port]) and `repository`.
+    """Return the first source's credentials for `host` (host[:port]) and `repository`.
 
-    Where there are none but a config names a credential helper that is not there, that is said in `helper`. Raises
+    Where there are none, but a config names a credential helper that is not installed, `helper` says so. Raises
     UsageError naming a file or a helper that cannot be used, never its contents; RegistryError for a helper that fails.
     """
     helper: Credentials | None = None
@@ -109,8 +109,11 @@ def _containers_files(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[str, str]) -> Credentials | None:
-    """What the helper for the host has; else the entry for the most specific of host/path for each of `paths`, then
-    for the host. A helper comes before `auths`, as docker's command line has it: there it leaves its entries empty."""
+    """Return what the helper for the host has, or else the most specific entry of the file.
+
+    That is the entry for the most specific of host/path for each of `paths`, then for the host. A helper comes before
+    `auths`, as docker's command line has it: there it leaves its entries empty.
+    """
     try:
         text = _read(path)
     except FileNotFoundError:
@@ -202,7 +205,10 @@ def _user_and_password(path: str, key: str, auth: str) -> tuple[str, str]:
 
 
 def _read(path: str) -> str:
-    """The text of `path`. FileNotFoundError as it is, since most of these files need not exist; else UsageError."""
+    """Return the text of `path`.
+
+    FileNotFoundError is raised as it is, since most of these files need not exist; anything else is a UsageError.
+    """
     try:
         with open(path, encoding="utf-8", newline="", opener=regular) as file:
             return file.read()

@@ -38,7 +38,7 @@ class Kept(NamedTuple):
 
 
 def get(helper: str, server: str, *, environ: Mapping[str, str], timeout: float = TIMEOUT) -> Kept | None:
-    """What docker-credential-`helper` has for `server`, None where it has nothing.
+    """Return what docker-credential-`helper` has for `server`; None where it has nothing.
 
     It is found in `environ`'s PATH, and gets all of `environ`. Raises UsageError for a program that is not there or
     does not keep to the protocol, RegistryError (temporary) for one that fails or takes longer than `timeout` seconds.
@@ -59,7 +59,10 @@ def get(helper: str, server: str, *, environ: Mapping[str, str], timeout: float 
 
 
 def find(helper: str, environ: Mapping[str, str]) -> str | None:
-    """The path of docker-credential-`helper`, None where there is no such program. UsageError: it is no name of one."""
+    """Return the path of docker-credential-`helper`; None where there is no such program.
+
+    Raises UsageError where the helper's name cannot be one.
+    """
     if not _NAME.fullmatch(helper):
         raise UsageError("the name of a credential helper has letters, digits, '.', '_' and '-' only")
     return programs.find(f"{_PREFIX}{helper}", environ, system=False)
@@ -101,7 +104,7 @@ def _run(program: str, path: str, server: str, environ: Mapping[str, str], timeo
 
 
 def _talk(program: str, process: Popen[bytes], server: str, deadline: float) -> list[bytes]:
-    """Writes `server`, and reads both outputs to their ends, as they come: neither side can wait for the other."""
+    """Write `server` and read both outputs to their ends, as they come: neither side can wait for the other."""
     import select
 
     assert process.stdin and process.stdout and process.stderr  # noqa: S101 - for the type checker
@@ -136,7 +139,7 @@ def _too_slow(program: str, server: str) -> RegistryError:
 
 
 def _words(text: str) -> str:
-    """The helper's complaint, behind a colon: its first line, short, without what might be a secret."""
+    """Return the helper's complaint, behind a colon: its first line, short, without what might be a secret."""
     lines = text.strip().splitlines()
     line = "".join(c if c.isprintable() else " " for c in lines[0]) if lines else ""
     line = _LONG_WORD.sub("***", line)[:_WORDS_MAX].strip()

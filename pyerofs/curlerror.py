@@ -32,8 +32,11 @@ class TransportError(RegistryError):
 
 
 class Limits(NamedTuple):
-    """Connect timeout in seconds, slowest transfer in bytes/s and how many seconds it may be slower; whether any
-    certificate authorities were found."""
+    """The limits that a transfer had.
+
+    Connect timeout in seconds, slowest transfer in bytes/s and how many seconds it may be slower; whether any
+    certificate authorities were found.
+    """
 
     connect_timeout: float
     stall_speed: int
@@ -42,8 +45,11 @@ class Limits(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What libcurl says: CURLcode, its text, errno of the system call (or 0), whether the request had been sent,
-    whether an answer had begun, and host:port of the proxy (or "")."""
+    """What libcurl says of a failed transfer.
+
+    CURLcode, its text, errno of the system call (or 0), whether the request had been sent, whether an answer had begun,
+    and host:port of the proxy (or "").
+    """
 
     code: int
     text: str
@@ -115,7 +121,7 @@ def _timeout(failure: Failure, url: Url, limits: Limits) -> TransportError:
 
 
 def _refused_by_proxy(proxy: str, host: str, status: int) -> TransportError:
-    """The proxy's own answer to CONNECT."""
+    """Return the error for the proxy's own answer to CONNECT."""
     if status == 407:
         words = f"the proxy {proxy} wants a user and a password, or others: give them in its URL"
         return TransportError(words, "connect", temporary=False)

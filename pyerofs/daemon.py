@@ -57,7 +57,7 @@ def begin() -> socket.socket:
 
 
 def leave_terminal() -> None:
-    """Gives up standard input, output and error, which are those of whoever has started this process."""
+    """Give up standard input, output and error, which belong to whoever started this process."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -65,10 +65,10 @@ def leave_terminal() -> None:
 
 
 def start_early(arguments: Sequence[str]) -> None:
-    """For the arguments of a command: starts the daemon of a mount that they seem to ask for, of an image, so that it
-    comes up while this process imports what it needs itself. Whoever calls this calls drop_spare() in the end.
+    """Start the daemon of the mount that a command's arguments seem to ask for, before everything else.
 
-    A first glance only: nothing is done until the daemon is sent a request, and start() does without a spare as well.
+    It comes up while this process imports what it needs itself; the caller calls drop_spare() in the end. This is a
+    first glance only: nothing is done until the daemon is sent a request, and start() does without a spare as well.
     """
     global _spare
     if arguments[:1] != ["mount"]:
@@ -86,7 +86,7 @@ def start_early(arguments: Sequence[str]) -> None:
 
 
 def drop_spare() -> None:
-    """Ends a daemon that was started early, and for nothing."""
+    """End a daemon that was started early and is not needed."""
     global _spare
     if _spare:
         _spare.kill()
@@ -94,7 +94,7 @@ def drop_spare() -> None:
 
 
 def start(target: str) -> Daemon:
-    """A new daemon for a mount at `target`. Raises SystemFailure."""
+    """Start a daemon for a mount at `target`. Raises SystemFailure."""
     global _spare
     if _spare and _spare.target == target:
         daemon, _spare = _spare, None
@@ -118,7 +118,7 @@ class Daemon:
             theirs.close()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        """The descriptors stay the caller's."""
+        """Send a message; the descriptors stay the caller's."""
         try:
             self.channel.send(message, fds)
         except OSError:
@@ -146,8 +146,10 @@ class Daemon:
     def wait_for(
         self, key: str, report: Callable[[str], None], wishes: Mapping[str, Callable[[Any], None]] | None = None
     ) -> Any:
-        """The value of the next message with this key. Raises what the daemon says went wrong. `wishes`: what the
-        daemon may want done before that, by the key of the message."""
+        """Return the value of the next message with this key.
+
+        `wishes`: what the daemon may want done before that, by the key of the message. Raises what the daemon reports.
+        """
         while True:
             try:
                 message = self.channel.receive()
@@ -169,7 +171,7 @@ class Daemon:
         return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
 
     def kill(self) -> None:
-        """Ends it now, whatever it has begun."""
+        """End the daemon now, whatever it has begun."""
         self.channel.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)

@@ -103,8 +103,10 @@ class NBDDevice:
         return True
 
     def await_end(self, seconds: float) -> None:
-        """Give a kernel that disconnects by itself time to finish: asked to once more in the middle of it, it complains
-        in its log."""
+        """Give a kernel that disconnects by itself time to finish.
+
+        Asked once more in the middle of that, it complains in its log.
+        """
         deadline = time.monotonic() + seconds
         while backend_of(self.index) == self.identifier and time.monotonic() < deadline:
             time.sleep(0.005)

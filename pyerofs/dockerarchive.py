@@ -65,7 +65,7 @@ class ArchiveOrigin:
         self._archive.close()
 
     def _make_root(self, location: Location) -> Document:
-        """The manifest that the image would have at a registry."""
+        """Make the manifest that the image would have at a registry."""
         image = self._choose(self._images(), location)
         layers = image.get("Layers")
         config = self._place(image.get("Config"))

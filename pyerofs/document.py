@@ -37,7 +37,10 @@ def digest_of(data: bytes) -> str:
 
 
 def dump(value: Mapping[str, Any]) -> bytes:
-    """The order of the keys is the caller's. ASCII alone, since JSON may name characters that UTF-8 cannot have."""
+    """Encode a JSON document; the order of the keys is the caller's.
+
+    ASCII only, since JSON may name characters that UTF-8 cannot have.
+    """
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 

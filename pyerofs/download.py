@@ -19,9 +19,10 @@ def download(
     progress: Callable[[int], None] = lambda done: None,
     cancel: Callable[[], bool] | None = None,
 ) -> None:
-    """Writes the blob to `file`, from its position on; `progress` gets the bytes so far. On the calling thread.
+    """Write the blob to `file`, from its position on, on the calling thread.
 
-    Raises RegistryError, and ImageError where what came has not the digest. OSError of the file comes out unchanged.
+    `progress` gets the bytes so far. Raises RegistryError, and ImageError where what came has another digest. OSError
+    of the file comes out unchanged.
     """
     algorithm, _, expected = blob.digest.partition(":")
     hasher = hashlib.new(algorithm)

@@ -50,10 +50,10 @@ class Origin(NamedTuple):
 
 
 def origins(host: str, insecure: bool, tls: TLS = DEFAULT_TLS) -> list[Origin]:
-    """The origins to try for host[:port], in order. Raises UsageError for what is no host.
+    """Return the origins to try for host[:port], in order.
 
     https only; `insecure`: without verification, and plain http where https is not spoken. A loopback host needs no
-    TLS: plain http comes first there, unless the port is 443.
+    TLS: plain http comes first there, unless the port is 443. Raises UsageError for what is no host.
     """
     try:
         secure = Origin(parse(f"https://{host}/v2"), tls._replace(verify=tls.verify and not insecure))
@@ -79,7 +79,7 @@ class Endpoint:
         )
 
     def url(self, path: str) -> Url:
-        """The URL of manifests/REFERENCE or blobs/DIGEST of the repository; `ns` tells a mirror whose."""
+        """Return the URL of manifests/REFERENCE or blobs/DIGEST of the repository; `ns` tells a mirror whose."""
         root, namespace = self.origin.url.target.rstrip("/"), self.origin.namespace
         query = f"?{form([('ns', namespace)])}" if namespace else ""
         return self.origin.url._replace(target=f"{root}/{self._repository}/{path}{query}")

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def lock_entry(path: str, waiting: Callable[[], None] | None = None) -> int | None:
-    """Holds the lock of a directory by the descriptor that is returned; None: the directory is gone. `waiting` is
-    called before it waits for another who has it. Raises OSError."""
+    """Lock a directory, by the descriptor that is returned; None where the directory is gone.
+
+    `waiting` is called before it waits for another holder. Raises OSError.
+    """
     lock = os.path.join(path, "lock")
     try:
         fd = open_file(lock, os.O_RDWR | os.O_CREAT)

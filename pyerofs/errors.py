@@ -85,8 +85,10 @@ class NotFoundError(RegistryError):
 
 
 class CorruptError(RegistryError):
-    """Not temporary: the place that it came from is avoided for a while. `end`: where, in the source, what is corrupt
-    ends; what lies behind may be good. None: not known."""
+    """Bytes that are not what their hash says. Not temporary: their place of origin is avoided for a while.
+
+    `end`: where, in the source, what is corrupt ends; what lies behind may be good. None: not known.
+    """
 
     def __init__(self, message: str, end: int | None = None) -> None:
         super().__init__(message)

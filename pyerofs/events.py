@@ -36,7 +36,7 @@ class Events:
             self._poll.unregister(fd)
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
-        """The callback runs in the loop, not in the handler."""
+        """Call the callback in the loop, not in the handler, when the signal comes."""
         self._signals[number] = callback
         signal.signal(number, lambda *_: None)
 

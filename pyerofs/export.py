@@ -138,8 +138,10 @@ class Export:
 
     @property
     def verification(self) -> State:
-        """Whether all that is in the cache is known to be what its digest says; "unverified" for a local file. Until
-        close()."""
+        """Tell whether all that is in the cache is known to be what its digest says, until close().
+
+        "unverified" for a local file.
+        """
         return self._upkeep.verification if self._upkeep is not None else "unverified"
 
     def tally(self) -> Tally | None:
@@ -165,8 +167,11 @@ class Export:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Around a read by this process itself: close() waits for its end, and what fails for good is raised there, so
-        that it is not logged as well. Raises ValueError once close() has begun."""
+        """Guard a read by this process itself.
+
+        close() waits for its end, and what fails for good is raised there, so that it is not logged as well. Raises
+        ValueError once close() has begun.
+        """
         with self._readers_changed:
             self._check_open()
             if not self._readers:
@@ -203,7 +208,7 @@ class Export:
             raise ValueError("I/O operation on closed file")
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fills the buffer, bytes of the blob all of it, as they come. Raises what made that impossible."""
+        """Fill the buffer with bytes of the blob as they come. Raises what made that impossible."""
         done = 0
         deadline = time.monotonic() + self.timeout
         with self.reading():
@@ -228,7 +233,7 @@ class Export:
         )
 
     def superblock(self) -> Superblock:
-        """The image's superblock, checked against the size of the blob. Raises ImageError, RegistryError."""
+        """Return the image's superblock, checked against the size of the blob. Raises ImageError, RegistryError."""
         length = min(HEAD, self.size)
         head = bytearray(length)
         self.read_into(memoryview(head), 0)
@@ -240,7 +245,7 @@ class Export:
         return superblock
 
     def sync(self) -> None:
-        """Makes what has been fetched survive a crash of the machine; a cache that cannot is only worth a line."""
+        """Make what has been fetched survive a crash of the machine; a cache that cannot is only worth a line."""
         with self._sync_lock:
             try:
                 if self._cache is not None:

@@ -50,10 +50,11 @@ class Bucket:
 
 
 class Filler:
-    """Owns its thread. `rate`: bytes a second, None for no limit. `landed` is called after each run that brought
-    something; `log` gets a line for what a person may want to know, both from that thread.
+    """A thread that fetches what nobody has asked for. Owns its thread.
 
-    stop() after the store has been stopped. `pause` waits so many seconds or until stop(), whichever comes first.
+    `rate`: bytes a second, None for no limit. `landed` is called after each run that brought something; `log` gets a
+    line for the user; both from that thread. `pause` waits so many seconds or until stop(), whichever comes first.
+    stop() after the store has been stopped.
     """
 
     def __init__(

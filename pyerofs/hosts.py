@@ -66,7 +66,7 @@ class Roots(NamedTuple):
 
 
 def default_roots(environ: Mapping[str, str], uid: int) -> Roots:
-    """This machine's; for a user who is not root after that user's own, as nerdctl and podman have them."""
+    """Return this machine's directories; for an ordinary user preceded by that user's own, as in nerdctl and podman."""
     system = Roots()
     config = xdg(environ, uid, "XDG_CONFIG_HOME", ".config") if uid else None
     if config is None:
@@ -78,10 +78,10 @@ def default_roots(environ: Mapping[str, str], uid: int) -> Roots:
 
 
 def load(registry: str, roots: Roots) -> HostConfig:
-    """What is configured for `registry` (host[:port] as in a reference; docker.io for Docker Hub).
+    """Load what is configured for `registry` (host[:port] as in a reference; docker.io for Docker Hub).
 
-    What a hosts.toml says nothing of, the TLS of the registry's own host, is looked for in docker's directories.
-    Raises UsageError.
+    Where hosts.toml does not set the TLS of the registry's own host, docker's directories are searched for it. Raises
+    UsageError.
     """
     for directory in _host_directories(roots.containerd, registry):
         path = f"{directory}/{_HOSTS_FILE}"
@@ -97,7 +97,7 @@ def load(registry: str, roots: Roots) -> HostConfig:
 
 
 def certificates(host: str, roots: Roots) -> Host:
-    """What docker's directories hold for host[:port]. Raises UsageError."""
+    """Return what docker's directories hold for host[:port]. Raises UsageError."""
     for root in roots.docker:
         directory = f"{root}/{host}"
         if _is_directory(directory):
@@ -106,7 +106,10 @@ def certificates(host: str, roots: Roots) -> Host:
 
 
 def parse_api_url(text: str, *, override_path: bool = False) -> Url:
-    """The root of the API at `text`, a URL or host[:port]; "/v2" is added unless `override_path`. ValueError."""
+    """Return the root of the API at `text`, a URL or host[:port].
+
+    "/v2" is added unless `override_path`. Raises ValueError.
+    """
     url = parse(text if "://" in text else f"https://{text}")
     path, question, _ = url.target.partition("?")
     if question:
@@ -132,7 +135,7 @@ def _host_directories(roots: Sequence[str], registry: str) -> Iterator[str]:
 
 
 def _is_directory(path: str) -> bool:
-    """False also for what this user may not look at: it is not this user's configuration."""
+    """Tell whether it is a directory; False also for what this user may not look at, which is others' configuration."""
     try:
         return os.path.isdir(path)
     except ValueError:  # a NUL in it
@@ -140,7 +143,7 @@ def _is_directory(path: str) -> bool:
 
 
 def _read(path: str) -> str:
-    """The text of `path`, "" where there is no such file. Raises UsageError."""
+    """Return the text of `path`, "" where there is no such file. Raises UsageError."""
     try:
         with open(path, "rb", opener=regular) as file:
             data = file.read(_FILE_MAX + 1)
@@ -270,7 +273,7 @@ class _HostsFile:
         return texts
 
     def _file(self, where: str, key: str, path: str) -> str:
-        """The path, seen from the file's directory. Raises UsageError unless it can be read."""
+        """Return the path, seen from the file's directory. Raises UsageError unless it can be read."""
         return check_readable(os.path.join(self._directory, path), f"{self._path}: {where}{key}")
 
     def _client(self, where: str, value: object) -> tuple[tuple[str, str], ...]:

@@ -99,7 +99,7 @@ def _add_places(p: argparse.ArgumentParser, source: str) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> str:
-    """Does the command; gives what is to be printed. Raises PyerofsError."""
+    """Run the command and return what is to be printed. Raises PyerofsError."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was unpacked is removed
     try:
         return _RUN[arguments.command](arguments, console)

@@ -21,7 +21,7 @@ _FEATURES = "os.features"
 
 
 def read_config(body: bytes, layers: int) -> tuple[dict[str, Any], list[str]]:
-    """The config of an image with so many layers, and their diff IDs. Raises ImageError."""
+    """Return the config of an image with so many layers, and their diff IDs. Raises ImageError."""
     try:
         config = json.loads(body.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError):
@@ -42,7 +42,7 @@ def _no_number(name: str) -> None:
 
 
 def make_config(config: Mapping[str, Any], digests: Sequence[str]) -> bytes:
-    """The same config for layers that are EROFS, with these digests. Raises ImageError."""
+    """Return the same config for EROFS layers with these digests. Raises ImageError."""
     features = config.get(_FEATURES) or []
     if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
         raise ImageError(f"the image's config has {_FEATURES} that are no list of strings")
@@ -77,7 +77,7 @@ def make_index(entries: Sequence[Mapping[str, Any]], annotations: Mapping[str, s
 
 
 def make_entry(document: Document, entry: Descriptor) -> dict[str, Any]:
-    """The descriptor of a converted manifest, for an index in which `entry` stood for what it was made of."""
+    """Return the descriptor of a converted manifest, for an index in which `entry` named the original."""
     found = document.describe()
     if entry.annotations:
         found["annotations"] = dict(entry.annotations)

@@ -72,10 +72,11 @@ def open_source(
     cancel: Callable[[], bool] = lambda: False,
     log: Callable[[str], None],
 ) -> Source:
-    """What reads the layer best, as oci.verify allows. `size`: of the source, where it is known from an earlier time.
+    """Open the source that reads the layer best, as oci.verify allows.
 
-    What the index or the beginning of a compressed layer has to tell comes from the cache or, with a few tries, from
-    the registry. Raises RegistryError, ImageError, SystemFailure; the caller then still owns the connections.
+    `size`: of the source, where it is known from an earlier opening. What the index or the beginning of a compressed
+    layer has to tell comes from the cache or, with a few tries, from the registry. Raises RegistryError, ImageError,
+    SystemFailure; the caller then still owns the connections.
     """
     if layer.size > SIZE_MAX:
         raise ImageError(f"{name}: layer {layer.number} says that it has {layer.size} bytes, more than EROFS can have")

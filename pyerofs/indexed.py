@@ -27,8 +27,11 @@ PASSES = 2  # over all mirrors; a byte can also be spoiled on its way
 
 
 class IndexedSource:
-    """`size`: the image's, which the chunks cover, so that no byte of it is without one. Thread-safe. Owns the
-    connections."""
+    """A source that reads a layer by its chunk index.
+
+    `size`: the image's, which the chunks cover, so that no byte of it is without one. Thread-safe. Owns the
+    connections.
+    """
 
     def __init__(
         self, name: str, layer: Layer, blob: Readable, connections: Connections, found: Found, giver: str = ""
@@ -87,8 +90,10 @@ class IndexedSource:
 
 
 def _chunk_size(index: Index) -> int:
-    """The size that all chunks seem to have; a granule where they have not, or none that could be kept to. It is only
-    for the better: a few of them tell."""
+    """Return the size that all chunks seem to have, judging by a few of them.
+
+    A granule where they differ, or have none that could be kept to: it is an optimisation only.
+    """
     count = len(index)
     size = index.chunk(0).length if count else 0
     if count < 2 or size % GRANULE or size > CHUNK_MAX:
@@ -98,8 +103,7 @@ def _chunk_size(index: Index) -> int:
 
 
 class _Recent:
-    """The chunks of which only a part was wanted lately: where they are not as long as runs are, somebody wants the
-    rest soon. Thread-safe."""
+    """Chunks of which only a part was used lately: the rest is usually read next. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -119,8 +123,10 @@ class _Recent:
 
 
 class ChunkReader:
-    """A sink for a blob's bytes that gives image bytes [offset, end), checked, to another one. For one thread. `rest`
-    gets the number and the content of a chunk of which only a part is wanted."""
+    """A sink for a blob's bytes that gives image bytes [offset, end), checked, to another sink.
+
+    `rest` gets the number and the content of a chunk of which only a part is wanted. For one thread.
+    """
 
     def __init__(
         self,
@@ -170,7 +176,10 @@ class ChunkReader:
         return chunk
 
     def begin(self) -> tuple[int, int]:
-        """The blob's bytes that what is still wanted takes. Nothing of an answer to that has been used yet."""
+        """Return the blob's bytes, first and end, that hold what is still wanted.
+
+        Nothing of an answer to that has been used yet.
+        """
         self._begin_at(self._reached)
         self._begun = False
         last = self._index.chunk(self._index.find(self._end - 1))
@@ -181,7 +190,7 @@ class ChunkReader:
         return self._begun
 
     def whole(self) -> None:
-        """The whole blob comes, from its beginning on, and so the whole image."""
+        """Note that the whole blob comes, from its beginning on, and so the whole image."""
         self._whole()
         self._begun = True
         self._reached, self._end = 0, self._index.size
@@ -189,7 +198,7 @@ class ChunkReader:
         self._start = self._at = 0
 
     def piece(self, at: int, data: bytes) -> bool:
-        """Raises CorruptError."""
+        """Take the blob's bytes at `at`. Raises CorruptError."""
         if at != self._at:  # another mirror begins anew; nothing of the first one's answer has gone on
             self._begin_at(self._reached)
             if at != self._start:

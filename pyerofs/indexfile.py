@@ -40,7 +40,7 @@ def obtain(
     timeout: float,
     log: Callable[[str], None],
 ) -> Found | None:
-    """The index of a layer that names one, checked against its digest; None: one that this version does not know.
+    """Return the index of a layer that names one, checked against its digest; None for an unknown version.
 
     `directory`: the cache's. Within `timeout` seconds. Raises RegistryError, ImageError.
     """
@@ -118,16 +118,21 @@ def _fetch(layer: Layer, blob: Readable, first: int, cancel: Callable[[], bool])
 
 
 def keep(path: str, section: bytes) -> None:
-    """Puts the index into the entry at `path`, for when the registry cannot be reached. Raises OSError. It is believed
-    only with its digest, so it need not survive a crash as a whole."""
+    """Put the index into the entry at `path`, for when the registry cannot be reached. Raises OSError.
+
+    It is believed only with its digest, so it need not survive a crash as a whole.
+    """
     name = os.path.join(path, NAME)
     if _kept(name) != section:
         replace_file(name, section)
 
 
 def has_its_hashes(entry: Entry, key: str) -> bool | None:
-    """Whether the bytes of a complete entry still have the hashes of the index beside them; None where that cannot be
-    told: the hashes are those of compressed chunks, or the index is not there. Raises OSError."""
+    """Tell whether the bytes of a complete entry still have the hashes of the index beside them.
+
+    None where that cannot be told: the hashes are those of compressed chunks, or the index is not there. Raises
+    OSError.
+    """
     algorithm, _, digits = key.partition(":")
     section = _kept(os.path.join(entry.path, NAME))
     place = chunkindex.Place(entry.size, entry.size + len(section), f"{algorithm.partition('+')[0]}:{digits}", False)

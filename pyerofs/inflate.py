@@ -1,5 +1,7 @@
-"""Decompression of zstd data that comes from a stranger: bounded in memory whatever it is; and compression. The only
-importer of zstandard, which only those need who use such layers."""
+"""zstd compression, and decompression of data from a stranger in bounded memory.
+
+The only importer of zstandard, which only users of such layers need.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +26,24 @@ def _zstandard(what: str = "a layer that is compressed") -> Any:
 
 
 def check() -> None:
-    """Raises SystemFailure where nothing can be decompressed."""
+    """Raise SystemFailure where zstd data cannot be decompressed."""
     _zstandard()
 
 
 def deflater(level: int) -> Callable[[bytes], bytes]:
-    """What makes one frame of each piece, the same with the same version of zstd. SystemFailure where there is none."""
+    """Return a function that compresses a piece to one frame, always the same with the same version of zstd.
+
+    Raises SystemFailure where there is none.
+    """
     deflate: Callable[[bytes], bytes] = _zstandard("compressing").ZstdCompressor(level=level).compress
     return deflate
 
 
 def inflate(frame: bytes, length: int) -> bytes:
-    """The `length` bytes, more than 0, that one whole frame is said to hold; no more are made. Raises ImageError."""
+    """Return the `length` bytes, more than 0, that one whole frame is said to hold; no more are made.
+
+    Raises ImageError.
+    """
     zstandard = _zstandard()
     try:
         # A length that the frame itself names would be believed, and so much memory be taken.
@@ -59,7 +67,7 @@ class Inflater:
         self._writer = self._zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).stream_writer(_Writer(write))
 
     def feed(self, data: bytes) -> None:
-        """Raises ImageError, and what `write` raises."""
+        """Decompress the next bytes. Raises ImageError, and what `write` raises."""
         try:
             self._writer.write(data)
         except self._zstandard.ZstdError as e:

@@ -33,7 +33,7 @@ _VERITY = "org.erofs.dmverity.root_digest"
 def inspect(
     image: str, options: Sequence[str] | str = (), *, trace: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """The platforms of an image and the layers of the one that fits. Raises PyerofsError."""
+    """Return the platforms of an image and the layers of the one that fits. Raises PyerofsError."""
     oci = oci_options([options] if isinstance(options, str) else list(options), image)
     location = Location.parse(image)
     chosen, giver = _resolve(location, oci, trace)
@@ -131,8 +131,11 @@ def _held(directory: str, manifest: Manifest, index: int, giver: str) -> Content
 def _mount(
     manifest: Manifest, oci: OCIOptions, layers: list[dict[str, Any]], obstacle: Callable[[], str]
 ) -> dict[str, Any]:
-    """What `mount` with these options would mount: the numbers of its `layers`, and whether they are `stacked`; or
-    what would be converted first (`convert`); or the `error`. The rest is true where it is true for all of them."""
+    """Tell what `mount` with these options would mount.
+
+    The numbers of its `layers`, and whether they are `stacked`; or what would be converted first (`convert`); or the
+    `error`.
+    """
     convert = ""
     try:
         parts = compose(manifest, oci.layer, oci.blob)

@@ -1,5 +1,7 @@
-"""What keeps a mount: the record that tells of it, the control socket, the supervision, and the loop that waits for its
-end. Everything here is the worker's main thread's, but for the answers on the control socket."""
+"""What keeps a mount: record, control socket, supervision, and the loop that waits for its end.
+
+Everything here is for the worker's main thread, but for the answers on the control socket.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others
 
 
 class Keeper:
-    """`request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread.
-    Owns the parts' attachments and the record.
+    """Keeps one mount. Owns the parts' attachments and the record.
 
+    `request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread.
     begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
     mount. end() takes back what begin() has done.
     """
@@ -72,7 +74,7 @@ class Keeper:
         return self._record.how == "netlink"
 
     def begin(self) -> None:
-        """Raises SystemFailure."""
+        """Write the record and listen on the control socket. Raises SystemFailure."""
         self._write_record()
         self._listen()
         self._supervision.start(self._record.target)
@@ -127,7 +129,7 @@ class Keeper:
         self._write_record()  # who reads there of a supervisor may rely on it
 
     def run(self) -> None:
-        """Serves until the mount has ended, or another daemon has it."""
+        """Serve until the mount has ended, or another daemon has taken it over."""
         try:
             with MountWatch() as watch:
                 self._loop(watch)

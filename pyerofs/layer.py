@@ -44,10 +44,13 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """`number` in the manifest, base 0; `digest` and `size` (bytes) of its blob, `compressed` as zstd frames. `index`:
-    where its chunk index is, if it has one: in the blob or, `alone`, a blob of its own, which is then thought to follow
-    the layer's. `content`: digest of the decompressed image, "" where nobody says. `converted`: it has been made on
-    this machine of an ordinary layer, and is at no registry."""
+    """A native layer as its manifest describes it.
+
+    `number` in the manifest, base 0; `digest` and `size` (bytes) of its blob, `compressed` as zstd frames. `index`:
+    where its chunk index is, if it has one: in the blob or, `alone`, in a blob of its own, which is then thought to
+    follow the layer's. `content`: digest of the decompressed image, "" where it is not stated. `converted`: it was made
+    on this machine out of an ordinary layer, and is at no registry.
+    """
 
     number: int
     digest: str
@@ -100,17 +103,21 @@ class Layer:
 
     @property
     def verified_key(self) -> str:
-        """The place in the cache of bytes that the index vouches for. It goes by the index, not by the layer: an index
-        fixes every byte, while anybody's manifest can give somebody else's layer an index of its own. And it is a place
-        where nothing has ever been put without a check."""
+        """Return the key of the cache entry for bytes that the index vouches for.
+
+        It goes by the index, not by the layer: an index fixes every byte, while anybody's manifest can give somebody
+        else's layer an index of its own. Nothing is ever put there without a check.
+        """
         assert self.index is not None  # noqa: S101 - the caller has one
         algorithm, _, digits = self.index.digest.partition(":")
         return f"{algorithm}+chunks:{digits}"
 
 
 def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Layer:
-    """Layer `number`, which is native; without `use_index` as if a raw one had no index. Raises ImageError for
-    annotations that are malformed."""
+    """Describe layer `number`, which is native; without `use_index` as if a raw layer had no index.
+
+    Raises ImageError for annotations that are malformed.
+    """
     found = manifest.layers[number]
     compressed = is_compressed(found.media_type)
     content = found.annotations.get(CONTENT, "") if compressed else found.digest
@@ -131,7 +138,7 @@ def _short(*words: str) -> str:
 
 
 def _alone(layer: Descriptor, index: Descriptor, compressed: bool) -> Place | None:
-    """The stand-alone index behind the layer, if it is one. Its own digest is the index's."""
+    """Return where the stand-alone index behind the layer lies, if there is one. Its own digest is the index's."""
     if index.media_type != chunkindex.MEDIA_TYPE:
         return None
     target = index.annotations.get(TARGET)
@@ -141,5 +148,5 @@ def _alone(layer: Descriptor, index: Descriptor, compressed: bool) -> Place | No
 
 
 def section_of(payload: bytes, place: Place) -> bytes:
-    """A stand-alone index as if it lay at `place`, behind the layer: in a zstd frame where that is compressed."""
+    """Return a stand-alone index as if it lay at `place`, behind the layer: in a zstd frame if that is compressed."""
     return _FRAME.pack(_FRAME_MAGIC, len(payload)) + payload if place.frame else payload

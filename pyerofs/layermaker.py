@@ -37,8 +37,11 @@ class Recipe(NamedTuple):
 
 
 def make_layer(path: str, recipe: Recipe) -> Made:
-    """Makes the EROFS file at `path` a layer, by putting its index behind it, and before that its dm-verity tree, or by
-    putting its compressed chunks with their index in its place. Raises ImageError, SystemFailure."""
+    """Make the EROFS file at `path` a layer. Raises ImageError, SystemFailure.
+
+    Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
+    place.
+    """
     with open(path, "r+b") as file:
         start = file.read(HEAD)
         superblock = parse(start)
@@ -103,7 +106,7 @@ class _Hashed:
 
 
 def _add_tree(file: IO[bytes], superblock: Superblock) -> dict[str, str]:
-    """Gives the annotations that tell of the tree. Raises ImageError."""
+    """Append the dm-verity tree and return the annotations that tell of it. Raises ImageError."""
     if superblock.block_size < verity.BLOCK:
         raise ImageError(
             f"the EROFS image has blocks of {superblock.block_size} bytes: the kernel cannot mount it by dm-verity, "

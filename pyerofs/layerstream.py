@@ -48,7 +48,7 @@ class LayerStream:
         return found
 
     def finish(self) -> str:
-        """The digest of all that was in it, what nobody has read included."""
+        """Return the digest of the whole stream, including what has not been read."""
         while self.read(_PIECE):
             pass
         return f"{self._algorithm}:{self._hasher.hexdigest()}"

@@ -31,7 +31,7 @@ class Layout:
     """The layout at `path`. Owns nothing that has to be closed."""
 
     def __init__(self, path: str) -> None:
-        """Raises UsageError where there is none."""
+        """Open the layout directory. Raises UsageError where there is none."""
         self.path = path
         try:
             with open(f"{path}/oci-layout", "rb", opener=regular) as file:
@@ -47,7 +47,7 @@ class Layout:
 
     @classmethod
     def create(cls, path: str) -> Layout:
-        """The layout at `path`, made if need be. UsageError where something else is there."""
+        """Open the layout at `path`, made if need be. Raises UsageError where something else is there."""
         try:
             if os.path.isdir(path) and os.listdir(path) and not os.path.exists(f"{path}/oci-layout"):
                 raise UsageError(f"{path} is a directory with other things in it, and no OCI layout")
@@ -73,7 +73,7 @@ class Layout:
         return True
 
     def check(self, digest: str, size: int) -> str:
-        """The path of a blob that has been looked through. ImageError: it is not here, or is another one."""
+        """Return the path of a blob that has been hashed. Raises ImageError where it is missing or is another one."""
         path = self.blob_path(digest)
         try:
             with open(path, "rb", opener=regular) as file:
@@ -89,12 +89,12 @@ class Layout:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
-        """A directory on the same filesystem, which is removed with all that is still in it."""
+        """Give a directory on the same filesystem, which is removed with all that is still in it."""
         with tempfile.TemporaryDirectory(prefix=".pyerofs-", dir=self.path) as path:
             yield path
 
     def add_blob(self, digest: str, path: str) -> None:
-        """Takes a file whose digest has been seen: from scratch() it is moved, from elsewhere copied."""
+        """Store a file whose digest is known: moved from scratch(), copied from elsewhere."""
         if os.path.dirname(os.path.dirname(path)) == self.path:
             self._keep(digest, path)
             return
@@ -116,7 +116,7 @@ class Layout:
         _replace(self.blob_path(document.digest), document.body)
 
     def document(self, entry: Descriptor) -> Document:
-        """Raises ImageError."""
+        """Return the document that the descriptor names. Raises ImageError."""
         path = self.blob_path(entry.digest)
         try:
             with open(path, "rb", opener=regular) as file:
@@ -194,7 +194,7 @@ def _replaced(entry: dict[str, Any], digest: str, tag: str | None) -> bool:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """The file is there whole or not at all, also after a power cut."""
+    """Write a file so that it is there whole or not at all, also after a power cut."""
     descriptor, name = tempfile.mkstemp(prefix=".pyerofs-", dir=os.path.dirname(path))
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,5 +1,7 @@
-"""Blobs that are not at a registry: files of this machine, and the layers of converted images, which are nowhere but in
-the cache. They are read as blob.py's are, so that all that is built upon those does for them too."""
+"""Blobs that are not at a registry: files of this machine, and layers that only the cache has.
+
+They share Blob's interface, so every source works on them unchanged.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,7 @@ class LostBlob:
         cancel: Cancel | None = None,
         begun: Callable[[], bool] | None = None,
     ) -> int:
-        """Raises RegistryError."""
+        """Raise RegistryError: nothing else has these bytes."""
         raise RegistryError(
             f"{self._name}: bytes of the converted layer are lost, or were found spoiled, in the cache: "
             "mount the image once more, anywhere, and it is converted again, for this mount too"

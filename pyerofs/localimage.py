@@ -91,7 +91,10 @@ def with_index(options: OCIOptions) -> OCIOptions:
 
 
 def resolve(location: Location, options: OCIOptions) -> Image:
-    """What source.resolve() does, for an image in a file or directory. Raises UsageError, ImageError."""
+    """Resolve an image in a file or directory, as source.resolve() does at a registry.
+
+    Raises UsageError, ImageError.
+    """
     if location.path == STDIN:
         raise UsageError(f"{location}: what comes through a pipe can be read only once: save it to a file first")
     from .place import open_origin  # deferred: a mount from a registry is to start without it

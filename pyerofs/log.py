@@ -63,7 +63,7 @@ class Logger:
         self._lost = 0
 
     def bind(self, **fields: str) -> None:
-        """Adds to the fields of every later message."""
+        """Add fields to every later message."""
         with self._lock:
             self._fields = {**self._fields, **fields}
 
@@ -106,8 +106,10 @@ class Logger:
 
 
 def open_logger(to: str, level: LogLevel, report: Callable[[str], None], **fields: str) -> Logger:
-    """The logger for the options log.to and log.level. Nothing ends for want of a log: a file that will not do is
-    reported, and "auto" taken instead."""
+    """Open the logger for the options log.to and log.level.
+
+    No mount ends for want of a log: a file that cannot be used is reported, and "auto" taken instead.
+    """
     if os.path.isabs(to):
         try:
             return Logger(FileSink(to), level, **fields)
@@ -207,7 +209,7 @@ class FileSink:
     """JSON lines at the end of a file (mode 0600), which is opened anew when it was renamed or removed."""
 
     def __init__(self, path: str):
-        """Raises OSError."""
+        """Open the file. Raises OSError."""
         self._path = path
         self._torn = False  # the last line is not whole
         self._fd = self._open()

@@ -42,8 +42,10 @@ T = TypeVar("T", str, int, list[Any], dict[str, Any])
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """OCI image spec, "Content Descriptors". `size` in bytes; `platform` only in an index, and `artifact_type` of
-    what is no image there."""
+    """A descriptor (OCI image spec, "Content Descriptors").
+
+    `size` in bytes; `platform` only in an index, and `artifact_type` of what is no image there.
+    """
 
     media_type: str
     digest: str
@@ -74,7 +76,7 @@ class Index:
 
 
 def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
-    """Reads the manifest or index in `body`; `media_type` is the answer's Content-Type, if any. Raises ImageError."""
+    """Parse the manifest or index in `body`; `media_type` is the answer's Content-Type, if any. Raises ImageError."""
     document = _load(body, media_type)
     declared = _declared(document, media_type)
     if any(kind.startswith(_SCHEMA1) for kind in declared) or "fsLayers" in document:
@@ -105,7 +107,7 @@ def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
 
 
 def verify_digest(body: bytes, digest: str) -> None:
-    """Raises ImageError, naming both, where `body` has another digest than `digest`."""
+    """Raise ImageError, naming both, where `body` has another digest than `digest`."""
     if not is_digest(digest):
         raise ImageError(f"{_show(digest)} is not a digest that can be verified")
     algorithm = digest.partition(":")[0]
@@ -115,12 +117,15 @@ def verify_digest(body: bytes, digest: str) -> None:
 
 
 def digest_as(what: str, body: bytes) -> str:
-    """The digest of a document that was asked for by the tag or, and then it has been verified, the digest `what`."""
+    """Return the digest of a document that was asked for by `what`: a tag, or a digest that has been verified."""
     return what if is_digest(what) else f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 def select(index: Index, platform: Platform) -> Descriptor:
-    """The entry that fits `platform` best, an EROFS one before its equals. Raises ImageError listing what there is."""
+    """Return the entry that fits `platform` best, an EROFS one before its equals.
+
+    Raises ImageError listing what there is.
+    """
     candidates = [entry for entry in index.manifests if not is_attestation(entry)]
     if len(candidates) == 1 and candidates[0].platform is None:
         return candidates[0]
@@ -161,12 +166,12 @@ def is_compressed(media_type: str) -> bool:
 
 
 def native_layers(manifest: Manifest) -> list[tuple[int, Descriptor]]:
-    """The EROFS layers, each with its index among all layers."""
+    """Return the EROFS layers, each with its index among all layers."""
     return [(i, layer) for i, layer in enumerate(manifest.layers) if native_media_type(layer.media_type)]
 
 
 def foreign_format(descriptor: Descriptor) -> str:
-    """What a layer that is not EROFS is, with an article; "" for what is not known."""
+    """Say what a layer that is not EROFS is, with an article; "" for what is not known."""
     kind, keys = descriptor.media_type, descriptor.annotations
     if ".nydus." in kind or any(key.startswith("containerd.io/snapshot/nydus-") for key in keys):
         return "a nydus layer"
@@ -184,13 +189,15 @@ def foreign_format(descriptor: Descriptor) -> str:
 
 
 def explain_foreign(descriptor: Descriptor) -> str:
-    """The same for a message, with the media type."""
+    """Say the same for a message, with the media type."""
     name, kind = foreign_format(descriptor), descriptor.media_type
     return f"{name} ({kind})" if name else f"of the unknown type {kind}"
 
 
 def choose_layer(manifest: Manifest, layer: int | None = None, blob: str | None = None) -> tuple[int, Descriptor]:
-    """The layer to mount: number `layer` (of all layers, base 0), or with digest `blob`, or else the only EROFS one.
+    """Return the layer to mount.
+
+    Number `layer` (of all layers, base 0), the one with digest `blob`, or the only EROFS one.
 
     Raises ImageError that says which layers there are.
     """
@@ -260,7 +267,10 @@ def _load(body: bytes, content_type: str | None) -> dict[str, Any]:
 
 
 def _declared(document: dict[str, Any], content_type: str | None) -> list[str]:
-    """The types that the body and the answer's header state, the body's first; a general header says nothing."""
+    """Return the types that the body and the answer's header state, the body's first.
+
+    A general header counts for nothing.
+    """
     declared = []
     own = _get(document, "mediaType", str)
     if own:
@@ -274,7 +284,10 @@ def _declared(document: dict[str, Any], content_type: str | None) -> list[str]:
 
 
 def _get(document: dict[str, Any], key: str, kind: type[T], where: str = "") -> T | None:
-    """The value of `key`, None where it is absent or null; the type is compared exactly, for True is an int as well."""
+    """Return the value of `key`, None where it is absent or null.
+
+    The type is compared exactly, since True is an int as well.
+    """
     value: T | None = document.get(key)
     if value is not None and type(value) is not kind:
         raise ImageError(f"the manifest is malformed: {where}{_plain(key)} is not {_JSON_NAMES[kind]}")

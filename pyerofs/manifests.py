@@ -87,8 +87,11 @@ class Manifests:
             self._log(f"cannot keep the manifest of {image} in the cache: {e.strerror}")
 
     def get(self, image: str, what: str, ask: Callable[[Callable[[RegistryError], bool]], ManifestAnswer]) -> Kept:
-        """From here or from the registry. `ask` asks it, several times if need be, but not once more after an error for
-        which the function that it is given is true. Raises what `ask` raises."""
+        """Return a manifest from here or from the registry.
+
+        `ask` asks the registry, several times if need be, but not once more after an error for which the function that
+        it is given is true. Raises what `ask` raises.
+        """
         found = self.find(image, what)
         if found and is_digest(what):
             with contextlib.suppress(OSError):
@@ -107,8 +110,7 @@ class Manifests:
         return document
 
     def remove_unused(self, before: float) -> int:
-        """Removes those that were last asked for before that time (seconds since 1970); how many. Raises
-        SystemFailure."""
+        """Remove those last asked for before that time (seconds since 1970); return how many. Raises SystemFailure."""
         count = 0
         try:
             for name in os.listdir(self._directory):

@@ -73,7 +73,7 @@ def is_opaque(path: bytes) -> bool:
 
 
 def find(trees: Sequence[bytes], parts: Parts) -> Found | None:
-    """What the trees, the uppermost first, show under this name. No link on the way is followed."""
+    """Return what the trees, the uppermost first, show under this name. No link on the way is followed."""
     for tree in trees:
         path, hides = tree, is_opaque(tree)
         status = os.lstat(tree)

@@ -113,7 +113,7 @@ def _escaped(value: str) -> str:
 
 
 def encode(text: str) -> bytes:
-    """A path need not be UTF-8, the text must."""
+    """Encode the text: a path need not be UTF-8, the text must."""
     return text.encode(errors="replace")
 
 
@@ -135,8 +135,10 @@ def write_file(path: str, text: str) -> None:
 
 
 def serve(listener: socket.socket, text: Callable[[], str], ready: Callable[[], None]) -> None:
-    """Answers GET /metrics on a listening socket, which stays the caller's, until a signal ends it. Each client has a
-    thread. For the main thread."""
+    """Answer GET /metrics on a listening socket, which stays the caller's, until a signal ends it.
+
+    Each client has a thread. For the main thread.
+    """
     import signal
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

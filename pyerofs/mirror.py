@@ -52,9 +52,9 @@ class Health:
         return max(0.0, self._hold_until - self._clock())
 
     def claim(self) -> int:
-        """It is about to be asked; gives what failed() wants to know.
+        """Note that the mirror is about to be asked; return what failed() wants to know.
 
-        After a failure one thread finds out for all whether it is well again.
+        After a failure one thread finds out for all whether the mirror is well again.
         """
         with self._lock:
             if self.failures and not self.unwell():
@@ -101,7 +101,10 @@ class Mirror:
         return f"try {self.health.failures + 1}, after: {self.health.reason}" if self.health.failures else ""
 
     def ask(self, exchange: Callable[[Endpoint], Response]) -> tuple[Endpoint, Response]:
-        """The answer of the first endpoint that speaks HTTP, and that endpoint. Raises what `exchange` raises."""
+        """Return the answer of the first endpoint that speaks HTTP, and that endpoint.
+
+        Raises what `exchange` raises.
+        """
         if self._settled:
             return self._settled, exchange(self._settled)
         errors: list[TransportError] = []
@@ -139,9 +142,11 @@ def make_mirrors(
     environ: Mapping[str, str],
     scopes: tuple[str, ...] = (),
 ) -> list[Mirror]:
-    """The mirrors of `config`, and last the registry at `host`, which images call `namespace`. Raises UsageError.
+    """Return the mirrors of `config`, and last the registry at `host`, which images call `namespace`.
 
-    `credentials` are the user's for that host: no other one gets them, but what the files say for it by its own name.
+    Raises UsageError.
+
+    `credentials` are the user's for that host: no other host gets them, but what the files have for its own name.
     `scopes`: what tokens for that host must be good for beside what it asks for.
     """
 
@@ -179,7 +184,9 @@ def ask_each(
     begun: Callable[[], bool] = lambda: False,
     last_word: bool = False,
 ) -> T:
-    """What the first of the mirrors that can has to say; those in a bad state, and those to `avoid`, are asked last.
+    """Return the answer of the first mirror that has one.
+
+    Mirrors that failed lately, and those to `avoid`, come last.
 
     A failure leads to the next one, unless the answer had `begun` to be used. Raises the RegistryError that says most:
     a temporary one, so that it is tried again; the registry's own before a mirror's; any other before "not found". With

@@ -32,7 +32,7 @@ class Mkfs(NamedTuple):
 
 
 def find_mkfs() -> Mkfs:
-    """Raises SystemFailure that says how to get it."""
+    """Find mkfs.erofs. Raises SystemFailure that says how to get it."""
     path = program.find(_PROGRAM)
     if path is None:
         raise SystemFailure(f"{_PROGRAM} is not here: install the package erofs-utils")
@@ -47,7 +47,7 @@ def find_mkfs() -> Mkfs:
 
 
 def make_image(mkfs: Mkfs, root: str, image: str) -> None:
-    """Makes the file `image` of the directory `root`, which nobody changes meanwhile.
+    """Make the file `image` of the directory `root`, which must not change meanwhile.
 
     Raises SystemFailure where it fails, and where something of the directory would not be in the image.
     """
@@ -73,7 +73,7 @@ def make_image(mkfs: Mkfs, root: str, image: str) -> None:
 
 
 def _seal(image: str, build_time: int | None) -> None:
-    """A UUID that is the content's: overlayfs tells the layers of an image apart by theirs."""
+    """Give the image a UUID by its content: overlayfs tells the layers of an image apart by theirs."""
     with open(image, "r+b") as file:
         size = os.fstat(file.fileno()).st_size
         file.truncate(size + -size % BLOCK)

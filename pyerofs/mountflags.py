@@ -78,7 +78,10 @@ _EROFS_TEXTS = ("device", "domain_id", "fsid", "fsoffset")
 
 
 def kernel_options(items: list[str], *, writable: bool = False) -> tuple[int, str, tuple[str, ...]]:
-    """Flags and data for mount(2), and warnings. `writable`: what is mounted can be, and is unless "ro" says no."""
+    """Return flags and data for mount(2), and warnings.
+
+    `writable`: what is mounted can be written, and is unless "ro" says no.
+    """
     flags = 0 if writable else MS_RDONLY
     data: list[str] = []
     refused = False

@@ -84,7 +84,7 @@ class MountWatch:
 
 
 def check_target(path: str) -> str:
-    """The absolute real path of a mount point; UsageError unless it is a directory."""
+    """Return the absolute real path of a mount point. Raises UsageError unless it is a directory."""
     try:
         target = os.path.realpath(path, strict=True)
     except (OSError, ValueError) as error:
@@ -161,7 +161,7 @@ def mountinfo() -> list[MountInfo]:
 
 
 def parse_mountinfo(data: bytes) -> list[MountInfo]:
-    """The mounts in the bytes of a mountinfo file; a line that has not its form is left out."""
+    """Parse the bytes of a mountinfo file; malformed lines are left out."""
     mounts = []
     for line in data.split(b"\n"):
         mount_fields, separator, fs_fields = line.partition(b" - ")
@@ -177,7 +177,7 @@ def parse_mountinfo(data: bytes) -> list[MountInfo]:
 
 
 def find(target: str) -> MountInfo | None:
-    """The top-most mount at `target` (a real path), or None."""
+    """Return the top-most mount at `target` (a real path), or None."""
     return topmost(mountinfo(), target)
 
 
@@ -205,7 +205,7 @@ def libc() -> ctypes.CDLL:
 
 
 def check(result: int) -> int:
-    """What a function of libc() has returned. Raises OSError."""
+    """Return what a function of libc() has returned. Raises OSError."""
     import ctypes
 
     if result < 0:

@@ -23,12 +23,12 @@ SYS_BLOCK = "/sys/block"
 
 
 def node(index: int) -> str:
-    """The device's directory in sysfs."""
+    """Return the device's directory in sysfs."""
     return os.path.join(SYS_BLOCK, f"nbd{index}")
 
 
 def attribute(directory: str, name: str) -> str:
-    """An attribute of the device, of any kind, that has this directory in sysfs. Raises OSError."""
+    """Return an attribute of the device, of any kind, that has this directory in sysfs. Raises OSError."""
     with open(os.path.join(directory, name), encoding="utf-8") as f:
         return f.read().rstrip("\n")
 
@@ -44,7 +44,7 @@ def index_of(device: str | int) -> int:
 
 
 def backend_of(device: str | int) -> str | None:
-    """The identifier that the device was attached with; None when it has none or is not attached."""
+    """Return the identifier that the device was attached with; None where it has none or is not attached."""
     try:
         return attribute(node(index_of(device)), "backend")
     except OSError:
@@ -63,7 +63,7 @@ def indices() -> list[int]:
 
 
 def size_of(index: int) -> int:
-    """The device's size in bytes; 0 when there is no such device."""
+    """Return the device's size in bytes; 0 where there is no such device."""
     try:
         return int(attribute(node(index), "size")) * 512
     except OSError:
@@ -107,7 +107,7 @@ def make_node(index: int) -> None:
 
 
 def explain(error: OSError, what: str) -> PyerofsError:
-    """The error for the user that an errno of open, ioctl or netlink on `what` stands for."""
+    """Return the user's error for an errno of open, ioctl or netlink on `what`."""
     if error.errno in (errno.EPERM, errno.EACCES):
         if os.geteuid() != 0:
             return UsageError("NBD devices are for root only: try sudo")

@@ -69,7 +69,7 @@ def request(family: int, command: int, sequence: int, attributes: bytes) -> byte
 
 
 def messages(data: bytes) -> Iterator[Message]:
-    """The messages of one datagram; OSError(EBADMSG) at the first that is malformed."""
+    """Return the messages of one datagram. Raises OSError(EBADMSG) at the first that is malformed."""
     while data:
         if len(data) < _HEADER.size:
             raise _unreadable("a cut header")
@@ -81,7 +81,7 @@ def messages(data: bytes) -> Iterator[Message]:
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The (type, value) pairs of one level of attributes; OSError(EBADMSG) at the first that is malformed."""
+    """Return the (type, value) pairs of one level of attributes. Raises OSError(EBADMSG) at the first malformed one."""
     while data:
         if len(data) < _ATTRIBUTE.size:
             raise _unreadable("a cut attribute")
@@ -93,7 +93,10 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def device_list(attrs: bytes) -> list[tuple[int, bool]]:
-    """The (index, connected) pairs in the attributes of a STATUS answer; OSError(EBADMSG) when they are malformed."""
+    """Return the (index, connected) pairs in a STATUS answer's attributes.
+
+    Raises OSError(EBADMSG) for malformed ones.
+    """
     found = []
     for kind, listed in attributes(attrs):
         for item_kind, item in attributes(listed) if kind == _ATTR_DEVICE_LIST else ():
@@ -174,7 +177,7 @@ def status() -> list[tuple[int, bool]]:
 
 
 def family() -> int:
-    """The id of the NBD family; NoFamily when there is none."""
+    """Return the id of the NBD family. Raises NoFamily where there is none."""
     with _open() as sock:
         return _resolve(sock)
 
@@ -242,7 +245,7 @@ def _exchange(sock: socket.socket, to: int, command: int, sequence: int, attrs: 
 
 
 def _error_code(payload: bytes) -> int:
-    """The errno of an acknowledgement (struct nlmsgerr), 0 for success."""
+    """Return the errno of an acknowledgement (struct nlmsgerr), 0 for success."""
     code: int = -struct.unpack("=i", payload[:4])[0] if len(payload) >= 4 else -1
     if not 0 <= code < 4096:
         raise _unreadable("an acknowledgement without an errno")

@@ -8,8 +8,10 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Sends `state`, such as READY=1, where $NOTIFY_SOCKET asks for it. Raises nothing: who listens is no business of a
-    mount's. Any thread."""
+    """Send `state`, such as READY=1, where $NOTIFY_SOCKET asks for it. Any thread.
+
+    Raises nothing: a mount does not depend on who listens.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return

@@ -63,8 +63,11 @@ class OCIOptions:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """`flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given. `log_to`:
-    one of LOG_PLACES or an absolute path; `verity`: what is made of a layer's dm-verity tree."""
+    """Options of a mount.
+
+    `flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given. `log_to`: one
+    of LOG_PLACES or an absolute path; `verity`: how a layer's dm-verity tree is used.
+    """
 
     driver: Driver = "auto"
     flags: int = MS_RDONLY
@@ -95,9 +98,12 @@ _NEEDS_VALUE = object()
 
 
 class Row(NamedTuple):
-    """One option of ours. `bare` is its value where none is written; None leaves the field as it is. `many`: it may be
-    given several times, and its field is a tuple. `kind`: what it is in a configuration file; a "url" may hold a
-    password, an "amount" is a number or a text with a unit."""
+    """One option of ours.
+
+    `bare` is its value where none is written; None leaves the field as it is. `many`: it may be given several times,
+    and its field is a tuple. `kind`: what it is in a configuration file; a "url" may hold a password, an "amount" is a
+    number or a text with a unit.
+    """
 
     name: str
     field: str
@@ -187,7 +193,7 @@ MOUNT_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, ro
 
 
 def split(text: str) -> list[str]:
-    r"""Splits an `-o` string at its commas; empty items are dropped. Raises UsageError on an unclosed quote or a NUL.
+    r"""Split an `-o` string at its commas; empty items are dropped. Raises UsageError on an unclosed quote or a NUL.
 
     `\,` is a comma of the value and `\\` a backslash, any other backslash itself. As in mount(8), a value that begins
     with a double quote goes on to the next one, commas and backslashes included; the quotes are kept.
@@ -221,7 +227,7 @@ def split(text: str) -> list[str]:
 
 
 def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: Defaults = ()) -> MountOptions:
-    """Reads all `-o` strings of one mount, in their order. Raises UsageError, one line that names the option."""
+    """Parse all `-o` strings of one mount, in their order. Raises UsageError, one line that names the option."""
     driver = _DRIVERS.get(fstype)
     if driver is None:
         raise UsageError(f"unknown file system type {fstype!r}: there are {', '.join(_DRIVERS)}")
@@ -248,7 +254,7 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
 
 
 def parse_oci_options(texts: Sequence[str], defaults: Defaults = ()) -> OCIOptions:
-    """Reads the `-o` strings of a command that mounts nothing: `oci` options alone. Raises UsageError."""
+    """Parse the `-o` strings of a command that mounts nothing: `oci` options alone. Raises UsageError."""
     values, names, rest = _take_ours(texts)
     foreign = [item.partition("=")[0] for item in rest] + [name for name in names if _BY_NAME[name] in _MOUNT_ROWS]
     if foreign:
@@ -272,7 +278,7 @@ def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[st
 
 
 def read_layer(pairs: Iterable[tuple[str, str | None]]) -> dict[str, Any]:
-    """The values of options that were written in one place, by their field; None: a name without a value.
+    """Return the values of options that were written in one place, by their field; None: a name without a value.
 
     Raises UsageError, also for what does not fit together.
     """
@@ -323,7 +329,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
-    """The same options, one in each `-o` string, without those whose values are secret; and whether there were any."""
+    """Return the options, one in each `-o` string, without secret ones; and whether there were any."""
     kept, dropped = [], False
     for item in (item for text in texts for item in split(text)):
         name, equals, value = item.partition("=")
@@ -346,7 +352,7 @@ def _value(row: Row, value: str) -> Any:
 
 
 def find_row(name: str) -> Row:
-    """The option of this name. Raises UsageError that names the nearest one."""
+    """Return the option of this name. Raises UsageError that names the nearest one."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     from difflib import get_close_matches  # deferred: only an error needs it

@@ -57,14 +57,14 @@ def obstacle(manifest: Manifest) -> str:
 
 
 def way_out(manifest: Manifest) -> str:
-    """What whoever wants to mount the image can do."""
+    """Say what the user can do to mount the image."""
     return obstacle(manifest) or (
         "oci.convert=auto lets mount convert it, and `pyerofs convert` makes an EROFS image of it"
     )
 
 
 def summary(manifest: Manifest) -> str:
-    """What a convertible image is made of: "5 layers of tar+gzip, 120.0 MiB"."""
+    """Say what a convertible image is made of: "5 layers of tar+gzip, 120.0 MiB"."""
     kinds = Counter(_kind(layer) for layer in manifest.layers)
     names = [f"{count} {what}{'' if count == 1 else 's'} of {packed}" for (what, packed), count in kinds.items()]
     return f"{', '.join(names)}, {show_bytes(sum(layer.size for layer in manifest.layers))}"

@@ -30,8 +30,11 @@ _STACK = "stack"  # the name of the overlay's directory among those of the layer
 
 
 class Layer(NamedTuple):
-    """What one filesystem is mounted from. `data`: its options, `devices`: what it needs beside its path; `names`:
-    False for one that only lends its files to those above it; `label`: for messages."""
+    """What one filesystem is mounted from.
+
+    `data`: its options, `devices`: what it needs beside its path; `names`: False for one that only lends its files to
+    those above it; `label`: for messages.
+    """
 
     path: str
     label: str
@@ -48,7 +51,7 @@ class Upper(NamedTuple):
 
 
 def check_upper(upper: Upper) -> None:
-    """Raises UsageError for directories with which the kernel would refuse the mount, or ruin something."""
+    """Raise UsageError for directories with which the kernel would refuse the mount, or ruin something."""
     found = []
     for name, path in (("oci.upperdir", upper.upperdir), ("oci.workdir", upper.workdir)):
         try:
@@ -99,8 +102,10 @@ class _Builder(threading.Thread):
         self._error: Exception | None = None
 
     def wait(self) -> int:
-        """A descriptor of the stack, from now on the caller's. Interrupted, it leaves the thread to itself: that ends
-        when the reads that it waits for do."""
+        """Return a descriptor of the stack, from now on the caller's.
+
+        Interrupted, it leaves the thread to itself: that ends when the reads that it waits for do.
+        """
         self.start()
         try:
             self.join()
@@ -130,8 +135,10 @@ class _Builder(threading.Thread):
                 self._tree = tree
 
     def _find(self, stack: ExitStack) -> None:
-        """Takes hold of what the layers are mounted from, as it is seen outside: a file that was reached by a mount of
-        the namespace to come would not keep the real one of it busy."""
+        """Open what the layers are mounted from, as it is seen outside.
+
+        A file reached through a mount of the namespace to come would not keep the real one busy.
+        """
         for path in (path for layer in self._layers for path in (layer.path, *layer.devices)):
             if path not in self._held:
                 try:

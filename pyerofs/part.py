@@ -157,7 +157,7 @@ class Part:
 
 
 def choose_tree(chosen: Chosen, options: MountOptions, source: str, log: Callable[[str], None]) -> Tree | None:
-    """What the kernel is to verify a layer of the image `source` by. Raises ImageError."""
+    """Return the tree by which the kernel is to verify a layer of the image `source`. Raises ImageError."""
     if options.verity == "none":
         return None
     from .verity import choose

@@ -38,29 +38,33 @@ class Origin(Protocol):
     def root(self) -> Document: ...
 
     def document(self, entry: Descriptor) -> Document:
-        """Raises ImageError where it is another one than its descriptor says, RegistryError."""
+        """Return a document. Raises ImageError where it is another one than its descriptor says, RegistryError."""
         ...
 
     def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> AbstractContextManager[str]:
-        """The path of a file with the blob, which has been looked through; it may lie in `directory`, and may be moved
-        from there. None: wherever there is room."""
+        """Give the path of a file with the blob, which has been verified.
+
+        It may lie in `directory`, and may be moved from there. None: wherever there is room.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class Receiver(Protocol):
-    """Where an image goes that is made here: its blobs first, then its documents, the root of all last. `name` is for
-    people."""
+    """Where an image goes that is made here: its blobs first, then its documents, the root of all last.
+
+    `name` is for messages.
+    """
 
     name: str
 
     def add_file(self, digest: str, path: str, progress: Progress) -> str:
-        """Takes a blob out of a file; says in a word what that took."""
+        """Store the blob in the file `path`. Returns what happened: "pushed", "written" or "already there"."""
         ...
 
     def add_layer(self, made: Made, progress: Progress) -> str:
-        """Takes a layer that has been made."""
+        """Store a layer that has been made."""
         ...
 
     def add_document(self, document: Document, *, root: bool) -> None: ...
@@ -72,7 +76,7 @@ class Target(Receiver, Protocol):
     """Where an image goes, also as it is."""
 
     def add(self, entry: Descriptor, origin: Origin, progress: Progress) -> str:
-        """Takes a blob; says in a word what that took."""
+        """Store a blob of `origin`. Returns what happened, in a word or two."""
         ...
 
     def has_document(self, document: Document) -> bool:
@@ -254,12 +258,12 @@ _ORIGINS: dict[Kind, Callable[[Location, OCIOptions, Trace], Origin]] = {
 
 
 def open_origin(location: Location, options: OCIOptions, trace: Trace = None) -> Origin:
-    """Raises UsageError, ImageError."""
+    """Open where an image comes from. Raises UsageError, ImageError."""
     return _ORIGINS[location.kind](location, options, trace)
 
 
 def open_target(location: Location, options: OCIOptions, trace: Trace = None, origin: Origin | None = None) -> Target:
-    """Raises UsageError, ImageError."""
+    """Open where an image goes. Raises UsageError, ImageError."""
     if location.kind == "oci":
         return LayoutTarget(location)
     if location.kind == "registry":

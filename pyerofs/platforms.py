@@ -55,7 +55,7 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Reads `os/architecture[/variant]`. Raises UsageError."""
+        """Parse `os/architecture[/variant]`. Raises UsageError."""
         words = text.split("/")
         if len(words) not in (2, 3) or not all(_WORD.fullmatch(word) for word in words):
             raise UsageError(f"{text!r} is not a platform: write OS/ARCHITECTURE[/VARIANT], for example linux/arm64/v8")
@@ -63,7 +63,7 @@ class Platform:
 
     @classmethod
     def host(cls) -> Platform:
-        """This machine's, by uname(2)."""
+        """Return this machine's platform, by uname(2)."""
         name = os.uname()
         machine = name.machine
         architecture, variant = _MACHINES.get(machine, (machine, ""))

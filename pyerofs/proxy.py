@@ -41,7 +41,10 @@ Choice = Callable[[Url], Proxy | None]
 
 
 def parse(text: str, where: str) -> Proxy:
-    """The proxy at `text`, a URL or host:port. UsageError that names `where` it stands, and not what stands there."""
+    """Parse the proxy at `text`, a URL or host:port.
+
+    Raises UsageError that names `where` it stands, and not its value.
+    """
     found = _PROXY.fullmatch(text)
     if not found or (found[4] and not 0 < int(found[4]) < 65536):
         raise UsageError(f"{where} is not the URL of a proxy: write http://[USER:PASSWORD@]HOST:PORT")

@@ -42,7 +42,7 @@ def parse_size(name: str, value: str) -> int:
 
 
 def parse_limit(name: str, value: str) -> Limit:
-    """A size, or N% of the filesystem, 1 to 100."""
+    """Parse a size, or N% of the filesystem, 1 to 100."""
     match = re.fullmatch(r"([0-9]{1,3})%", value, re.ASCII)
     if match and 1 <= int(match[1]) <= 100:
         return Limit(int(match[1]), percent=True)

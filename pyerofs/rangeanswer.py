@@ -211,6 +211,6 @@ class RangeAnswer:
         return any(is_digest(text) and text.startswith(algorithm) and text != self._digest for text in stated)
 
     def _refuse(self, head: Response, why: str, *, temporary: bool = True) -> None:
-        """The first reason counts."""
+        """Refuse the answer; the first reason counts."""
         if not self._error:
             self._error = RegistryError(f"{head.url.authority}: {self}: {why}", temporary=temporary)

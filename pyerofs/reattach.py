@@ -1,5 +1,4 @@
-"""Taking over what is mounted: a new daemon for a mount whose daemon is dead, hangs or is of an older version, and the
-end by force."""
+"""Taking over mounts: a new daemon for one whose daemon is dead, hangs or is older, and the end by force."""
 
 from __future__ import annotations
 
@@ -38,7 +37,10 @@ def _ignore(_: str) -> None:
 
 
 def find_record(what: str) -> Record:
-    """The record of a mount point, a device or a record's id, its daemon being alive or not. Raises UsageError."""
+    """Return the record of a mount point, a device or a record's id, whether its daemon lives or not.
+
+    Raises UsageError.
+    """
     records = [r for r in read_all(dead=True) if r.boot == boot_id()]
     mounted = mountpoint.find(os.path.realpath(what))
     names = {os.path.realpath(what), what, os.path.join("/dev", what), mounted.source if mounted else what}
@@ -49,7 +51,7 @@ def find_record(what: str) -> Record:
 
 
 def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[str], None] = _ignore) -> None:
-    """Gives the mount a new daemon, of this version, while reads go on; returns when it serves.
+    """Give the mount a new daemon, of this version, while reads go on; return when it serves.
 
     `what`: the mount point, the device, or a record's id. `options` are added to those of the mount: what is secret of
     those is not kept once both the daemon and its supervisor are dead. Raises UsageError, MountFailure, SystemFailure.
@@ -85,8 +87,10 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
 
 
 def _configured(record: Record, report: Callable[[str], None]) -> Defaults:
-    """What the record does not hold, since it is secret, the configuration may still have; broken, it is no reason to
-    give up a mount."""
+    """Return the configuration's defaults: what the record lacks, since it is secret, may still be there.
+
+    A broken configuration is no reason to give up a mount.
+    """
     try:
         return config.load().defaults(record.source)
     except UsageError as e:
@@ -107,7 +111,7 @@ def _start(record: Record, request: MountRequest, answer: Answer | None, report:
 
 
 def _hand_over(record: Record) -> Answer | None:
-    """What the old daemon gives away before it ends; None when there is none that answers."""
+    """Return what the old daemon hands over before it ends; None where none answers."""
     deadline = time.monotonic() + SUPERVISOR_PATIENCE
     while True:
         now = read(record.id) or record
@@ -123,7 +127,7 @@ def _hand_over(record: Record) -> Answer | None:
 
 
 def _end(processes: Sequence[int]) -> None:
-    """The supervisor first, so that it does not start another daemon."""
+    """Kill the supervisor first, so that it does not start another daemon."""
     for fd in processes:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -157,8 +161,7 @@ def _left(record: Record) -> str:
 
 
 def disconnect(what: str) -> None:
-    """Ends a mount's devices by force: reads that wait get an I/O error, what is mounted of them is detached, and the
-    daemon ends.
+    """End a mount's devices by force: waiting reads get an I/O error, mounts of them are detached, the daemon ends.
 
     `what`: a device, or a mount point of it. Raises UsageError, MountFailure, SystemFailure.
     """

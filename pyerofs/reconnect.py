@@ -16,9 +16,9 @@ PAUSE = 0.002  # seconds between two tries: it notices within a few of them
 
 
 def reconnect(index: int, identifier: str) -> socket.socket | None:
-    """The server's end of a new socket of device `index`, in the transmission phase; the caller owns it.
+    """Return the server's end of a new socket of device `index`, in the transmission phase; the caller owns it.
 
-    None: the device is no longer that which was attached as `identifier`. Raises MountFailure when no socket of it is
+    None: the device is no longer the one that was attached as `identifier`. Raises MountFailure when no socket of it is
     dead, UsageError and SystemFailure without the right or the kernel for it. Any thread.
     """
     deadline = time.monotonic() + PATIENCE

@@ -1,5 +1,8 @@
-"""Records: what each mount's daemon says of itself, for `list`, `umount` and `reattach`. JSON in /run/pyerofs, never a
-secret: what a new daemon needs that is secret it has from its predecessor, or else from where credentials are kept."""
+"""Records: what each mount's daemon says of itself, for `list`, `umount` and `reattach`.
+
+JSON in /run/pyerofs, never a secret: a new daemon has its secrets from its predecessor, or else from where credentials
+are kept.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ VERSION = 3
 
 
 def make_directory() -> str:
-    """The directory of the records, and of what belongs to them. Raises OSError."""
+    """Make the directory of the records and of what belongs to them. Raises OSError."""
     os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
     return DIRECTORY
 
@@ -32,9 +35,12 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordPart:
-    """One blob of the mount. `id` is its device's backend identifier. `size` in bytes, `device` what the blob is
-    attached as, `how` it is attached: netlink, ioctl or fuse; `verity`: the dm-verity device over that, "" for none;
-    `role` as in compose.py; `origin`: the layer as its manifest describes it, for a new daemon."""
+    """One blob of the mount.
+
+    `id` is its device's backend identifier. `size` in bytes, `device` what the blob is attached as, `how` it is
+    attached: netlink, ioctl or fuse; `verity`: the dm-verity device over that, "" for none; `role` as in compose.py;
+    `origin`: the layer as its manifest describes it, for a new daemon.
+    """
 
     id: str
     device: str
@@ -49,10 +55,13 @@ class RecordPart:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`pid`: the daemon, `supervisor`: the process that watches it, 0 for none; with each its start in clock ticks
-    since boot, which tells it from another process with the same number. `device` is what was mounted, as mountinfo
-    shows it: a part's device, or the record's `id` for a stack. `request`: what a new daemon is asked, without secrets
-    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file."""
+    """What a mount's daemon says of itself.
+
+    `pid`: the daemon, `supervisor`: the process that watches it, 0 for none; with each its start in clock ticks since
+    boot, which tells it from another process with the same number. `device` is what was mounted, as mountinfo shows it:
+    a part's device, or the record's `id` for a stack. `request`: what a new daemon is asked, without secrets
+    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file.
+    """
 
     id: str
     pid: int
@@ -73,7 +82,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """What as_dict() has given, by way of JSON. Raises TypeError, KeyError for what is none."""
+        """Read what as_dict() has given, by way of JSON. Raises TypeError, KeyError for what is no record."""
         return cls(**{**values, "parts": tuple(RecordPart(**part) for part in values["parts"])})
 
     @property
@@ -160,7 +169,7 @@ class Record:
 
 
 def start_of(pid: int) -> int:
-    """The process's start in clock ticks since boot (proc(5), stat, field 22); 0 when there is none, or a zombie."""
+    """Return the process's start in clock ticks since boot (proc(5), stat, field 22); 0 for none, or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
             fields = f.read().rpartition(")")[2].split()
@@ -170,7 +179,7 @@ def start_of(pid: int) -> int:
 
 
 def read(identifier: str) -> Record | None:
-    """The record with this id; None where there is none, or one that cannot be read or has another version."""
+    """Return the record with this id; None where there is none, or one that cannot be read or has another version."""
     try:
         with open(os.path.join(DIRECTORY, f"{identifier}.json"), encoding="utf-8") as f:
             values = json.load(f)
@@ -180,8 +189,10 @@ def read(identifier: str) -> Record | None:
 
 
 def read_all(*, dead: bool = False) -> list[Record]:
-    """Every record of this boot whose daemon or supervisor lives, by target; with `dead` the others too, those of
-    earlier boots included. What cannot be read or has another version is left out."""
+    """Return every record of this boot whose daemon or supervisor lives, by target.
+
+    With `dead` the others too, those of earlier boots included. What cannot be read or has another version is left out.
+    """
     try:
         names = os.listdir(DIRECTORY)
     except OSError:

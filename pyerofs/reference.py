@@ -46,7 +46,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Reads a reference as Docker does; a leading `docker://` is dropped. Raises UsageError, one line."""
+        """Parse a reference as Docker does; a leading `docker://` is dropped. Raises UsageError, one line."""
         _refuse_url(text)
         name, at, digest = text.removeprefix("docker://").partition("@")
         if at and "/" in digest:
@@ -91,7 +91,7 @@ def _refuse_url(text: str) -> None:
 
 
 def _split_registry(name: str) -> tuple[str, str]:
-    """The registry and the rest; a first component that can be no part of a repository is a host."""
+    """Return the registry and the rest; a first component that can be no part of a repository is a host."""
     first, slash, rest = name.partition("/")
     if not slash or not ("." in first or ":" in first or first == "localhost" or first != first.lower()):
         first, rest = DOCKER_HUB, name

@@ -94,10 +94,12 @@ class Registry:
         cancel: Callable[[], bool] | None = None,
         timeout: float = _MANIFEST_TIMEOUT,
     ) -> ManifestAnswer:
-        """The manifest or index with this tag or digest, of the media types `accept`; one with a digest is verified.
+        """Return the manifest or index with this tag or digest, of the media types `accept`.
 
-        One attempt at each mirror, of `timeout` seconds. RegistryError (NotFoundError, AuthError): .temporary says
-        whether another attempt may help. ImageError: what came has not the digest.
+        One with a digest is verified.
+
+        One attempt at each mirror, of `timeout` seconds. Raises RegistryError (NotFoundError, AuthError), whose
+        .temporary says whether another attempt may help, and ImageError where what came has another digest.
         """
         by_digest = is_digest(reference)
         wrong: list[ImageError] = []
@@ -152,6 +154,8 @@ class Registry:
         return ManifestAnswer(response.body, media_type)
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Blob:
-        """The blob with this digest and (from its descriptor) size in bytes. No request is made. `log` gets a line for
-        each mirror whose bytes turn out to be wrong, from any thread."""
+        """Return the blob with this digest and (from its descriptor) size in bytes. No request is made.
+
+        `log` gets a line for each mirror whose bytes turn out to be wrong, from any thread.
+        """
         return Blob(self.capable("pull"), digest, size, log=log)

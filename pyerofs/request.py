@@ -98,7 +98,7 @@ def header_lines(request: Request) -> list[str]:
 
 
 def redacted(request: Request, body: bytes) -> bytes:
-    """The text of a refusal without the secrets that the request had: some servers repeat what they were sent."""
+    """Return the text of a refusal without the request's secrets: some servers repeat what they were sent."""
     for secret in (request.authorization, *(value for _, value in request.hidden)):
         text = secret.reveal().encode() if secret else b""
         for part in (text, text.partition(b" ")[2]):

@@ -1,5 +1,7 @@
-"""How long to leave a server alone after a failure: exponential backoff with jitter; and how often it is tried again
-while something is being opened."""
+"""How long to leave a server alone after a failure, and how often to try again while something is opened.
+
+Exponential backoff with jitter.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def delay(attempt: int, asked: float | None = None, most: float = MAX, first: fl
 
 
 def pause(seconds: float, cancel: Callable[[], bool]) -> None:
-    """Waits that long, or until `cancel` says so."""
+    """Wait that long, or until `cancel` says so."""
     end = time.monotonic() + seconds
     while not cancel() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE))
@@ -45,7 +47,9 @@ def patiently(
     timeout: float,
     enough: Callable[[RegistryError], bool] = lambda _: False,
 ) -> T:
-    """What `ask` gives, after a few tries if need be, within `timeout` seconds; it gets the seconds that are left.
+    """Return what `ask` gives, after a few tries if need be, within `timeout` seconds.
+
+    It gets the seconds that are left.
 
     `enough` tells the failures after which there is no other try. Raises what `ask` raises.
     """

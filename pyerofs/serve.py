@@ -27,8 +27,10 @@ SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 def listen(unix: str | None, tcp: str | None, name: str = "") -> tuple[socket.socket, str]:
-    """A listening socket, and the NBD URI of what it serves; the caller owns the socket and the path. `name`: of the
-    argument, for the UsageError."""
+    """Return a listening socket and the NBD URI of what it serves; the caller owns the socket and the path.
+
+    `name`: of the argument, for the UsageError.
+    """
     if unix is not None:
         return _listen_unix(unix, name or "--unix"), f"nbd+unix:///?socket={os.path.abspath(unix)}"
     host, colon, port = (tcp or "").rpartition(":")
@@ -68,7 +70,7 @@ def _listen_unix(path: str, name: str) -> socket.socket:
 
 
 def _is_stale(path: str) -> bool:
-    """A socket that nobody listens on, left behind by a server that was killed."""
+    """Tell whether a killed server has left the socket behind: nobody listens on it."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False  # connecting to any other file is refused as well
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -82,7 +84,7 @@ def _is_stale(path: str) -> bool:
 
 
 def serve(export: Export, listener: socket.socket, log: Callable[[str], None], ready: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT; then reads under way are answered, and everything is closed, the export too.
+    """Serve until SIGTERM or SIGINT; then answer the reads under way and close everything, the export too.
 
     For the main thread. Raises SystemFailure.
     """

@@ -121,14 +121,16 @@ class Server:
             self._log(f"a client took no more replies: {e.strerror}")
 
     def drain(self) -> None:
-        """Reads that are under way are still answered, then the connections end."""
+        """Answer the reads that are under way, then end the connections."""
         with self._lock:
             for connection in self._clients.values():
                 connection.drain()
 
     def begin_pause(self) -> list[threading.Thread]:
-        """Has the clients' connections begin what pause() waits for, so that several servers take no longer than one;
-        the threads that do."""
+        """Start what pause() waits for, so that several servers take no longer than one.
+
+        Return the threads that do it.
+        """
         with self._lock:
             threads = [thread for thread in self._clients if thread not in self._monitors]
             for thread in threads:
@@ -138,8 +140,12 @@ class Server:
         return threads
 
     def pause(self) -> list[socket.socket]:
-        """Ends every client's connection between two requests, and gives back the sockets on which another server can
-        go on; those that could not be brought there within about a second are closed. The caller owns them."""
+        """End every client's connection between two requests, and return the sockets on which another server can go on.
+
+        Nd every client's connection between two requests, and return the sockets on which another server can go on.
+
+        Those that could not be brought there within about a second are closed. The caller owns the sockets.
+        """
         for thread in self.begin_pause():
             while thread.is_alive():
                 thread.join(WAKE_INTERVAL)
@@ -154,7 +160,7 @@ class Server:
                 connection.stop()
 
     def close(self) -> None:
-        """Ends every connection and waits for that."""
+        """End every connection and wait for that."""
         self.stop()
         with self._lock:
             threads = list(self._threads)

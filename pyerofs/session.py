@@ -28,7 +28,7 @@ def _ignore(_: str) -> None:
 
 
 def choose_driver(source: Location, options: MountOptions) -> tuple[str, str]:
-    """The driver for `-t erofs`, and why. Raises UsageError for one that was named and does not fit."""
+    """Return the driver for `-t erofs`, and why. Raises UsageError for one that was named and does not fit."""
     local = source.kind == "file"
     if options.driver == "local" and not local:
         raise UsageError(f"{source} is not a local file: an image is mounted with -t erofs.nbd or -t erofs.fuse")
@@ -164,8 +164,10 @@ def _still_mounted(found: mountpoint.MountInfo) -> bool:
 
 
 def open_processes(record: Record, stack: ExitStack) -> list[int]:
-    """Pidfds of its supervisor and its daemon, as far as they live: they cannot come to mean other processes. The stack
-    owns them."""
+    """Return pidfds of its supervisor and its daemon, as far as they live; the stack owns them.
+
+    They cannot come to mean other processes.
+    """
     found = []
     for pid, started in ((record.supervisor, record.supervisor_started), (record.pid, record.started)):
         try:

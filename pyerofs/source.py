@@ -70,7 +70,7 @@ class Source(Protocol):
         """
 
     def content(self) -> str | None:
-        """The digest that the whole must have, as far as that is known. Any thread."""
+        """Return the digest that the whole must have, as far as that is known. Any thread."""
 
     def complete(self) -> None:
         """All of it is in the cache, so that what is kept for reading may go. It may be read again. Any thread."""
@@ -79,8 +79,11 @@ class Source(Protocol):
 
 
 class Image(NamedTuple):
-    """A reference, resolved: `manifest` is `digest`'s. `root` and `root_digest`: what the reference itself names, which
-    is that manifest or an index on the way to it. `name` is for people."""
+    """A reference, resolved: `manifest` is `digest`'s.
+
+    `root` and `root_digest`: what the reference itself names, which is that manifest or an index on the way to it.
+    `name` is for messages.
+    """
 
     name: str
     digest: str
@@ -151,7 +154,7 @@ def _ignore(_: str) -> None:
 def connect(
     text: str, options: OCIOptions, *, trace: Callable[[str], None] | None = None, scopes: tuple[str, ...] = ()
 ) -> tuple[Reference, Registry, Transport]:
-    """The registry of a reference; no request is made. The caller closes the transport. Raises UsageError.
+    """Return the registry of a reference; no request is made. The caller closes the transport. Raises UsageError.
 
     `scopes`: what its tokens must be good for, beside what it asks for.
     """
@@ -188,7 +191,7 @@ def connect(
 
 
 def host_config(registry: str, options: OCIOptions, roots: Roots | None = None) -> HostConfig:
-    """This machine's configuration of a registry's hosts, with what the options add to it. Raises UsageError."""
+    """Return this machine's configuration of a registry's hosts, with what the options add. Raises UsageError."""
     from .hosts import Host, HostConfig, certificates, check_readable, default_roots, load, parse_api_url
 
     roots = roots or default_roots(os.environ, os.getuid())
@@ -212,10 +215,10 @@ def open_image(
     kept: Manifests | None = None,
     log: Callable[[str], None] = _ignore,
 ) -> Source:
-    """Resolves a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
+    """Resolve a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
 
-    `trace` gets a line for each exchange with the registry, then and later, `log` one for what a person may want to
-    know. `kept`: manifests of earlier times, for when the registry cannot be reached.
+    `trace` gets a line for each exchange with the registry, then and later, `log` one for the user. `kept`: manifests
+    of earlier times, for when the registry cannot be reached.
     """
 
     def choose(manifest: Manifest) -> tuple[Part, ...]:
@@ -234,9 +237,11 @@ def find_parts(
     cancel: Callable[[], bool] = _never,
     kept: Manifests | None = None,
 ) -> list[tuple[Part, Opener]]:
-    """As open_image(), for every part of what the options name, a layer or the whole image, but none is opened yet: a
-    function does that, from any thread, and raises RegistryError, ImageError, SystemFailure. They share their
-    connections; the first that is closed closes those that are idle, and the others make new ones."""
+    """Resolve a reference to every part of what the options name, a layer or the whole image, each with its opener.
+
+    None is opened yet: its function does that, from any thread, and raises RegistryError, ImageError, SystemFailure.
+    They share their connections; the first that is closed closes those that are idle, and the others make new ones.
+    """
     reference, registry, transport = connect(text, options, trace=trace)
     try:
         image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
@@ -256,8 +261,10 @@ def parts_of(
     cancel: Callable[[], bool] = _never,
     converted: bool = False,
 ) -> list[tuple[Part, Opener]]:
-    """As find_parts(), of an image whose blobs `blobs` has. Raises ImageError, OrdinaryImage; the caller then still
-    owns the connections."""
+    """Return the parts as find_parts() does, of an image whose blobs `blobs` has.
+
+    Raises ImageError, OrdinaryImage; the caller then still owns the connections.
+    """
     manifest = image.manifest
     if not native_layers(manifest) and options.layer is None and options.blob is None:
         from .ordinary import OrdinaryImage
@@ -294,8 +301,10 @@ def known_layers(
     *,
     trace: Callable[[str], None] | None = None,
 ) -> list[Opener]:
-    """Layers that have been opened before, each with the number of bytes that its source had: as find_parts(), but what
-    is in the cache is not asked for. Raises UsageError."""
+    """Return openers of layers that have been opened before, each with the number of bytes that its source had.
+
+    What is in the cache is not asked for. Raises UsageError.
+    """
     reference, registry, transport = connect(text, options, trace=trace)
     return reopened(str(reference), layers, registry, transport, options)
 
@@ -328,7 +337,7 @@ def get_document(
     timeout: float = DEFAULT_TIMEOUT,
     kept: tuple[Manifests, str] | None = None,
 ) -> tuple[str, Manifest | Index]:
-    """The manifest or index with this tag or digest, and its digest; it may take `timeout` seconds in all.
+    """Return the manifest or index with this tag or digest, and its digest; it may take `timeout` seconds in all.
 
     `kept`: manifests of earlier times, and the image's name among them. Raises RegistryError, ImageError.
     """
@@ -350,8 +359,10 @@ def get_answer(
     timeout: float = DEFAULT_TIMEOUT,
     enough: Callable[[RegistryError], bool] = _no,
 ) -> ManifestAnswer:
-    """The manifest or index as it was sent, and the digest verified where `what` is one; after a failure that is
-    `enough` there is no other try. Raises RegistryError, ImageError."""
+    """Return the manifest or index as it was sent, and the digest verified where `what` is one.
+
+    After a failure that is `enough` there is no other try. Raises RegistryError, ImageError.
+    """
     return patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
 
 

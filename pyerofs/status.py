@@ -27,8 +27,10 @@ _SHARES = (("p50_seconds", 0.5), ("p90_seconds", 0.9), ("p99_seconds", 0.99))
 
 
 def snapshot(exports: Sequence[Export], record: Record, started: float) -> dict[str, Any]:
-    """What is known of a mount now; JSON-able. `started`: of the daemon, by time.monotonic(). Any thread. Raises
-    MountFailure once an export is being closed."""
+    """Return what is known of a mount now; JSON-able.
+
+    `started`: of the daemon, by time.monotonic(). Any thread. Raises MountFailure once an export is being closed.
+    """
     with ExitStack() as stack:
         for export in exports:
             stack.enter_context(export.using())
@@ -101,7 +103,7 @@ def _cache(exports: Sequence[Export], stats: Stats) -> dict[str, Any]:
 
 
 def identity(record: Record) -> dict[str, Any]:
-    """What a record tells, also when the daemon does not."""
+    """Return what a record tells, also when the daemon does not."""
     return {
         "id": record.id,
         "target": record.target,

@@ -74,7 +74,7 @@ class Superblock:
 
 
 def parse(head: bytes, page_size: int = 4096) -> Superblock:
-    """Reads the superblock from the first HEAD bytes, or more, of an image.
+    """Parse the superblock in the first HEAD bytes, or more, of an image.
 
     Raises ImageError where it is not EROFS, or has blocks above the `page_size` (bytes), which no kernel mounts.
     """
@@ -106,7 +106,9 @@ def parse(head: bytes, page_size: int = 4096) -> Superblock:
 
 
 def sealed(block: bytes, uuid: bytes, build_time: int | None) -> bytes:
-    """The image's first block with this UUID (16 bytes), and with this time of making (seconds since 1970) unless None.
+    """Return the image's first block with this UUID (16 bytes), and this build time (seconds since 1970) unless None.
+
+    Eturn the image's first block with this UUID (16 bytes), and this build time (seconds since 1970) unless None.
 
     `block` has been read by parse(), and is a whole one.
     """
@@ -168,7 +170,7 @@ def first_look(file: BinaryIO, name: str) -> None:
 
 
 def check_size(superblock: Superblock, size: int) -> None:
-    """Raises ImageError where a blob or file of `size` bytes is shorter than its superblock says."""
+    """Raise ImageError where a blob or file of `size` bytes is shorter than its superblock says."""
     if size < superblock.size:
         raise ImageError(
             f"the EROFS image is truncated: it has {size} bytes, and {superblock.size} by its superblock "

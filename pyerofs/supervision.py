@@ -45,7 +45,7 @@ class Supervision:
         self._began = 0.0
 
     def start(self, target: str) -> None:
-        """Starts a supervisor, which comes up while the caller goes on; watch() waits for it."""
+        """Start a supervisor, which comes up while the caller goes on; watch() waits for it."""
         ours, theirs = socket.socketpair()
         ours.settimeout(READY_PATIENCE)
         self._began = time.monotonic()
@@ -61,15 +61,18 @@ class Supervision:
             theirs.close()
 
     def adopt(self, channel: Channel, pid: int) -> None:
-        """That which has started this worker and watches it. The channel is this object's from now on."""
+        """Take the supervisor that has started this worker and watches it.
+
+        The channel belongs to this object from now on.
+        """
         self._channel, self.pid, self.started, self._began = channel, pid, start_of(pid), time.monotonic()
 
     def fileno(self) -> int:
-        """What becomes readable when the supervisor has died; -1 when there is none."""
+        """Return what becomes readable when the supervisor has died; -1 when there is none."""
         return self._channel.fileno() if self._channel else -1
 
     def watch(self, what: Watch) -> None:
-        """Gives a supervisor that start() has started its work, and waits until it does it."""
+        """Have a supervisor that start() has started do its work, and wait until it does."""
         channel = self._channel
         if channel is None:
             return
@@ -87,7 +90,7 @@ class Supervision:
             heart.close()
 
     def lost(self) -> None:
-        """The supervisor has died, as fileno() has told."""
+        """Note that the supervisor has died, as fileno() has told."""
         self._log("the supervisor has died")
         self.pause = longer(self.pause, time.monotonic() - self._began)
         self._close()
@@ -116,13 +119,15 @@ class Supervision:
 
 
 def longer(pause: float, lived: float = 0.0) -> float:
-    """The next pause before a process that has died after `lived` seconds, or did not come up, is started once more: no
-    two shall keep a machine busy with starting one another."""
+    """Return the next pause before a process that died after `lived` seconds, or did not come up, is started again.
+
+    No two processes shall keep a machine busy with starting one another.
+    """
     return 0.0 if lived >= LIFE_MIN else min(max(2 * pause, PAUSE_FIRST), PAUSE_MAX)
 
 
 def reap() -> None:
-    """Collects supervisors that have ended; nothing waits for them."""
+    """Collect supervisors that have ended; nothing waits for them."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -68,8 +68,10 @@ class Heartbeat:
         return self._socket.fileno()
 
     def ask(self) -> None:
-        """A read, which passes the store's locks and may wait for the registry, and behind it one of nothing, which is
-        refused at once, but only when the first has been dealt with."""
+        """Send a read, which passes the store's locks and may wait for the registry, and an empty read behind it.
+
+        That one is refused at once, but only when the first has been dealt with.
+        """
         self._cookie += 2
         with contextlib.suppress(OSError):  # it has died, or reads nothing: which will be seen
             self._socket.send(
@@ -78,7 +80,7 @@ class Heartbeat:
             )
 
     def listen(self) -> bool:
-        """Takes what has come; False when the other side has hung up."""
+        """Take what has come; return False when the other side has hung up."""
         try:
             piece = self._socket.recv(1 << 16)
         except BlockingIOError:
@@ -243,7 +245,7 @@ class Supervisor:
         self._heart, self._channel, self._pidfd = None, None, -1
 
     def _clean_up(self) -> None:
-        """The mount has ended while no worker was there to see it."""
+        """Remove what is left of a mount that has ended while no worker was there to see it."""
         clear(self._record.id)
         self._events.stop()
 
@@ -291,7 +293,7 @@ class Supervisor:
             self._events.after(self._pause, self._restart)
 
     def _start_worker(self) -> bool:
-        """False when there is no device any more to serve."""
+        """Start a worker; return False when there is no device any more to serve."""
         request = self._request
         if request is None:
             return False

@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 def show(name: bytes) -> str:
-    """A name fit for one line of a message."""
+    """Return a name fit for one line of a message."""
     text = ascii(name.decode("utf-8", "backslashreplace"))
     return text if len(text) <= 120 else f"{text[:117]}...'"
 
@@ -97,7 +97,7 @@ class Tar:
                 pax, sparse, long_name, long_link = {}, [], b"", b""
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        """The content of the file just given: pieces with their offsets; what no piece covers is zeros."""
+        """Yield the content of the file just given, in pieces with their offsets; what no piece covers is zeros."""
         for offset, length in self._map:
             end = offset + length
             while offset < end:
@@ -212,7 +212,7 @@ class Tar:
     # Blocks
 
     def _header(self) -> bytes | None:
-        """The next header; None at the archive's end."""
+        """Return the next header; None at the archive's end."""
         block = self._up_to(_BLOCK)
         if not block:
             return None

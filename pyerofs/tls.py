@@ -29,7 +29,7 @@ class TLS(NamedTuple):
     verify: bool = True
 
     def elsewhere(self) -> TLS:
-        """The same for a host that this one sends us to: it never gets to see the client certificate."""
+        """Return the same for a host that this one sends us to, which never gets to see the client certificate."""
         return TLS(self.ca, None, None, self.verify)
 
 
@@ -72,7 +72,7 @@ def _checked(variable: str, path: str) -> str:
 
 
 def merged(paths: tuple[str, ...]) -> bytes:
-    """The certificates of all `paths` as one PEM text. UsageError for a file that cannot be read.
+    """Return the certificates of all `paths` as one PEM text. Raises UsageError for a file that cannot be read.
 
     libcurl takes one file or one text. A file that has changed since is read again, as a mount lives for weeks.
     """

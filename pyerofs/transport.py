@@ -59,7 +59,7 @@ class Transport:
         self.received = Meter()  # bytes of the heads and bodies of all answers, also while they come
 
     def request(self, request: Request) -> Response:
-        """The answer, whatever its status. TransportError when there was none or only a part of it.
+        """Return the answer, whatever its status. Raises TransportError where there was none, or only a part of it.
 
         An exception of a callback ends the transfer and comes out of here unchanged.
         """
@@ -87,7 +87,7 @@ class Transport:
             self._give_back(curl)
 
     def close(self) -> None:
-        """Closes the idle connections; exchanges under way close theirs as they end. May be called again."""
+        """Close the idle connections; exchanges under way close theirs as they end. May be called again."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
@@ -211,7 +211,7 @@ class _Exchange:
         self._raised: BaseException | None = None
 
     def perform(self) -> None:
-        """Raises TransportError."""
+        """Run the transfer. Raises TransportError."""
         try:
             self._curl.perform()
             failed = None
@@ -260,7 +260,7 @@ class _Exchange:
         return -1
 
     def _hand_on(self) -> bool:
-        """Gives what is held to the sink. False: it wants no more."""
+        """Give what is held to the sink; return False where it wants no more."""
         if self._held and self.request.sink:
             piece = self._held[0] if len(self._held) == 1 else b"".join(self._held)
             self._held.clear()
@@ -306,7 +306,7 @@ class _Exchange:
         return now - since >= self.limits.stall_seconds
 
     def on_connected(self, peer: str, *_: object) -> int:
-        """The request is about to be sent, over a new connection or an old one."""
+        """Note that the request is about to be sent, over a new connection or an old one."""
         try:
             self._mark = time.monotonic(), 0
             if not self.request.admit or self.proxy or self.request.admit(peer):
@@ -338,7 +338,10 @@ class _Exchange:
         )
 
     def verdict(self, error: pycurl.error) -> TransportError | None:
-        """What a failed transfer means; None where it is our own callback that had enough. Raises what one raised."""
+        """Return what a failed transfer means; None where our own callback had enough.
+
+        Raises what a callback raised.
+        """
         if self._raised:
             raise self._raised
         if self._stopped or self._truncated:
@@ -367,7 +370,7 @@ class _Exchange:
         return translate(failure, self.request.url, self.limits)
 
     def line(self, outcome: str) -> str:
-        """The exchange for a person: no query, no credentials, no body."""
+        """Return the exchange for a trace: no query, no credentials, no body."""
         request = self.request
         wanted = next((" " + value for name, value in request.headers if name == "Range"), "")
         received = self._received or len(self._body)

@@ -103,7 +103,7 @@ class _Unpacking:
             self._place((*self._parent(tuple(above)), name), entry, tar)
 
     def finish(self) -> None:
-        """What can be known only when all is there."""
+        """Do what can be known only when all is there."""
         if () in self._opaque:
             self._hide_root()
         for parts in self._whiteouts:
@@ -120,7 +120,7 @@ class _Unpacking:
         self._hide(parts)
 
     def _hide(self, parts: Parts) -> None:
-        """What lower layers have in this directory, which is in this one, is gone."""
+        """Hide what lower layers have in this directory, which is in this one."""
         self._opaque.add(parts)
         below = find(self._lowers, parts)
         if below and below.is_directory:
@@ -290,7 +290,7 @@ class _Unpacking:
             self._plain(())
 
     def _plain(self, parts: Parts) -> None:
-        """A directory of which the image says nothing."""
+        """Make a directory of which the image says nothing."""
         os.chmod(self._path(parts), 0o755)  # noqa: S103 - so that whoever runs the image can read it
         self._times[parts] = 0
 

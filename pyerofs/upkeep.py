@@ -22,10 +22,11 @@ EVICT_DELAY = 5.0  # seconds from new bytes to a look at the size of the cache: 
 
 
 class Upkeep:
-    """Owns threads and timers, from start() on. `landed`: to be called after each run that brought something; the
-    filling calls it for its own. Thread-safe but for start() and stop().
+    """The background work of one export. Owns threads and timers, from start() on.
 
-    `sync` makes the cache durable, `log` gets a line for a person; both are called from other threads.
+    `landed`: to be called after each run that brought something; the filling calls it for its own. `sync` makes the
+    cache durable, `log` gets a line for the user; both are called from other threads. Thread-safe but for start() and
+    stop().
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Upkeep:
         self._eviction.close()
 
     def _evict(self) -> None:
-        """A cache that cannot be kept small is worth a line, no more."""
+        """Keep the cache small; one that cannot be is worth a line, no more."""
         if self._limit is None:
             return
         from .cachedir import evict, limit_in

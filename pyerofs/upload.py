@@ -99,7 +99,7 @@ class _Sending:
 
 
 def scopes(repository: str, mount_from: str = "") -> tuple[str, ...]:
-    """What a token must be good for, to push to the repository and to mount blobs of another one there."""
+    """Return what a token must be good for, to push to the repository and to mount blobs of another one there."""
     own = f"repository:{repository}:pull,push"
     return (own, f"repository:{mount_from}:pull") if mount_from else (own,)
 
@@ -229,7 +229,7 @@ class Uploads:
             self._patch(session, sending)
 
     def _begin(self, what: str) -> tuple[_Session, int]:
-        """A new upload, and the fewest bytes of a piece that this registry takes."""
+        """Begin an upload; return it, and the fewest bytes of a piece that this registry takes."""
         response = self._send("POST", "blobs/uploads/", NOTHING)
         if not _is_good(response):
             raise failure(response, what, time.time())

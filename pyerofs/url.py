@@ -52,7 +52,7 @@ class Url(NamedTuple):
 
 
 def parse(text: str) -> Url:
-    """The parts of `text`. ValueError, without the text in it, for anything but a plain absolute http(s) URL."""
+    """Parse a URL. Raises ValueError, without the text in it, for anything but a plain absolute http(s) URL."""
     found = _URL.fullmatch(_ascii(text))
     if not found:
         raise ValueError("not a plain http or https URL")
@@ -118,7 +118,10 @@ def peer_check(url: Url, registry: Url) -> Callable[[str], bool] | None:
 
 
 def form(fields: Iterable[tuple[str, str]]) -> str:
-    """The fields as a query or as an application/x-www-form-urlencoded body, every reserved character escaped."""
+    """Encode the fields as a query or as an application/x-www-form-urlencoded body, every reserved character escaped.
+
+    Ncode the fields as a query or as an application/x-www-form-urlencoded body, every reserved character escaped.
+    """
     return "&".join(f"{_escape(name)}={_escape(value)}" for name, value in fields)
 
 

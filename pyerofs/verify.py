@@ -81,9 +81,11 @@ def hash_all(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> 
 
 
 class Verifier:
-    """Thread-safe. Owns a thread while it hashes. `digest` tells what the blob must have, None while nobody knows;
-    `sync` makes the cache durable, `log` gets a line for a person; both
-    are called from that thread."""
+    """Hashes a blob that has become complete. Thread-safe. Owns a thread while it hashes.
+
+    `digest` tells what the blob must have, None while that is not known; `sync` makes the cache durable, `log` gets a
+    line for the user; both are called from that thread.
+    """
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class Verifier:
         return "verified" if state == "unverified" and self._is_marked() else state
 
     def start(self) -> None:
-        """What is complete when it is opened has its mark, or is to get it."""
+        """Start hashing a blob that was complete when it was opened, unless it has its mark."""
         with self._lock:
             if self._is_marked():
                 self._state = "verified"
@@ -145,7 +147,7 @@ class Verifier:
             thread.join(left)
 
     def stop(self) -> None:
-        """Gives up what is under way."""
+        """Give up what is under way."""
         self._stopping.set()
         with self._lock:
             thread = self._thread
@@ -227,8 +229,10 @@ class Verifier:
         return self._store.epoch()
 
     def _is_sound(self, digest: str) -> bool:
-        """Whether the bytes that were hashed are those that came from the registry, as far as their sums tell. What is
-        not is absent from now on: it is fetched anew when it is wanted, and all is hashed again."""
+        """Tell whether the bytes that were hashed are those that came from the registry, as far as their sums tell.
+
+        What is not is absent from now on: it is fetched anew when it is wanted, and all is hashed again.
+        """
         try:
             return self._store.check(0, self._store.size) and self._store.health()[1] == self._healed
         except OSError as e:

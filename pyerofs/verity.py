@@ -42,8 +42,11 @@ _SAYS = "its superblock"
 
 
 class Tree(NamedTuple):
-    """By the annotations: it begins at byte `offset` of the image data, and covers all before that. `block` in bytes,
-    `root` a digest with its algorithm."""
+    """A dm-verity tree as the annotations tell of it.
+
+    It begins at byte `offset` of the image data, and covers all before that. `block` in bytes, `root` a digest with its
+    algorithm.
+    """
 
     offset: int
     block: int
@@ -51,8 +54,11 @@ class Tree(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What a dm-verity device is made of: `blocks` of `block` bytes from the beginning on, verified by hashes that
-    begin at byte `start`. `salt` and `root` in hex, `salt` "" for none."""
+    """What a dm-verity device is made of.
+
+    `blocks` of `block` bytes from the beginning on, verified by hashes that begin at byte `start`. `salt` and `root` in
+    hex, `salt` "" for none.
+    """
 
     blocks: int
     block: int
@@ -63,8 +69,10 @@ class Table(NamedTuple):
 
 
 def choose(annotations: Mapping[str, str], how: Verify, what: str, log: Callable[[str], None]) -> Tree | None:
-    """What the kernel of this machine is to verify a layer by, as oci.verity has it; `what`: the layer, for messages.
-    Raises ImageError."""
+    """Return the tree by which this machine's kernel is to verify a layer, as oci.verity has it.
+
+    `what`: the layer, for messages. Raises ImageError.
+    """
     try:
         tree = find(annotations, os.sysconf("SC_PAGESIZE"))
     except ImageError as e:
@@ -77,8 +85,10 @@ def choose(annotations: Mapping[str, str], how: Verify, what: str, log: Callable
 
 
 def find(annotations: Mapping[str, str], page_size: int) -> Tree | None:
-    """The tree that a layer's descriptor tells of; None: of none. `page_size` (bytes) is the largest block that the
-    kernel takes. Raises ImageError."""
+    """Return the tree that a layer's descriptor tells of, or None.
+
+    `page_size` (bytes) is the largest block that the kernel takes. Raises ImageError.
+    """
     offset, root, block = (annotations.get(name) for name in (HASH_OFFSET, ROOT_DIGEST, BLOCK_SIZE))
     if offset is None and root is None:
         return None
@@ -108,7 +118,7 @@ def _number(name: str, text: str) -> int:
 
 
 def check_within(tree: Tree, size: int) -> None:
-    """Raises ImageError unless some of the tree can lie in image data of `size` bytes, so that table() has its head."""
+    """Raise ImageError unless some of the tree can lie in image data of `size` bytes, so that table() has its head."""
     if tree.offset + HEAD > size:
         raise _corrupt(f"it begins at {tree.offset}, and the layer has {size} bytes of image data")
 
@@ -139,15 +149,17 @@ def table(tree: Tree, head: bytes, size: int) -> Table:
 
 
 def _levels(blocks: int, block: int, hash_size: int) -> Iterator[int]:
-    """How many blocks each level of a tree has, the leaves first. A single block of data has no tree: the root digest
-    is its own."""
+    """Yield how many blocks each level of a tree has, the leaves first.
+
+    A single block of data has no tree: the root digest is its own.
+    """
     while blocks > 1:
         blocks = -(-blocks // (block // hash_size))
         yield blocks
 
 
 def build(read: Callable[[int], bytes]) -> tuple[bytes, str]:
-    """The tree, superblock included, over blocks that `read(n)` gives, n bytes each; and its root digest.
+    """Return the tree, superblock included, over the blocks that `read(n)` gives, n bytes each; and its root digest.
 
     Without a salt, and with a UUID that is the root digest's beginning: the same image gives the same bytes.
     """
@@ -169,7 +181,7 @@ def build(read: Callable[[int], bytes]) -> tuple[bytes, str]:
 
 
 def describe(offset: int, root: str) -> dict[str, str]:
-    """What a layer's descriptor says of a tree of ours that was put at `offset`."""
+    """Return the annotations that tell of a tree of ours at `offset`."""
     return {HASH_OFFSET: str(offset), ROOT_DIGEST: root, BLOCK_SIZE: str(BLOCK)}
 
 

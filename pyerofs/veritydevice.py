@@ -26,8 +26,11 @@ _MODULE = "/sys/module/dm_verity"
 
 
 class VerityDevice:
-    """`path` is /dev/dm-N, which another device may get later; `name` is its own, `number` its major:minor. For one
-    thread at a time."""
+    """A device-mapper device of type verity.
+
+    `path` is /dev/dm-N, which another device may get later; `name` is its own, `number` its major:minor. For one thread
+    at a time.
+    """
 
     def __init__(self, name: str, path: str, number: str, held: int = -1):
         self.name = name
@@ -37,8 +40,11 @@ class VerityDevice:
 
     @classmethod
     def open(cls, table: Table, below: str, name: str, timeout: float) -> VerityDevice:
-        """A device `name` over the block device `below`, which has data and hashes; held until let_go(). It may take
-        `timeout` seconds: udev looks at new devices. Raises SystemFailure, MountFailure; then there is none."""
+        """Open a device `name` over the block device `below`, which has data and hashes; it is held until let_go().
+
+        It may take `timeout` seconds: udev looks at new devices. Raises SystemFailure, MountFailure; then there is
+        none.
+        """
         try:
             _run(*open_arguments(table, below, name), timeout=timeout)
             found = _find(name)
@@ -73,14 +79,14 @@ class VerityDevice:
         return held >= 0
 
     def await_end(self, seconds: float) -> None:
-        """The kernel removes it a moment after its last close."""
+        """Wait until the kernel has removed it, a moment after its last close."""
         deadline = time.monotonic() + seconds
         while self.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
 def check_available() -> None:
-    """Raises SystemFailure where this system has no dm-verity, or no veritysetup."""
+    """Raise SystemFailure where this system has no dm-verity, or no veritysetup."""
     if program.find(_PROGRAM) is None:
         raise SystemFailure(f"{_PROGRAM} is not installed: apt-get install cryptsetup-bin ({OPTION})")
     if not os.path.exists(_MODULE):
@@ -117,7 +123,7 @@ def open_arguments(table: Table, below: str, name: str) -> list[str]:
 
 
 def _run(*arguments: str, timeout: float) -> None:
-    """Raises SystemFailure, MountFailure."""
+    """Run veritysetup. Raises SystemFailure, MountFailure."""
     path = program.find(_PROGRAM)
     if path is None:
         raise SystemFailure(f"{_PROGRAM} is not installed: apt-get install cryptsetup-bin")
@@ -134,7 +140,7 @@ def _run(*arguments: str, timeout: float) -> None:
 
 
 def _remove(name: str, timeout: float) -> None:
-    """What is there of it after a failure, which is what the caller tells of."""
+    """Remove what a failure has left of it; the caller reports that failure."""
     if _find(name) is not None:
         with contextlib.suppress(PyerofsError):
             _run("close", "--deferred", name, timeout=timeout)
@@ -156,8 +162,10 @@ def _place(entry: str) -> str:
 
 
 def _open(path: str, number: str) -> int:
-    """The node is made where it is missing: a container's /dev is often a copy. (The one in /dev/mapper is no help: it
-    goes when the removal is ordered.)"""
+    """Open the device; its node is made where it is missing, since a container's /dev is often a copy.
+
+    The one in /dev/mapper is no help: it goes when the removal is ordered.
+    """
     device = os.makedev(*map(int, number.split(":")))
     try:
         with contextlib.suppress(FileExistsError):

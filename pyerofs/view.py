@@ -25,7 +25,7 @@ _STATES = {"T": "stopped", "t": "stopped", "D": "stuck in the kernel", "Z": "gon
 
 
 def look(record: Record) -> dict[str, Any]:
-    """What its daemon says of a mount: a status.snapshot(), or status.identity() and an "error"."""
+    """Return what its daemon says of a mount: a status.snapshot(), or status.identity() and an "error"."""
     try:
         return ask(record.control, "stat", PATIENCE).values
     except MountFailure as error:
@@ -100,7 +100,7 @@ def health(status: dict[str, Any]) -> str:
 
 
 def render(status: dict[str, Any]) -> str:
-    """A few aligned lines."""
+    """Render a mount's status as a few aligned lines."""
     status = every_text(status)
     layer = f"layer {status['layer']}, " if status["layer"] >= 0 else ""
     supervisor = f", supervisor {status['supervisor_pid']}" if status["supervisor_pid"] else ""
@@ -157,7 +157,7 @@ def _part(part: dict[str, Any], driver: str) -> str:
 
 
 def _over(parts: list[dict[str, Any]]) -> str:
-    """What a dm-verity device lies over."""
+    """Say what a dm-verity device lies over."""
     return "".join(f"dm-verity over {part['device']}, " for part in parts if part.get("verity"))
 
 
@@ -173,7 +173,7 @@ def show_time(seconds: float) -> str:
 
 
 def rates(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What has gone on between two snapshots of one mount, per second, on one line."""
+    """Say what has gone on between two snapshots of one mount, per second, on one line."""
     if "error" in now:
         return one_line(str(now["error"]))
     seconds = now["uptime_seconds"] - before.get("uptime_seconds", 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_parsers(commands: Any, command: Command) -> None:
-    """Adds the commands of this module to the command line's."""
+    """Add the commands of this module to the command line's."""
     p = command(
         commands,
         "stat",

@@ -89,7 +89,7 @@ class Worker:
         self.logger.debug(text)
 
     def run(self) -> None:
-        """Raises PyerofsError as long as the caller is there to hear of it."""
+        """Serve the mount. Raises PyerofsError as long as the caller is there to hear of it."""
         parts: list[Part] = []
         try:
             with self._held:
@@ -103,7 +103,7 @@ class Worker:
                 part.close()
 
     def _open(self, parts: list[Part]) -> None:
-        """Adds to `parts` what is served, in its order; also before an error what has been opened."""
+        """Add to `parts` what is served, in its order; also before an error what has been opened."""
         pieces = list(self._pieces())
         if len(pieces) > 1:
             _allow_files()
@@ -152,7 +152,7 @@ class Worker:
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
     def _have_converted(self, request: ConversionRequest) -> bool:
-        """It is the caller's work: this process is to stay small, and lives as long as the mount."""
+        """Ask the caller to convert: this process is to stay small, and lives as long as the mount."""
         self._caller.send(convert=request._asdict())
         return bool(self._caller.receive().get("converted"))
 
@@ -206,7 +206,7 @@ class Worker:
         return self._options.upper is not None or len([part for part in parts if part.role != "device"]) > 1
 
     def _unmount_again(self, source: str) -> None:
-        """The caller has hung up: if it was killed, then perhaps after its mount(2)."""
+        """Unmount: the caller has hung up, and if it was killed, then perhaps after its mount(2)."""
         while (found := find(self._target)) and found.source == source:
             umount(self._target, MNT_DETACH | UMOUNT_NOFOLLOW)
 

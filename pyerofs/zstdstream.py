@@ -37,10 +37,11 @@ LOOK = 0.2  # seconds between two looks at cancel
 
 
 class StreamSource:
-    """`size`: of the filesystem by its superblock, which the stream's beginning brings, or what an earlier opening has
-    found. open() before anything else. Thread-safe. Owns the connections, a thread while the stream comes, the file.
+    """A source that reads a compressed layer without an index, as one stream.
 
-    A stream that has broken off goes on when the next read asks for it: who reads decides how long it is tried.
+    `size`: of the filesystem by its superblock, which the stream's beginning brings, or what an earlier opening has
+    found. open() before anything else. A stream that has broken off goes on when the next read asks for it: who reads
+    decides how long it is tried. Thread-safe. Owns the connections, a thread while the stream comes, the file.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class StreamSource:
             raise self._spoiled
 
     def _begin(self) -> None:
-        """The lock is held."""
+        """Begin the stream where it is not under way. The caller holds the lock."""
         if self._thread is None:
             if self._pass is None:
                 self._pass = _new_pass(self._directory, self.origin, self.size, self._allowance)
@@ -180,8 +181,11 @@ def storage_of(layer: Layer, giver: str) -> Storage:
 
 
 class _Pass:
-    """One way through the stream. `position`: compressed bytes that have come; `available`: image bytes that may be
-    read. feed() and finish() are for one thread, read() for any. Owns its file."""
+    """One way through the stream.
+
+    `position`: compressed bytes that have come; `available`: image bytes that may be read. feed() and finish() are for
+    one thread, read() for any. Owns its file.
+    """
 
     def __init__(self, file: IO[bytes], layer: Layer, size: int, allowance: Allowance):
         self.size = size
@@ -198,7 +202,7 @@ class _Pass:
         self._inflater = Inflater(self._write)
 
     def feed(self, at: int, data: bytes) -> None:
-        """The blob's bytes at `at`; those that have come before are passed over. Raises ImageError, OSError."""
+        """Take the blob's bytes at `at`; those that have come before are passed over. Raises ImageError, OSError."""
         data = data[max(0, self.position - at) :]
         if not self.position:
             self._check_start(data)
@@ -233,7 +237,7 @@ class _Pass:
         self._plain.update(piece[len(kept) :])
 
     def _look(self) -> None:
-        """Takes the size from the superblock. What lies behind that is of no use to the filesystem."""
+        """Take the size from the superblock. What lies behind that is of no use to the filesystem."""
         head = os.pread(self._file.fileno(), superblock.HEAD, 0)
         found = superblock.parse(head, os.sysconf("SC_PAGESIZE")).size
         if not superblock.HEAD <= found <= SIZE_MAX or found != (self.size or found):
@@ -257,7 +261,7 @@ class _Pass:
         self.available = self.size
 
     def read(self, length: int, at: int) -> bytes:
-        """Raises SystemFailure."""
+        """Return up to `length` bytes at `at`. Raises SystemFailure."""
         try:
             return os.pread(self._file.fileno(), length, at)
         except OSError as e:
@@ -268,7 +272,7 @@ class _Pass:
 
 
 def _new_pass(directory: str, layer: Layer, size: int, allowance: Allowance) -> _Pass:
-    """Raises UsageError, SystemFailure."""
+    """Start at the beginning. Raises UsageError, SystemFailure."""
     try:
         make_directory(directory)
         return _Pass(tempfile.TemporaryFile(dir=directory), layer, size, allowance)
