@@ -40,8 +40,10 @@ class Admission:
         self._most_of_peer = min(CLIENTS_OF_PEER, self._most // 2)
 
     def admit(self, sock: socket.socket) -> bool:
-        """Serve the client on this socket, or close it. False: something is short, and no client should be accepted for
-        a moment."""
+        """Serve the client on this socket, or close it.
+
+        False: something is short, and no client should be accepted for a moment.
+        """
         try:
             peer = peer_of(sock)
         except OSError:

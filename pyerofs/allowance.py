@@ -24,7 +24,7 @@ class Allowance:
             raise self.exceeded()
 
     def check(self, size: int) -> None:
-        """Raises ImageError for what would have so many bytes in all."""
+        """Raise ImageError for what would have so many bytes in all."""
         if size > self.most:
             raise self.exceeded()
 

@@ -170,7 +170,7 @@ def json_object(body: bytes) -> dict[str, object]:
 
 
 def error_code(response: Response) -> str:
-    """The code of the first error that a registry names in its answer; "" for none."""
+    """Return the code of the first error that a registry names in its answer; "" for none."""
     errors = json_object(response.body).get("errors")
     code = errors[0].get("code") if isinstance(errors, list) and errors and isinstance(errors[0], dict) else None
     return code if isinstance(code, str) else ""

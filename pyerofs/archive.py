@@ -66,14 +66,14 @@ class Archive:
         return self._places[key]
 
     def read(self, name: str, most: int) -> bytes:
-        """The content of a small file. Raises ImageError."""
+        """Return the content of a small file. Raises ImageError."""
         at, size = self.place(name)
         if size > most:
             raise ImageError(f"its {name} has {size} bytes; at most {most} are read")
         return b"".join(self.pieces(at, size))
 
     def pieces(self, at: int, size: int) -> Iterator[bytes]:
-        """Raises ImageError."""
+        """Yield `size` bytes of the archive from `at` on. Raises ImageError."""
         while size:
             piece = os.pread(self._file.fileno(), min(size, _PIECE), at)
             if not piece:
@@ -122,7 +122,7 @@ def _spooled(pipe: BinaryIO) -> BinaryIO:
 
 
 def _uncompressed(file: BinaryIO) -> BinaryIO:
-    """The archive itself, or a file without a name that holds what was compressed; then the first is closed."""
+    """Return the archive itself, or a nameless file that holds what was compressed; then the first is closed."""
     head = file.read(4)
     file.seek(0)
     if not head.startswith(b"\x1f\x8b") and head != b"\x28\xb5\x2f\xfd":

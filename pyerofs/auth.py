@@ -272,7 +272,10 @@ class Authorizer:
         return self._send(request)
 
     def _follow(self, request: Request, response: Response) -> Response:
-        """The answer at the end of redirects. What is secret goes to the host it was meant for, and to no other."""
+        """Return the answer at the end of redirects.
+
+        What is secret goes to the host it was meant for, and to no other.
+        """
         for _ in range(HOPS_MAX):
             if response.status not in REDIRECTS:
                 return response

@@ -58,10 +58,10 @@ def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[
 
 
 class BlobFile(io.RawIOBase):
-    """A readable, seekable raw file; owns its export. pread() and sendfile() may be called from several threads at
-    once; what uses the file position is for one thread at a time.
+    """A readable, seekable raw file; owns its export.
 
-    Reading raises PyerofsError where the bytes cannot be had: never a missing byte before the end. Where nothing but
+    pread() and sendfile() may be called from several threads at once; what uses the file position is for one thread at
+    a time. Reading raises PyerofsError where the bytes cannot be had: never a missing byte before the end. Where only
     the digest of the whole vouches for them, a wrong one is found at the end: the read that makes it whole raises
     ImageError.
     """

@@ -74,17 +74,18 @@ def _boot() -> bytes:
 
 
 class Entry:
-    """A blob's place in the cache, open. Owns `data_fd`, `map_fd`, `sums_fd`; not thread-safe but for sync() and what
-    is about the mark.
+    """A blob's place in the cache, open. Owns `data_fd`, `map_fd`, `sums_fd`.
 
     `problem`: None, or the text of the error for which nothing of it is kept on disk. `earns`: the key that the bytes
-    have when all of them have been hashed.
+    have when all of them have been hashed. Not thread-safe but for sync() and what is about the mark.
     """
 
     def __init__(self, directory: str, key: str, size: int, *, earns: str = "", giver: str = ""):
-        """Opens the entry or makes it. UsageError: a directory that will not do; SystemFailure: no memory for it.
+        """Open the entry, or make it.
 
-        `earns`: where that is not the key; `giver` of the bytes, for people."""
+        `earns`: where that is not the key; `giver` of the bytes, for messages. Raises UsageError for a directory that
+        will not do, SystemFailure where there is no memory for it.
+        """
         self._begin(entry_path(directory, key), size)
         self.earns = earns or key
         try:
@@ -139,8 +140,10 @@ class Entry:
 
     @classmethod
     def open_believed(cls, path: str, size: int | None = None) -> Entry | None:
-        """Everybody's entry at `path`, in use by the caller; None where it is not there, cannot be believed, or has
-        another size. Raises OSError."""
+        """Open the shared entry at `path`; None where it is missing, cannot be believed, or has another size.
+
+        Raises OSError.
+        """
         lock = lock_entry(path)
         if lock is None:
             return None
@@ -327,8 +330,10 @@ class Entry:
                 os.utime(self._file("lock"), follow_symlinks=False)
 
     def _is_listed(self) -> bool:
-        """Whether a name still leads to our data file: the durable map of another one is not ours to write. Another
-        process may have made it everybody's."""
+        """Tell whether a name still leads to our data file: the durable map of another one is not ours to write.
+
+        Another process may have made it shared.
+        """
         ours = os.fstat(self.data_fd)
         for path in (self.path, self.everybodys):
             with contextlib.suppress(OSError):
@@ -353,8 +358,11 @@ class Entry:
         return number.bit_count() * GRANULE - beyond
 
     def _mark(self) -> entrymark.Mark | None:
-        """The mark, if it is for what these bytes are to be. One of an earlier version says only that they have been
-        hashed: that was to the digest by which an entry is named, unless they were decompressed."""
+        """Return the mark, if it is for what these bytes are to be.
+
+        One of an earlier version says only that they have been hashed: that was to the digest by which an entry is
+        named, unless they were decompressed.
+        """
         path = self.path
         mark = entrymark.read(path, self._seal, self.size)
         if mark is None and self._is_listed() and self.path != path:
@@ -367,8 +375,10 @@ class Entry:
         return mark if mark.key == self.earns or "@" in self.earns else None  # "@": looked at, not used
 
     def is_marked_verified(self) -> bool:
-        """Whether this very data file has been hashed to what it is to be. Of what is not complete any more: the bytes
-        that are there have."""
+        """Tell whether this very data file has been hashed to what it is to be.
+
+        Where it is not complete any more: whether the bytes that are there have.
+        """
         return self._mark() is not None
 
     def marked_at(self) -> float | None:
@@ -377,13 +387,16 @@ class Entry:
         return mark.made if mark else None
 
     def hashes(self) -> bytes:
-        """A chunk index of the bytes that were hashed; empty where there is no mark, or one without that."""
+        """Return a chunk index of the bytes that were hashed; nothing where there is no mark, or one without that."""
         mark = self._mark()
         return entrymark.hashes(self.path, mark) if mark else b""
 
     def is_believed(self) -> bool:
-        """Whether anybody who wants what the key names may read it: for everybody's entries, whose bytes all have been
-        hashed, and can be checked one by one where some are missing."""
+        """Tell whether anybody who wants what the key names may read it.
+
+        So it is with shared entries whose bytes all have been hashed, and can be checked one by one where some are
+        missing.
+        """
         return self.is_marked_verified() and (self.present() == self.size or bool(self.hashes()))
 
     def mark_verified(self, hashes: bytes = b"") -> None:

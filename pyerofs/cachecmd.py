@@ -285,8 +285,12 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
 
 
 def _judge(entry: Entry, place: Place) -> tuple[bool | None, str, bytes]:
-    """Whether the bytes of a complete entry are right, None where that cannot be told any more; what to say; and where
-    they are right, and nobody has said it of each chunk, their hashes."""
+    """Tell whether the bytes of a complete entry are right, None where that cannot be told any more.
+
+    And what to say.
+
+    Where they are right, and no mark has it for each chunk, their hashes come with that.
+    """
     from .cachedir import CHUNKS
     from .indexfile import agrees, has_its_hashes
     from .verify import hash_all

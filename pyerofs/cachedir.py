@@ -34,8 +34,11 @@ PREFIX_MIN = 6  # hex digits of a digest that may stand for all of them
 
 
 class Place(NamedTuple):
-    """One entry's directory. `digest`: KIND:HEX, as cache.py has it, without whose it is; of a blob as it came that is
-    its digest. `disk`: bytes that all of its files occupy; `used`: its last use, seconds since 1970."""
+    """One entry's directory.
+
+    `digest`: KIND:HEX, as cache.py has it, without whose it is; the blob's digest where it is kept as it came. `disk`:
+    bytes that all of its files occupy; `used`: its last use, in seconds since 1970.
+    """
 
     path: str
     digest: str
@@ -248,8 +251,10 @@ def limit_in(directory: str, limit: Limit) -> int:
 
 
 def find(places: list[Place], text: str) -> list[Place]:
-    """The entries with this digest, or with these first hex digits of one: everybody's, and each giver's. Raises
-    UsageError."""
+    """Return the entries with this digest, or with these first hex digits of one: the shared one, and each giver's.
+
+    Raises UsageError.
+    """
     if not re.fullmatch(rf"(?:sha(?:256|512)(?:\+chunks|\+zstd)?:)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
         raise UsageError(f"{text!r} is no digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
     found = [place for place in places if place.digest.startswith(text) or place.hexadecimal.startswith(text)]

@@ -29,13 +29,13 @@ def chosen_directory(options: OCIOptions) -> str:
 
 
 def entry_path(directory: str, key: str) -> str:
-    """The entry's directory for what Storage calls its key."""
+    """Return the directory of the entry with this key (Storage.key)."""
     algorithm, _, hexadecimal = key.partition(":")
     return os.path.join(directory, algorithm, hexadecimal)
 
 
 def make_directory(path: str) -> None:
-    """A directory of the cache; one that is there must be safe. Raises UsageError, OSError."""
+    """Make a directory of the cache; an existing one must be safe. Raises UsageError, OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     check_directory(path)
 
@@ -48,7 +48,7 @@ def make_entry(path: str) -> None:
 
 
 def check_directory(path: str) -> None:
-    """Raises UsageError where somebody else could have put something into it; OSError."""
+    """Raise UsageError where somebody else could have put something into the directory. Raises OSError."""
     found = os.stat(path)
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(

@@ -17,7 +17,7 @@ class Caller:
         self._hung_up = False
 
     def receive(self) -> dict[str, Any]:
-        """The next message; an empty one when the caller has gone."""
+        """Return the next message; an empty one when the caller has gone."""
         try:
             return self.channel.receive() if self.channel else {}
         except (OSError, ValueError, EOFError):
@@ -37,7 +37,7 @@ class Caller:
                 self.close()
 
     def gone(self) -> bool:
-        """Polled while the worker has no loop yet."""
+        """Tell whether the caller has gone. Polled while the worker has no loop yet."""
         if self.channel is None:
             return self._hung_up  # or let go in good order
         poll = select.poll()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def convert(task: ConversionRequest, options: OCIOptions, report: Callable[[str], None], shown: Meter) -> Converted:
-    """Converts the image into the cache, unless another process has done that or is about to: then it waits for it.
+    """Convert the image into the cache, or wait for another process that is doing so.
 
     `report` gets a line before it begins and one for what cannot be taken over, `shown` how far it is. Raises
     PyerofsError. A conversion that fails or is interrupted leaves the layers that were complete, which the next one

@@ -80,8 +80,11 @@ class Row(NamedTuple):
 
 
 class ConversionRequest(NamedTuple):
-    """What is to be converted. `source`: as Location.parse() has it; `name` of the image for people, `digest` of its
-    manifest; `summary`: what it is made of."""
+    """What is to be converted.
+
+    `source`: as Location.parse() has it; `name` of the image for messages, `digest` of its manifest; `summary`: what it
+    is made of.
+    """
 
     source: str
     name: str

@@ -59,10 +59,13 @@ def percentile(latency: Latency, share: float) -> float:
 
 
 class FetchFigures(NamedTuple):
-    """`requests`: for ranges of the blob, of which `failures` failed; `retries`: how often one was followed by another.
+    """Figures of what was fetched.
+
+    `requests`: for ranges of the blob, of which `failures` failed; `retries`: how often one was followed by another.
     `received`: bytes of the image that have come, useful or not; where the layer is compressed, fewer came over the
-    network, which Transport.received counts. `first_byte`: from the start of a
-    request to its first byte; `whole`: to its end, for those that succeeded."""
+    network, which Transport.received counts. `first_byte`: from the start of a request to its first byte; `whole`: to
+    its end, for those that succeeded.
+    """
 
     requests: int
     retries: int

@@ -22,11 +22,11 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def spawn(module: str, *arguments: str, socket_: socket.socket) -> int:
-    """Starts `python -P -m pyerofs.MODULE FD ARGUMENTS` in a session of its own, FD being the socket; returns its pid.
+    """Start `python -P -m pyerofs.MODULE FD ARGUMENTS` in a session of its own and return its pid.
 
-    A new interpreter, not a fork: the caller may have threads, and more memory than the daemon needs. It finds this
-    very package, and imports nothing from the current directory or from where the caller's PYTHONPATH leads; it is to
-    leave that directory first of all. Raises OSError.
+    FD is the socket. A new interpreter, not a fork: the caller may have threads, and more memory than the daemon needs.
+    It finds this very package, and imports nothing from the current directory or from where the caller's PYTHONPATH
+    leads; it is to leave that directory first of all. Raises OSError.
     """
     os.set_inheritable(socket_.fileno(), True)
     try:
@@ -48,8 +48,10 @@ def _for_python(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def begin() -> socket.socket:
-    """What a process does first that spawn() has started: it leaves the caller's directory. Returns the socket, which
-    no process that this one starts gets in turn."""
+    """Leave the caller's directory, as the first thing in a process that spawn() has started, and return its socket.
+
+    No process that this one starts inherits the socket.
+    """
     os.chdir("/")
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)
@@ -136,8 +138,11 @@ class Daemon:
         *,
         patience: float,
     ) -> None:
-        """Has it go on with a mount; returns when it serves. SystemFailure after `patience` seconds in which it says
-        nothing. `fds`, which stay the caller's, are what `resume` tells of."""
+        """Have the daemon go on with a mount; return when it serves.
+
+        `fds`, which stay the caller's, are what `resume` tells of. Raises SystemFailure after `patience` seconds
+        without an answer.
+        """
         self.send(fds, **request.to_json(), resume=resume.to_json())
         self.channel.socket.settimeout(patience)
         self.wait_for("done", report)
@@ -165,8 +170,10 @@ class Daemon:
                 (wishes or {}).get(other, report)(value)
 
     def give_up(self) -> bool:
-        """Hangs up, which makes the daemon take everything back, and waits until it has. True: it could not, since it
-        was killed."""
+        """Hang up, which makes the daemon take everything back, and wait until it has.
+
+        True: it could not, since it was killed.
+        """
         self.channel.close()
         return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
 

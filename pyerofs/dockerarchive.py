@@ -23,7 +23,7 @@ class ArchiveOrigin:
     """One image of an archive, told by the location's name where there are several. Owns its file until close()."""
 
     def __init__(self, location: Location) -> None:
-        """Raises UsageError, ImageError, SystemFailure."""
+        """Open the archive. Raises UsageError, ImageError, SystemFailure."""
         self.name = str(location)
         self._blobs: dict[str, tuple[int, int]] = {}  # by digest: offset and size
         try:

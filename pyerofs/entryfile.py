@@ -8,8 +8,10 @@ import stat
 
 
 def open_file(path: str, flags: int) -> int:
-    """A descriptor of the regular file at `path`, made with mode 0600 where `flags` (of os.open) make it. Raises
-    OSError: ELOOP for a symlink, EINVAL for what is no regular file."""
+    """Return a descriptor of the regular file at `path`, made with mode 0600 where `flags` (of os.open) make it.
+
+    Raises OSError: ELOOP for a symlink, EINVAL for what is no regular file.
+    """
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -18,20 +20,22 @@ def open_file(path: str, flags: int) -> int:
 
 
 def read_file(path: str, most: int) -> bytes:
-    """What is in the file, but no more than `most` bytes. Raises OSError."""
+    """Return what is in the file, but no more than `most` bytes. Raises OSError."""
     with open(open_file(path, os.O_RDONLY), "rb") as file:
         return file.read(most)
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Raises OSError."""
+    """Write all of `data`. Raises OSError."""
     while data:
         data = data[os.write(fd, data) :]
 
 
 def replace_file(path: str, data: bytes, *, durable: bool = False) -> None:
-    """Puts `data` at `path`, whole or not at all as other processes see it; `durable`: after a crash of the machine
-    too. Raises OSError. For one thread of a process at a time."""
+    """Put `data` at `path`, whole or not at all as other processes see it.
+
+    `durable`: after a crash of the machine too. Raises OSError. For one thread of a process at a time.
+    """
     temporary = f"{path}.{os.getpid()}"
     fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -47,7 +51,7 @@ def replace_file(path: str, data: bytes, *, durable: bool = False) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Raises OSError."""
+    """Make the directory's entries survive a crash of the machine. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.fsync(fd)

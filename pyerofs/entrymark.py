@@ -27,8 +27,11 @@ _HASHES_MAX = 1 << 30  # bytes
 
 
 class Mark(NamedTuple):
-    """`key` that the bytes have earned; `sum`: of `hashes`; "" for a mark that says neither. `made`: when, in seconds
-    since 1970."""
+    """What a mark says.
+
+    `key` that the bytes have earned; `sum`: of `hashes`; "" for a mark that says neither. `made`: when, in seconds
+    since 1970.
+    """
 
     key: str
     sum: bytes
@@ -36,7 +39,7 @@ class Mark(NamedTuple):
 
 
 def read(path: str, seal: bytes, size: int) -> Mark | None:
-    """The mark of the entry at `path`; None: there is none for the data file with this seal and size."""
+    """Return the mark of the entry at `path`; None where there is none for the data file with this seal and size."""
     try:
         with open(open_file(os.path.join(path, NAME), os.O_RDONLY), "rb") as file:
             found = file.read(_MARK.size + _KEY_MAX)
@@ -53,14 +56,17 @@ def read(path: str, seal: bytes, size: int) -> Mark | None:
 
 
 def write(path: str, seal: bytes, size: int, key: str, hashes: bytes) -> None:
-    """Raises OSError. It survives a crash of the machine, for without it nothing of everybody's entry is believed."""
+    """Write the mark so that it survives a crash of the machine: without it no shared entry is believed.
+
+    Raises OSError.
+    """
     replace_file(os.path.join(path, HASHES), hashes, durable=True)
     mark = _MARK.pack(_MAGIC, seal, size, sha256(hashes).digest()) + key.encode()
     replace_file(os.path.join(path, NAME), mark, durable=True)
 
 
 def hashes(path: str, mark: Mark) -> bytes:
-    """What the mark vouches for chunk by chunk; empty where that is lost."""
+    """Return what the mark vouches for chunk by chunk; nothing where that is lost."""
     with contextlib.suppress(OSError):
         found = read_file(os.path.join(path, HASHES), _HASHES_MAX)
         if sha256(found).digest() == mark.sum:

@@ -145,19 +145,24 @@ class Export:
         return self._upkeep.verification if self._upkeep is not None else "unverified"
 
     def tally(self) -> Tally | None:
-        """For a reader, who is to hear at the end whether what he was given was right; None where each byte has been
-        verified before it goes out, or nobody says a digest of all of them."""
+        """Return a tally for a reader that is to learn at the end whether all that it was given was right.
+
+        None where each byte has been verified before it goes out, or where no digest of all of them is known.
+        """
         if self._upkeep is None or self.verification == "verified":
             return None
         digest = self.source.content() if not isinstance(self.source, LocalSource) else None
         return Tally(self.size, digest) if digest else None
 
     def settle(self, seconds: float = SETTLING) -> State:
-        """Waits, so long at most, until what is complete has been hashed; what is known then."""
+        """Wait, at most so long, until what is complete has been hashed; return what is known then."""
         return self._upkeep.settle(seconds) if self._upkeep is not None else "unverified"
 
     def reject(self) -> None:
-        """What has come is not what it should be: nothing of it stays in the cache, unless others use it."""
+        """Drop what has come, which is not what it should be.
+
+        Nothing of it stays in the cache, unless others use it.
+        """
         self._rejected = True
         with contextlib.suppress(OSError):
             self.store.forget_all()

@@ -124,8 +124,10 @@ class Fetcher:
                 self._tell_of_failed(known=error != 0)
 
     def _tell_of_failed(self, known: bool) -> None:
-        """The store fails a read whose time is up while a fetch thread is still busy with it. `known`: the log has been
-        told what failed the last of them."""
+        """Log a read that the store has failed for want of time while a fetch thread was still busy with it.
+
+        `known`: the log has been told what failed the last of them.
+        """
         if self._why is None:
             return
         with self._lock:

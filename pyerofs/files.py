@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def regular(path: str, flags: int) -> int:
-    """An opener for open() that never blocks: OSError for all but a regular file (and /dev/null)."""
+    """Open for open() without ever blocking. Raises OSError for all but a regular file (and /dev/null)."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         check_regular(os.fstat(descriptor), path)
@@ -36,7 +36,7 @@ def regular(path: str, flags: int) -> int:
 
 
 def check_regular(found: os.stat_result, path: str) -> None:
-    """Raises OSError unless what was found at `path` is a regular file (or /dev/null)."""
+    """Raise OSError unless what was found at `path` is a regular file (or /dev/null)."""
     kind = stat.S_IFMT(found.st_mode)
     if kind == stat.S_IFDIR:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -45,7 +45,7 @@ def check_regular(found: os.stat_result, path: str) -> None:
 
 
 def remove_directories(path: str) -> None:
-    """Removes all directories in the directory `path`, if that is there, with what is in them. Raises OSError."""
+    """Remove all directories in the directory `path`, if that is there, with what is in them. Raises OSError."""
     try:
         with os.scandir(path) as entries:
             found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -59,7 +59,7 @@ def remove_directories(path: str) -> None:
 
 
 def home(environ: Mapping[str, str], uid: int) -> str | None:
-    """The user's directory: $HOME, else what the system's list of users has; None where that has none."""
+    """Return the user's directory: $HOME, else what the system's list of users has; None where that has none."""
     named = environ.get("HOME", "")
     if os.path.isabs(named):
         return named
@@ -73,8 +73,10 @@ def home(environ: Mapping[str, str], uid: int) -> str | None:
 
 
 def xdg(environ: Mapping[str, str], uid: int, variable: str, default: str) -> str | None:
-    """The directory in $XDG_..._HOME, or `default` below home(). A relative one is ignored, as the XDG Base Directory
-    Specification wants it."""
+    """Return the directory in $XDG_..._HOME, or `default` below home().
+
+    A relative one is ignored, as the XDG Base Directory Specification wants it.
+    """
     named = environ.get(variable, "")
     if os.path.isabs(named):
         return named

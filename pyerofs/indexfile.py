@@ -61,8 +61,10 @@ def obtain(
 
 
 def find(layer: Layer, directory: str, giver: str = "") -> Found | None:
-    """The index that the cache has of a layer that names one, checked against its digest; also where it lies with bytes
-    that this giver has given."""
+    """Return the index that the cache has of a layer that names one, checked against its digest.
+
+    Also one that lies with bytes that this giver has given.
+    """
     place = layer.index
     assert place is not None  # noqa: S101 - the caller has looked
     for key in filter(None, (layer.verified_key, *_keys_without_hashes(layer, giver))):
@@ -150,8 +152,10 @@ def agrees(entry: Entry, hashes: bytes) -> bool | None:
 
 
 def own_index(hashes: bytes, size: int) -> chunkindex.Index | None:
-    """The index that was made of an entry's `size` bytes when they were hashed; None: there is none. Its digest has
-    been looked at (entrymark.py)."""
+    """Return the index that was made of an entry's `size` bytes when they were hashed; None where there is none.
+
+    Its digest has been compared (entrymark.py).
+    """
     digest = f"sha256:{sha256(hashes).hexdigest()}"
     try:
         found = chunkindex.parse(hashes, chunkindex.Place(size, size + len(hashes), digest, False)) if hashes else None

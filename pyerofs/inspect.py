@@ -114,8 +114,10 @@ def _layer(index: int, manifest: Manifest, directory: str, giver: str) -> dict[s
 
 
 def _held(directory: str, manifest: Manifest, index: int, giver: str) -> Contents | None:
-    """What the cache has of the layer: what the index vouches for, or else what its digest does, or else the bytes as
-    they came."""
+    """Return what the cache has of the layer.
+
+    That is what the index vouches for, or else what its digest does, or else the bytes as they came.
+    """
     from .cachedir import look_for
 
     try:
@@ -192,10 +194,12 @@ def _marks(of: dict[str, Any], role: str | None = None) -> str:
 
 
 def mounts() -> list[dict[str, Any]]:
-    """Every EROFS mount of this mount namespace, and every stack of such; those without a daemon of ours have no `pid`,
-    `digest`, `health`, and no `parts`. For one whose daemon does not answer there is no `present` and no
-    `present_percent`. What a dead mount has left is there as well, even without a record; its
-    `health` is "dead"."""
+    """Return every EROFS mount of this mount namespace, and every stack of such.
+
+    Mounts without a daemon of ours have no `pid`, `digest`, `health` and `parts`. Where the daemon does not answer
+    there is no `present` and no `present_percent`. What a dead mount has left is there as well, even without a record;
+    its `health` is "dead".
+    """
     records = {record.device: record for record in standing()}
     dead = {(status["target"], status["device"]): status for status in strays()}
     statuses = {status["device"]: status for status in look_at_all(records.values())}

@@ -194,8 +194,10 @@ class Keeper:
             self._events.stop()
 
     def _fail(self, part: Part) -> None:
-        """What is between the kernel and us has gone, and nothing can take its place; the mount goes on until it is
-        unmounted, and this process with it, to say so."""
+        """Note that the link between the kernel and us has gone, and that nothing can take its place.
+
+        The mount goes on until it is unmounted, and this process with it, to say so.
+        """
         what = "nbdfuse" if part.attachment.how == "fuse" else part.attachment.path
         self._dead = f"{what} has gone, and nothing more can be read"
         self._log(f"{self._dead}: `pyerofs umount {self._record.target}`, and mount it anew")

@@ -78,20 +78,27 @@ class Layer:
 
     @property
     def plain_key(self) -> str:
-        """What the keys of bytes that no chunk's hash vouches for begin with. By itself: of a raw layer that has been
-        hashed, which is the same blob whatever a manifest says of its size."""
+        """Return what the keys of bytes that no chunk's hash vouches for begin with.
+
+        By itself it is the key of a raw layer that has been hashed, which is the same blob whatever size a manifest
+        gives it.
+        """
         algorithm, _, digits = self.digest.partition(":")
         return f"{algorithm}+zstd:{digits}" if self.compressed else self.digest
 
     def given_key(self, giver: str, *, by_index: bool = False) -> str:
-        """The place in the cache of bytes that nothing vouches for yet: for who asks the same giver for the same.
-        `by_index`: they were found in a compressed layer by its index."""
+        """Return the key of bytes that nothing vouches for yet: for those who ask the same giver for the same.
+
+        `by_index`: they were found in a compressed layer by its index.
+        """
         what = ("given", giver, str(self.size), self._index_digest(by_index), self.content if self.compressed else "")
         return f"{self.plain_key}@{_short(*what)}"
 
     def shared_key(self, *, by_index: bool = False) -> str:
-        """Their place when all of them have been hashed: for everybody who trusts the same digests, and those alone,
-        since a manifest vouches for nobody's image but its own. "" where there is no digest of all of them."""
+        """Return the key of the bytes when all of them have been hashed; "" where no digest of all of them is known.
+
+        It is for those who trust the same digests, since a manifest vouches only for its own image.
+        """
         if not self.compressed:
             return self.digest
         if by_index and not self.content:

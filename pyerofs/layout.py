@@ -132,7 +132,7 @@ class Layout:
         return Document(body, entry.media_type, entry.digest)
 
     def find(self, name: str | None) -> Descriptor:
-        """The image with this name; None: the only one that there is. Raises ImageError that says what there is."""
+        """Return the image with this name; None for the only one. Raises ImageError that lists what there is."""
         return choose(read_index(dump(self._load())).manifests, Location("oci", self.path, name))
 
     def tag(self, document: Document, tag: str | None) -> None:
@@ -160,7 +160,7 @@ class Layout:
 
 
 def blob_name(digest: str) -> str:
-    """The path of a blob within a layout."""
+    """Return the path of a blob within a layout."""
     algorithm, _, value = digest.partition(":")
     return f"blobs/{algorithm}/{value}"
 
@@ -177,7 +177,7 @@ def check_version(body: bytes) -> None:
 
 
 def read_index(body: bytes) -> Index:
-    """What a layout's index.json holds. Raises ImageError."""
+    """Parse a layout's index.json. Raises ImageError."""
     found = parse(body)
     if not isinstance(found, Index):
         raise ImageError("it is no index")

@@ -52,7 +52,7 @@ def _names(entry: Descriptor) -> list[str]:
 
 
 def _shown(entry: Descriptor, entries: Sequence[Descriptor]) -> str:
-    """A name that means this image alone."""
+    """Return a name that means this image alone."""
     others = {name for other in entries if other.digest != entry.digest for name in _names(other)}
     return next((name for name in _names(entry) if name not in others), f"@{entry.digest}")
 

@@ -39,8 +39,10 @@ class Readable(Protocol):
 
 
 class Blobs(Protocol):
-    """What has the blobs of an image. `giver` names whose bytes they are; "" where there can be none that are not
-    verified."""
+    """What has the blobs of an image.
+
+    `giver` names whose bytes they are; "" where there can be none that are not verified.
+    """
 
     @property
     def giver(self) -> str: ...

@@ -75,8 +75,10 @@ def known_layers(
     *,
     trace: Callable[[str], None] | None = None,
 ) -> list[Opener]:
-    """As source.known_layers(); of a converted image too, which is in the cache and nowhere else. `name`: what the
-    image was called."""
+    """Return openers of layers that have been opened before, as source.known_layers() does.
+
+    Also of a converted image, which is in the cache and nowhere else. `name`: what the image was called.
+    """
     name = name or str(location)
     if any(layer.converted for layer, _ in layers):
         return source.reopened(name, layers, LostBlobs(name), NoConnections(), with_index(options))
@@ -127,7 +129,7 @@ class _Blobs:
         self.giver = giver_of(location)
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> Readable:
-        """Raises UsageError, ImageError."""
+        """Return a blob. Raises UsageError, ImageError."""
         return _BLOBS[self._location.kind](self._location, digest, size)
 
 

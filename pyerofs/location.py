@@ -98,7 +98,7 @@ class Location:
 
     @classmethod
     def of_request(cls, request: Mapping[str, Any], image: bool) -> Location:
-        """What as_list() put into a request for a mount; in one of an older version there is the text alone."""
+        """Return what as_list() put into a request for a mount; in one of an older version there is the text alone."""
         made = request.get("location")
         return cls(*made) if made else cls.parse(request["source"], image=image)
 
@@ -125,7 +125,7 @@ def is_path(text: str) -> bool:
 
 
 def number_of(name: str | None) -> int | None:
-    """The number that a name is, if it is one."""
+    """Return the number that a name is, if it is one."""
     return int(name[1:]) if name and _NUMBER.fullmatch(name) else None
 
 

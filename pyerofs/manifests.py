@@ -56,7 +56,7 @@ class Manifests:
         return os.path.join(self._directory, hashlib.sha256(f"{image} {what}".encode()).hexdigest())
 
     def find(self, image: str, what: str) -> Kept | None:
-        """What the tag or digest `what` of an image was; None where that is not known."""
+        """Return what the tag or digest `what` of an image was; None where that is not known."""
         try:
             with open(open_file(self._path(image, what), os.O_RDONLY), "rb") as f:
                 head = json.loads(f.readline(_HEAD_MAX))

@@ -96,9 +96,11 @@ def find(trees: Sequence[bytes], parts: Parts) -> Found | None:
 
 
 def resolve(trees: Sequence[bytes], parts: Parts) -> Parts:
-    """The same name without symbolic links on the way, which are followed within the image; what is not there stays.
+    """Return the name without symbolic links on the way, which are followed within the image.
 
-    As in the kernel, `..` at the image's root is the root. ImageError for a file where a directory has to be.
+    What is not there stays.
+
+    As in the kernel, `..` at the image's root is the root. Raises ImageError for a file where a directory has to be.
     """
     done: Parts = ()
     pending = list(parts)

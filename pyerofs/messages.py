@@ -110,8 +110,11 @@ class Resume(_Message):
 
 @dataclass(frozen=True, slots=True)
 class PlannedMount(_Message):
-    """One filesystem: what it is mounted from, its layer's number, the devices that its mount needs, and whether it has
-    names of its own (`names`) or only lends its files to those above it."""
+    """One filesystem to mount.
+
+    `path`: what it is mounted from; `layer`: its number; `devices` that its mount needs; `names`: whether it has names
+    of its own, or only lends its files to those above it.
+    """
 
     path: str
     layer: int
@@ -167,8 +170,10 @@ class Watch(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Handover(_Message):
-    """Hand a mount over to another daemon: what this one was asked, secrets included, and the count of sockets by part.
-    The sockets come with it."""
+    """Hand a mount over to another daemon.
+
+    `request`: what this one was asked, secrets included; `sockets`: the count of those that come with it, by part.
+    """
 
     request: MountRequest
     sockets: dict[str, int]

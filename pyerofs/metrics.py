@@ -65,8 +65,10 @@ _FAMILIES = (
 
 
 def render(statuses: Sequence[dict[str, Any]]) -> str:
-    """What view.look_at_all() and view.strays() have found, as text. A daemon that does not answer has `pyerofs_up` 0,
-    and no more; so has a dead mount."""
+    """Render what view.look_at_all() and view.strays() have found.
+
+    A daemon that does not answer has `pyerofs_up` 0 and nothing else; so has a dead mount.
+    """
     lines = _head(_Family("pyerofs_up", "gauge", "Whether the mount can be read.", ""))
     lines += [f"pyerofs_up{_labels(status)} {int(_is_up(status))}" for status in statuses]
     answered = [status for status in statuses if _is_up(status)]

@@ -28,7 +28,7 @@ class FuseAttachment:
     how = "fuse"
 
     def __init__(self, server: Server, identifier: str, said: Callable[[str], None]):
-        """Raises SystemFailure, MountFailure."""
+        """Start nbdfuse. Raises SystemFailure, MountFailure."""
         path = program.find(PROGRAM)
         if path is None:
             raise SystemFailure(f"{PROGRAM} is not installed: apt-get install libnbd-bin fuse3")

@@ -25,7 +25,7 @@ class LayoutArchive:
     """The layout in an archive. Owns its file until close(). Any thread may read."""
 
     def __init__(self, location: Location) -> None:
-        """Raises UsageError, ImageError, SystemFailure."""
+        """Open the archive. Raises UsageError, ImageError, SystemFailure."""
         self.name = str(location)
         self._location = location
         self._archive: Archive | None = None
@@ -43,7 +43,7 @@ class LayoutArchive:
         return self.document(choose(self._index.manifests, self._location))
 
     def document(self, entry: Descriptor) -> Document:
-        """Raises ImageError."""
+        """Return a document. Raises ImageError."""
         with self._named():
             body = self._open.read(blob_name(entry.digest), MAX_SIZE)
             verify_digest(body, entry.digest)
@@ -68,7 +68,10 @@ class LayoutArchive:
                 os.unlink(path)
 
     def file_blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> FileBlob:
-        """The blob, read in place: nothing of this object is needed for that. Raises UsageError, ImageError."""
+        """Return the blob, to be read in place: nothing of this object is needed for that.
+
+        Raises UsageError, ImageError.
+        """
         if not self._open.path:
             raise UsageError(
                 f"{self.name}: its layers cannot be read in place, since the archive is compressed or a pipe: "

@@ -33,12 +33,14 @@ _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local
 
 @dataclass(frozen=True, slots=True)
 class OCIOptions:
-    """`blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs,
-    in the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether what
-    nobody has read is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: what
-    is made of a layer's chunk index. `convert`: whether an image of ordinary layers is made native by mount.
-    `unpacked_max`: bytes that a native layer, or all of an ordinary image, may decompress to; None for what their size
-    allows."""
+    """Options of everything that reads an image.
+
+    `blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs, in
+    the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether unread
+    data is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: how a layer's chunk
+    index is used. `convert`: whether mount converts an image of ordinary layers. `unpacked_max`: bytes that a native
+    layer, or all of an ordinary image, may decompress to; None for what their size allows.
+    """
 
     layer: int | None = None
     blob: str | None = None

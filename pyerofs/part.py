@@ -28,10 +28,12 @@ T = TypeVar("T")
 
 
 class Part:
-    """Owns its export, server and, from attach() or adopt() on, attachment; close() ends the first two, after the
-    attachment has been let go. `devices`: the numbers of the layers that its mount needs; `tree`: what it is to be
-    verified by in the kernel; `debug` gets a line for what only those want to know who look for a fault. For one thread
-    at a time."""
+    """One blob of a mount, served.
+
+    Owns its export, server and, from attach() or adopt() on, attachment; close() ends the first two, after the
+    attachment has been let go. `devices`: the numbers of the layers that its mount needs; `tree`: the dm-verity tree
+    that the kernel verifies it by; `debug` gets lines for those who look for a fault. For one thread at a time.
+    """
 
     attachment: Attachment
     id = ""  # the device's backend identifier, once it is attached

@@ -6,18 +6,21 @@ from typing import Any
 
 
 def one_line(text: str) -> str:
-    """`text` as one line: what would begin a new one, steer a terminal, change the direction of writing, or cannot be
-    encoded (bytes of a path that are no UTF-8), is written as an escape such as \\x1b."""
+    """Return `text` as one line that is fit for a terminal.
+
+    What would begin a new line, steer a terminal, change the direction of writing, or cannot be encoded (bytes of a
+    path that are no UTF-8), is written as an escape such as \\x1b.
+    """
     return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def many_lines(text: str) -> str:
-    """The same for a text of several lines, in which what comes from outside has been through one_line()."""
+    """Do the same for a text of several lines, in which what comes from outside has been through one_line()."""
     return "\n".join(map(one_line, text.split("\n")))
 
 
 def every_text(value: Any) -> Any:
-    """What can be JSON, with each text in it, keys too, as one_line() has it."""
+    """Return a JSON value with each text in it, keys too, as one_line() has it."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ _WIPED = (b"oci.password=", b"oci.proxy=")  # the URL of a proxy may hold a pass
 
 
 def wipe_passwords() -> None:
-    """Overwrites passwords in this process's own arguments, where every user of the machine can read them.
+    """Overwrite passwords in this process's own arguments, where every user of the machine can read them.
 
     The kernel shows the memory that argv was put into, so that is what is changed; there is no Python interface for it.
     """

@@ -37,8 +37,11 @@ class TooSlowError(Exception):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None, *, system: bool = True) -> str | None:
-    """The absolute path of a program, from PATH (of `environ`, else ours) and with `system` from the system's own
-    directories; None where there is none. What PATH names relative to the current directory is passed over."""
+    """Return the absolute path of a program, or None.
+
+    It is looked for in PATH (of `environ`, else ours) and with `system` in the system's own directories. What PATH
+    names relative to the current directory is passed over.
+    """
     import shutil
 
     path = (os.environ if environ is None else environ).get("PATH", os.defpath)
@@ -56,9 +59,11 @@ def start(
     environ: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Popen[bytes]:
-    """Starts `command`, whose first word is an absolute path; the program sees its name alone, as from a shell. Each
-    stream that is asked for is a pipe, which the caller has to read (or to give to a Drain); the others lead nowhere.
-    Raises OSError; ValueError for an environment that cannot be passed on."""
+    """Start `command`, whose first word is an absolute path; the program sees its name alone, as from a shell.
+
+    Each stream that is asked for is a pipe, which the caller has to read (or to give to a Drain); the others lead
+    nowhere. Raises OSError; ValueError for an environment that cannot be passed on.
+    """
     import subprocess  # not at the top, here and below: 10 ms that most commands do not need
 
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
@@ -76,8 +81,11 @@ def start(
 
 
 def run(command: Sequence[str], *, timeout: float | None = None, environ: Mapping[str, str] | None = None) -> Result:
-    """Runs `command` to its end. Raises OSError, and TooSlowError after `timeout` seconds; whatever is raised, it has
-    been ended with all that it has started."""
+    """Run `command` to its end.
+
+    Raises OSError, and TooSlowError after `timeout` seconds; whatever is raised, it has been ended with all that it has
+    started.
+    """
     from subprocess import TimeoutExpired
 
     process = start(command, stdout=True, stderr=True, environ=environ)
@@ -113,8 +121,10 @@ def end(process: Popen[bytes]) -> None:
 
 
 class Drain(threading.Thread):
-    """Reads an output to its end, for as long as that takes, and passes each line that is not empty to `said`, which
-    must not wait. `last`: the last of them. Owns the descriptor."""
+    """Reads an output to its end, and passes each line that is not empty to `said`, which must not wait.
+
+    `last`: the last of them. Owns the descriptor.
+    """
 
     last = ""
 

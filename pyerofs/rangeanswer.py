@@ -166,7 +166,7 @@ class RangeAnswer:
         return False
 
     def _give_held(self) -> None:
-        """What was held back is the whole blob."""
+        """Give the sink what was held back: it is the whole blob."""
         held, self._held = self._held or [], None
         self.ambiguous = False
         self._position = 0

@@ -136,8 +136,10 @@ def _end(processes: Sequence[int]) -> None:
 
 
 def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
-    """reattach() for every mount that can have it, and sweeps what nobody will come back for; returns how many
-    are dead for good, or failed."""
+    """Reattach every mount that can have it, and sweep what will not be reattached.
+
+    Returns how many are dead for good, or failed.
+    """
     sweep()
     failed = 0
     for record in read_all(dead=True):

@@ -1,6 +1,8 @@
-"""What the processes of a mount leave behind when they are killed: a record, a socket, a directory, a mount by nbdfuse
-and nbdfuse itself. Each is looked for where it is (in the directory of the records, in mountinfo, among the processes),
-since any of the others may be missing; its name has the id of the mount, and that the number of its daemon.
+"""What the processes of a mount leave behind when they are killed.
+
+A record, a socket, a directory, a mount by nbdfuse and nbdfuse itself. Each is looked for where it is (in the directory
+of the records, in mountinfo, among the processes), since any of the others may be missing; its name has the id of the
+mount, and that the number of its daemon.
 
 Of this mount namespace. Needs root. No state: every function may be called from any thread.
 """
@@ -31,8 +33,7 @@ _GONE = 5.0  # seconds for nbdfuse to go once it has been killed
 
 
 def owner_of(path: str) -> str:
-    """The id of the mount that a path in the directory of the records, or the source of a stack, belongs to; "" for
-    what is none."""
+    """Return the id of the mount that a path among the records, or the source of a stack, belongs to; "" for none."""
     inside = path.removeprefix(records.DIRECTORY + "/")
     found = _NAME.fullmatch(inside.partition("/")[0])
     return found[1] if found and (inside != path or path == found[1]) else ""
@@ -44,8 +45,10 @@ def is_mounted(record: Record, mounts: Sequence[MountInfo] | None = None) -> boo
 
 
 def standing() -> list[Record]:
-    """The records of all mounts that are there: those with a living daemon or supervisor, and the dead ones that are
-    still mounted, or wait for another daemon."""
+    """Return the records of all mounts that are there.
+
+    Those with a living daemon or supervisor, and the dead ones that are still mounted, or wait for another daemon.
+    """
     mounts = mountinfo()
     return [
         record
@@ -77,8 +80,11 @@ def lives(identifier: str) -> bool:
 
 
 def sweep() -> None:
-    """Removes what nobody will come back for: of earlier boots, of mounts that were never made, and of those that have
-    ended while none of their processes was there to see it. What is still mounted, dead or not, stays."""
+    """Remove what will not be needed again.
+
+    That is what belongs to earlier boots, to mounts that were never made, and to those that ended while none of their
+    processes was there to see it. What is still mounted, dead or not, stays.
+    """
     mounts = mountinfo()
     mounted = {owner_of(mount.source) for mount in mounts}
     found = {owner_of(path) for path in (*_files(), *(mount.target for mount in mounts))}
@@ -96,7 +102,7 @@ def sweep() -> None:
 
 
 def clear(identifier: str) -> None:
-    """Removes all that belongs to the mount, whatever still uses it, and returns when it has gone."""
+    """Remove all that belongs to the mount, whatever still uses it, and return when it has gone."""
     pidfds = []
     for pid, its in _processes():
         if its == identifier:

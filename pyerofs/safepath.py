@@ -10,9 +10,12 @@ import sys
 
 
 def leave_current_directory(package: str) -> None:
-    """Only where this program was started by -m (argv says so until its module has been found), not where somebody's
+    """Take the current directory away from where modules are imported from.
+
+    Only where this program was started by -m (argv says so until its module has been found), not where somebody's
     program imports us. `package`: the directory that holds ours: code comes from there in any case, and a checkout may
-    have more of it."""
+    have more of it.
+    """
     argv = getattr(sys, "argv", [])
     if argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path and sys.path[0] != package:
         del sys.path[0]

@@ -56,10 +56,10 @@ class Server:
             return sum(each == peer for each in self._peers.values())
 
     def add(self, sock: socket.socket, *, handshake: bool, monitor: bool = False, peer: str = "") -> None:
-        """Serves the client on this connected socket; without a handshake it is a kernel's, or a monitor's, which is
-        no client that anybody serves for. `peer`: whose it is, for clients_of().
+        """Serve the client on this connected socket.
 
-        Raises RuntimeError when no thread can be started for it; the socket is the caller's then.
+        Without a handshake it is a kernel's, or a monitor's, which does not count as a client. `peer`: whose it is, for
+        clients_of(). Raises RuntimeError when no thread can be started for it; the socket is the caller's then.
         """
         connection = Connection(self._export.store, sock.fileno(), EXPORT_FLAGS)
         thread = threading.Thread(target=self._serve, args=(sock, connection, handshake), name="pyerofs-serve")

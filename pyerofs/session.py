@@ -53,12 +53,14 @@ def mount(
     report: Callable[[str], None] = _ignore,
     watch: Callable[[str], None] | None = None,
 ) -> None:
-    """Mounts EROFS at the directory `target`: all layers of an image as one, or one of them, or a local image file.
-    Returns when it is usable. An image of ordinary layers is converted first, by this process.
+    """Mount EROFS at the directory `target`, and return when it is usable.
 
-    `source`: a reference of an image, oci:DIR[:NAME], an archive (location.py), or a path; `options`: as after
-    -o; `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with
-    the registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
+    What is mounted is all layers of an image as one, one of them, or a local image file. An image of ordinary layers is
+    converted first, by this process.
+
+    `source`: an image's reference, oci:DIR[:NAME], an archive (location.py), or a path; `options`: as after -o;
+    `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with the
+    registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
     PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)

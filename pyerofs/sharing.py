@@ -26,8 +26,10 @@ TRIES = 10  # at a name that others make again and again
 
 
 def open_entry(directory: str, storage: Storage, size: int) -> Entry:
-    """The place for a source's bytes: everybody's, where it is whole and was hashed, or else its giver's. Raises
-    UsageError, SystemFailure."""
+    """Open the place for a source's bytes: the shared one, where it is whole and was hashed, or else its giver's.
+
+    Raises UsageError, SystemFailure.
+    """
     if not storage.shared:
         if storage.giver:
             _drop_disowned(directory, storage)
@@ -45,8 +47,11 @@ def open_entry(directory: str, storage: Storage, size: int) -> Entry:
 
 
 def _open_shared(directory: str, storage: Storage, size: int | None, *, tidy: bool = True) -> Entry | None:
-    """Everybody's. `tidy`: what can be believed no more goes, and so does the giver's that it makes useless, unless
-    they are in use."""
+    """Open the shared entry, or return None.
+
+    `tidy`: drop what can be believed no more, and the giver's entry that this one makes useless, unless they are in
+    use.
+    """
     path = entry_path(directory, storage.shared)
     useless = storage.key
     try:
@@ -76,8 +81,10 @@ def _drop(directory: str, key: str) -> None:
 
 
 def finished_size(directory: str, storage: Storage) -> int | None:
-    """The size of what is whole and has been hashed; None where it is not. What an unfinished stream has left is
-    dropped: nobody can vouch for it."""
+    """Return the size of what is whole and has been hashed; None where it is not.
+
+    What an unfinished stream has left is dropped: nothing vouches for it.
+    """
     entry = _open_shared(directory, storage, None)
     if entry is None:
         _drop(directory, storage.key)
@@ -87,15 +94,19 @@ def finished_size(directory: str, storage: Storage) -> int | None:
 
 
 def forget(entry: Entry) -> None:
-    """Removes a giver's entry, which the caller has closed, unless others use it."""
+    """Remove a giver's entry, which the caller has closed, unless others use it."""
     if entry.path != entry.everybodys:
         with contextlib.suppress(PyerofsError):
             drop(Place(entry.path, entry.earns, 0, 0.0))
 
 
 def share(entry: Entry) -> bool:
-    """Makes an entry everybody's whose mark has been made; False: it stays its giver's, since there is one already.
-    Those who have it open go on with it. Raises OSError, PyerofsError."""
+    """Make an entry shared whose mark has been made.
+
+    Return False where it stays its giver's, since there is one already.
+
+    Those who have it open go on with it. Raises OSError, PyerofsError.
+    """
     target = entry.everybodys
     if entry.path == target:
         return True

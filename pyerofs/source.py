@@ -38,8 +38,11 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 
 
 class Source(Protocol):
-    """`size` in bytes; `digest`: the layer's; `name` and `layer` for people. `origin`: the layer as it can be opened
-    again without its manifest; `storage`: how its bytes are kept. `connections`: it may share them with others."""
+    """Where a blob's bytes come from.
+
+    `size` in bytes; `digest`: the layer's; `name` and `layer` for messages. `origin`: the layer as it can be opened
+    again without its manifest; `storage`: how its bytes are kept. `connections`: it may share them with others.
+    """
 
     size: int
     digest: str

@@ -96,8 +96,11 @@ class Supervision:
         self._close()
 
     def end(self, word: str) -> None:
-        """`word`: bye or handover. With the mount its supervisor has gone, too: whoever waits for the worker's end may
-        rely on it, but for one that does not end in time."""
+        """Tell the supervisor how the worker ends; `word`: bye or handover.
+
+        With the mount its supervisor has gone, too: whoever waits for the worker's end may rely on it, but for one that
+        does not end in time.
+        """
         if self._channel is None:
             return
         with contextlib.suppress(OSError):  # it has died: then there is nobody to tell

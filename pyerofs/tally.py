@@ -31,8 +31,10 @@ class Tally:
         self._ends: list[tuple[int, int]] = []  # what was given, first and end; neither overlapping nor touching
 
     def add(self, offset: int, data: Buffer) -> str | None:
-        """These bytes were given; the digest of all of them, when these were the last in order. A read from the
-        beginning begins anew."""
+        """Note that these bytes were given; return the digest of all of them when these were the last in order.
+
+        A read from the beginning begins anew.
+        """
         with self._lock:
             length = memoryview(data).nbytes
             self._cover(offset, offset + length)

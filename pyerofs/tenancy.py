@@ -1,6 +1,7 @@
-"""Whether anybody is left who could use a mount: a mount namespace of somebody's own ends with its last process, and
-what is mounted there with it; but the daemon of such a mount is a process of the namespace as well, and would keep both
-for ever. So it looks, now and then, whether it and its like are the last.
+"""Whether a mount has users left: a private mount namespace ends with its last process, and its mounts with it.
+
+But the daemon of such a mount is a process of the namespace as well, and would keep both for ever. So it looks, now and
+then, whether it and its like are the last.
 """
 
 from __future__ import annotations
@@ -99,8 +100,10 @@ def _mounted(pid: int) -> set[str]:
 
 
 def _held(namespaces: set[str], processes: list[_Process]) -> bool:
-    """Whether somebody keeps one of them without being in it: by a mount of it, as `unshare --mount=FILE` makes, or by
-    an open file."""
+    """Tell whether something keeps one of them without being in it.
+
+    By a mount of it, as `unshare --mount=FILE` makes, or by an open file.
+    """
     seen = set()
     for process in processes:
         if process.namespace not in seen:

@@ -1,7 +1,6 @@
-"""Standard output and error: what is printed there, and what becomes of errors that nobody expected. The only module
-that prints.
+"""Standard output and error: what is printed there, and what becomes of errors that nobody expected.
 
-Everything goes through printable.py: registries, images and paths have their say in it.
+The only module that prints. Everything goes through printable.py: registries, images and paths have their say in it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ LIMITS = "this process may use less than it needs (ulimit -v and -u, or its cgro
 
 
 def open_standard_files() -> None:
-    """Opens what of standard input, output and error was closed by whoever has started us.
+    """Open what of standard input, output and error was closed by the process that started us.
 
     Else the next file or socket that is opened would take the number, and get what is printed.
     """
@@ -39,21 +38,24 @@ def open_standard_files() -> None:
 
 
 def say(text: str) -> None:
-    """A line for a person. Nobody is there to be told that it cannot be written, so that is no failure."""
+    """Print a line on standard error; that it cannot be written is no failure, since there is nobody to tell."""
     with contextlib.suppress(OSError):
         # One write for the whole line: fetch threads speak too.
         print(f"pyerofs: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """A line of a terminal that the next one replaces."""
+    """Show a line that the next one replaces, on a terminal."""
     with contextlib.suppress(OSError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         print(f"\r\x1b[K{one_line(text)[: columns - 1]}", end="", file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
-    """What was asked for, on standard output. It may begin with CLEAR. Raises OSError where it cannot be written."""
+    """Print what was asked for on standard output; it may begin with CLEAR.
+
+    Raises OSError where it cannot be written.
+    """
     if text.startswith(CLEAR):
         print(CLEAR, end="")
     print(many_lines(text.removeprefix(CLEAR)), flush=True)

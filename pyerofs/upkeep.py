@@ -62,7 +62,7 @@ class Upkeep:
         return self._verifier.state if self._verifier is not None else "verified"
 
     def settle(self, seconds: float) -> State:
-        """Waits, so long at most, until what is complete has been hashed; what is known then."""
+        """Wait, at most so long, until what is complete has been hashed; return what is known then."""
         if self._verifier is not None:
             self._verifier.wait(seconds)
         return self.verification

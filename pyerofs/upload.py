@@ -176,8 +176,10 @@ class Uploads:
         return self._patiently(ask)
 
     def put_blob(self, digest: str, content: Content, progress: Progress = lambda sent: None) -> None:
-        """Sends the blob. After a failure it goes on where the registry says that it has come to; a registry whose
-        word for that cannot be true gets it another way (see _BY_RANGE)."""
+        """Send the blob. After a failure it goes on where the registry says that it has come to.
+
+        A registry whose word for that cannot be true gets it another way (see _BY_RANGE).
+        """
         sending = _Sending(f"blob {digest}", content, progress, self._piece, self._way)
         failures = 0
         while True:
@@ -250,7 +252,7 @@ class Uploads:
         raise failure(response, what, time.time())
 
     def _patch(self, session: _Session, sending: _Sending) -> None:
-        """Sends the next piece. Raises _Stalled where the registry has no more of it than before."""
+        """Send the next piece. Raises _Stalled where the registry has no more of it than before."""
         start, what = session.received, sending.what
         end = min(start + sending.piece, sending.content.length)
         headers = (_BYTES, ("Content-Range", f"{start}-{end - 1}"))

@@ -66,9 +66,9 @@ def parse(text: str) -> Url:
 
 
 def join(base: Url, location: str) -> Url:
-    """The URL that a Location header in an answer from `base` names, RFC 9110 section 10.2.2. ValueError as parse().
+    """Return the URL that a Location header in an answer from `base` names (RFC 9110, section 10.2.2).
 
-    Blanks in it are escaped, as curl and browsers do: file names of some storages come as they are.
+    Blanks in it are escaped, as curl and browsers do: file names of some storages come as they are. Raises as parse().
     """
     location = location.strip(" ").replace(" ", "%20")
     if location.startswith("//"):

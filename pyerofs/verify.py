@@ -38,8 +38,10 @@ NICE = 19
 def digest_of(
     fd: int, size: int, algorithm: str, cancel: Callable[[], bool], each: Callable[[memoryview], None] | None = None
 ) -> str | None:
-    """The digest of a file's first `size` bytes, as `algorithm:hex`; None when cancelled. `each` gets every piece of
-    CHUNK bytes, and the last one, as it was hashed. Raises OSError."""
+    """Return the digest of a file's first `size` bytes, as `algorithm:hex`; None when cancelled.
+
+    `each` gets every piece of CHUNK bytes, and the last one, as it was hashed. Raises OSError.
+    """
     state = hashlib.new(algorithm)
     buffer = memoryview(bytearray(min(CHUNK, size)))
     at = 0
@@ -64,7 +66,7 @@ def _fill(fd: int, buffer: memoryview, at: int) -> int:
 
 
 def hash_all(fd: int, size: int, algorithm: str, cancel: Callable[[], bool]) -> tuple[str, bytes] | None:
-    """The digest, and a chunk index of the same bytes; None when cancelled. Raises OSError."""
+    """Return the digest, and a chunk index of the same bytes; None when cancelled. Raises OSError."""
     hashes: list[bytes] = []
     step = chunkindex.CHUNK_SIZE
     while size // step > CHUNKS_MAX and step < CHUNK:

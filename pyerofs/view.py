@@ -1,5 +1,7 @@
-"""A look at mounts from outside: their daemons are asked, all at once and for a second at the most; what one that does
-not answer has written of itself is shown instead, with "error" saying why, and "dead" where none will ever come."""
+"""Mounts seen from outside: what their daemons answer, all asked at once and for a second at most.
+
+Where one does not answer, its record is shown instead, with "error" saying why, and "dead" where none will ever come.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def _dead(record: Record) -> str:
 
 
 def strays() -> list[dict[str, Any]]:
-    """What is mounted of mounts that have not even a record any more; with the fields by which metrics name a mount."""
+    """Return what is mounted of mounts that have not even a record any more.
+
+    With the fields by which metrics name them.
+    """
     known = {record.id for record in standing()}
     found = []
     for mount in mountinfo():
@@ -86,8 +91,11 @@ def _state(pid: int) -> str:
 
 
 def health(status: dict[str, Any]) -> str:
-    """In a word or two: "ok"; "waiting": reads wait, and fetching has failed lately; "no answer"; "dead": it is to be
-    unmounted, or reattached."""
+    """Say in a word or two how a mount is.
+
+    "ok"; "waiting": reads wait, and fetching has failed lately; "no answer"; "dead": it is to be unmounted, or
+    reattached.
+    """
     if status.get("dead"):
         return "dead"
     if "error" in status:

@@ -76,7 +76,10 @@ def _seconds(text: str) -> float:
 
 
 def stat(arguments: argparse.Namespace, write: Write) -> None:
-    """Raises MountFailure when the daemon does not answer, or the mount is dead, after what is known is written."""
+    """Print a mount's status.
+
+    Raises MountFailure when the daemon does not answer, or the mount is dead, after what is known is written.
+    """
     from .reattach import find_record
     from .terminal import CLEAR
     from .view import look, rates, render

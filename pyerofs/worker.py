@@ -83,7 +83,7 @@ class Worker:
             self._caller.send(log=text)
 
     def _trace(self, text: str) -> None:
-        """A line for each exchange with the registry, from any thread."""
+        """Trace an exchange with the registry, from any thread."""
         if self._request.verbosity >= 2 and not self._alone:
             self._caller.send(trace=text)
         self.logger.debug(text)
