@@ -221,7 +221,7 @@ class Store(_Handle):
     def trust(self, epoch: int) -> None:
         """The whole data file was read and found right since the epoch was asked for, which saves comparing its bytes
         with their sums. Nothing happens if the epoch is over."""
-        lib.pe_store_trust(self._pointer, epoch)
+        lib.pe_store_mark_checked(self._pointer, epoch)
 
     def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
         """Bytes sent; fewer than count, or 0, when the rest did not come within timeout seconds."""
@@ -269,4 +269,4 @@ class Connection(_Handle):
 def crc32c(data: Buffer, *, portably: bool = False) -> int:
     """The sum of a granule; `portably`: without the processor's instruction for it."""
     with ffi.from_buffer(data) as view:
-        return _check(lib.pe_sum(view, len(view), portably))
+        return _check(lib.pe_crc32c(view, len(view), portably))

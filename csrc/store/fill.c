@@ -1,8 +1,11 @@
 /* Filling: fetching what nobody has asked for, and forgetting what has turned out to be wrong. */
 #define _GNU_SOURCE
+#include "fill.h"
+
 #include <errno.h>
 
-#include "store.h"
+#include "base/clock.h"
+#include "take.h"
 
 /* Between two runs while nothing can be cached, ns. */
 static const uint64_t fill_probe = 10000000000;
@@ -19,13 +22,13 @@ static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
 static bool start(struct pe_store *s, int kind, uint64_t length, struct pe_run *run)
 {
 	uint64_t first = 0, end;
-	int result;
+	enum take_result result;
 
-	while ((first = store_next_unclaimed(s, NULL, first, s->map.granules)) < s->map.granules) {
+	while ((first = take_next_unclaimed(s, NULL, first, s->bitmap.granules)) < s->bitmap.granules) {
 		end = first + length / PE_GRANULE;
-		result = store_start(s, first, &end, PLAN_STREAMS, kind, true, run);
-		if (result != ELSEWHERE)
-			return result == STARTED;
+		result = take_start(s, first, &end, READAHEAD_STREAMS, kind, true, run);
+		if (result != TAKE_ELSEWHERE)
+			return result == TAKE_STARTED;
 		first = end;
 	}
 	return false;
@@ -42,11 +45,11 @@ int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, 
 	while (!s->stopping) {
 		uint64_t now = now_ns(), later = kind == PE_IDLE ? quiet_at(s, now, quiet) : 0;
 		/* A read that falls into the run waits for it: it takes no longer than other runs of this source do. */
-		uint64_t most = length < s->plan.ceiling ? length : s->plan.ceiling;
+		uint64_t most = length < s->readahead.ceiling ? length : s->readahead.ceiling;
 
 		if (s->write_error) {
 			/* Nothing is kept: now and then a short run finds out whether that has changed. */
-			most = most < PLAN_WINDOW_FIRST ? most : PLAN_WINDOW_FIRST;
+			most = most < READAHEAD_WINDOW_FIRST ? most : READAHEAD_WINDOW_FIRST;
 			if (s->probed + fill_probe > now && later < s->probed + fill_probe)
 				later = s->probed + fill_probe;
 		}
@@ -55,7 +58,7 @@ int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, 
 			result = 0;
 			break;
 		}
-		if (!later && map_has(&s->map, 0, s->map.granules))
+		if (!later && bitmap_has(&s->bitmap, 0, s->bitmap.granules))
 			pthread_cond_wait(&s->fill, &s->lock);
 		else
 			cond_wait_until(&s->fill, &s->lock, later ? later : now + quiet);
@@ -76,16 +79,16 @@ bool fill_gives_way(const struct pe_store *s, const struct flight *f)
 
 int pe_store_forget_all(pe_store *s)
 {
-	if (!s->map.word)
+	if (!s->bitmap.word)
 		return -EINVAL;
 	pthread_mutex_lock(&s->lock);
-	map_clear(&s->map, 0, s->map.granules);
+	bitmap_clear(&s->bitmap, 0, s->bitmap.granules);
 	store_update_complete(s);
 	/* What a parked read had already is to be fetched again for it. */
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next) {
 		w->claimed = false;
-		keep_free(w->keep);
-		w->keep = NULL;
+		bounce_free(w->bounce);
+		w->bounce = NULL;
 	}
 	pthread_cond_signal(&s->work);
 	pthread_cond_broadcast(&s->fill);

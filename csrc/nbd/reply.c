@@ -8,8 +8,10 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+#include "base/clock.h"
+#include "base/io.h"
 #include "conn.h"
-#include "io.h"
+#include "store/read.h"
 
 /* The one place where errno becomes the protocol's error. */
 static uint32_t protocol_error(int status)
@@ -66,9 +68,9 @@ static void count_latencies(struct pe_store *s, const struct reply_batch *batch)
 		for (same = 1; i + same < batch->count && batch->read_arrived[i + same] == arrived; same++)
 			;
 		if (arrived)
-			hist_add(&s->reads, now - arrived, same);
+			latency_add(&s->reads, now - arrived, same);
 		if (arrived && batch->parked)
-			hist_add(&s->parked_reads, now - arrived, same);
+			latency_add(&s->parked_reads, now - arrived, same);
 	}
 }
 
@@ -80,7 +82,7 @@ static bool is_good(const struct pe_store *s, uint32_t epoch, const struct iovec
 
 	if (bytes < s->data || bytes >= s->data + s->size)
 		return true;
-	return trust_has(&s->trust, epoch, granule_of(offset), granule_end(offset + iov->iov_len));
+	return checked_has(&s->checked, epoch, granule_of(offset), granule_end(offset + iov->iov_len));
 }
 
 /* Puts a copy that was compared in the place of a range of the data file. Waits, where that has to be fetched anew. */
@@ -96,7 +98,7 @@ static int take_copy(struct pe_conn *c, struct reply_batch *batch, struct iovec 
 	copy->next = batch->copies;
 	batch->copies = copy;
 	while (done < iov->iov_len) {
-		int64_t n = store_copy(s, copy->bytes + done, iov->iov_len - done, offset + done, COPY_SLICE);
+		int64_t n = read_copy(s, copy->bytes + done, iov->iov_len - done, offset + done, COPY_SLICE);
 
 		if (n == -EAGAIN && (__atomic_load_n(&c->stopped, __ATOMIC_ACQUIRE) || now_ns() > deadline))
 			n = -ETIMEDOUT;
@@ -123,15 +125,15 @@ static int send_batch(struct pe_conn *c, struct reply_batch *batch)
 		uint32_t epoch;
 
 		if (err == -EFAULT) {
-			if (!s->trust.word)
+			if (!s->checked.words)
 				return err;
-			trust_end(s); /* an error that the look had not shown */
+			checked_end(&s->checked); /* an error that the look had not shown */
 		} else {
 			err = io_wait_writable(c->fd);
 			if (err)
 				return err;
 		}
-		epoch = trust_look(s);
+		epoch = store_look(s);
 		for (int i = 0; i < count; i++) {
 			err = is_good(s, epoch, &iov[i]) ? 0 : take_copy(c, batch, &iov[i]);
 			if (err)
@@ -168,7 +170,7 @@ static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offse
 	reply_clear(batch);
 	if (err == -EFAULT || err == -EIO) {
 		/* The file cannot be read. The header was a promise, so the connection is lost, but the next look finds out. */
-		trust_end(c->store);
+		checked_end(&c->store->checked);
 		return -EIO;
 	}
 	if (!err && served)
@@ -231,17 +233,17 @@ static int add_data(struct pe_conn *c, struct reply_batch *batch, const struct w
 }
 
 /* A read that holds some of its bytes itself, or is long and has to be compared: from a buffer of its own. */
-static int add_kept(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
+static int add_bounced(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 {
 	uint64_t first = granule_of(w->offset);
 	int err;
 
-	if (!w->keep)
-		w->keep = keep_new(first, granule_end(w->offset + w->length));
-	err = w->keep ? waiter_fill(c->store, w, batch->epoch) : -ENOMEM;
+	if (!w->bounce)
+		w->bounce = bounce_new(first, granule_end(w->offset + w->length));
+	err = w->bounce ? waiter_fill(c->store, w, batch->epoch) : -ENOMEM;
 	if (err)
-		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : 1;
-	return add_data(c, batch, w, keep_at(w->keep, first) + w->offset % PE_GRANULE, true);
+		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : REPLY_SPOILED;
+	return add_data(c, batch, w, bounce_at(w->bounce, first) + w->offset % PE_GRANULE, true);
 }
 
 /* A short read whose granules have to be compared. */
@@ -261,9 +263,9 @@ static int add_compared(struct pe_conn *c, struct reply_batch *batch, struct wai
 	if (err)
 		return err;
 	bytes = batch->room + batch->room_used;
-	err = trust_read(c->store, batch->epoch, first, end, bytes);
+	err = store_read_checked(c->store, batch->epoch, first, end, bytes);
 	if (err)
-		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : 1;
+		return err < 0 ? reply_status(c, batch, w->cookie, err, w->arrived) : REPLY_SPOILED;
 	batch->room_used += needed;
 	return add_data(c, batch, w, bytes + w->offset % PE_GRANULE, false);
 }
@@ -273,15 +275,15 @@ int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 	struct pe_store *s = c->store;
 
 	if (!batch->looked) {
-		batch->epoch = trust_look(s);
+		batch->epoch = store_look(s);
 		batch->looked = true;
 	}
-	if (!w->keep && trust_has(&s->trust, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
-		if (s->trust.word || w->zeros || w->length < REPLY_LONG)
+	if (!w->bounce && checked_has(&s->checked, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
+		if (s->checked.words || w->zeros || w->length < REPLY_LONG)
 			return add_data(c, batch, w, s->data + w->offset, w->length >= REPLY_LONG);
 		/* The kernel passes the file's pages on as they are: only for a file whose bytes are right whatever they are. */
 		add_header(batch, w->cookie, 0, w->arrived);
 		return transmit(c, batch, w->offset, w->length);
 	}
-	return w->keep || w->length >= REPLY_LONG ? add_kept(c, batch, w) : add_compared(c, batch, w);
+	return w->bounce || w->length >= REPLY_LONG ? add_bounced(c, batch, w) : add_compared(c, batch, w);
 }

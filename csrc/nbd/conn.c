@@ -11,9 +11,10 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "io.h"
+#include "base/clock.h"
+#include "base/io.h"
 
-static bool flag(const bool *value)
+static bool is_set(const bool *value)
 {
 	return __atomic_load_n(value, __ATOMIC_ACQUIRE);
 }
@@ -28,10 +29,9 @@ int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn)
 	c->fd = fd;
 	c->flags = flags;
 	c->size = store->size;
-	c->ready_tail = &c->ready;
+	inbox_init(&c->ready);
 	pthread_mutex_init(&c->send_lock, NULL);
-	pthread_mutex_init(&c->ready_lock, NULL);
-	pthread_cond_init(&c->ready_cond, NULL);
+	pthread_mutex_init(&c->settled_lock, NULL);
 	cond_init(&c->settled_cond);
 	*conn = c;
 	return 0;
@@ -42,8 +42,8 @@ void pe_conn_free(pe_conn *c)
 	if (!c)
 		return;
 	pthread_mutex_destroy(&c->send_lock);
-	pthread_mutex_destroy(&c->ready_lock);
-	pthread_cond_destroy(&c->ready_cond);
+	pthread_mutex_destroy(&c->settled_lock);
+	inbox_destroy(&c->ready);
 	pthread_cond_destroy(&c->settled_cond);
 	free(c);
 }
@@ -52,9 +52,9 @@ void pe_conn_stop(pe_conn *c)
 {
 	__atomic_store_n(&c->stopped, true, __ATOMIC_RELEASE);
 	shutdown(c->fd, SHUT_RDWR);
-	pthread_mutex_lock(&c->ready_lock);
+	pthread_mutex_lock(&c->settled_lock);
 	pthread_cond_broadcast(&c->settled_cond);
-	pthread_mutex_unlock(&c->ready_lock);
+	pthread_mutex_unlock(&c->settled_lock);
 }
 
 void pe_conn_drain(pe_conn *c)
@@ -68,23 +68,13 @@ void pe_conn_pause(pe_conn *c)
 	__atomic_store_n(&c->pausing, true, __ATOMIC_RELEASE);
 }
 
-void conn_ready(struct pe_conn *c, struct waiter *w)
-{
-	pthread_mutex_lock(&c->ready_lock);
-	w->next = NULL;
-	*c->ready_tail = w;
-	c->ready_tail = &w->next;
-	pthread_cond_signal(&c->ready_cond);
-	pthread_mutex_unlock(&c->ready_lock);
-}
-
 static void settle(struct pe_conn *c, uint32_t count, uint64_t bytes)
 {
-	pthread_mutex_lock(&c->ready_lock);
+	pthread_mutex_lock(&c->settled_lock);
 	c->outstanding -= count;
 	c->outstanding_bytes -= bytes;
 	pthread_cond_signal(&c->settled_cond);
-	pthread_mutex_unlock(&c->ready_lock);
+	pthread_mutex_unlock(&c->settled_lock);
 }
 
 /* Waits, at most PAUSE_PATIENCE, until every request is answered. */
@@ -93,45 +83,47 @@ static int pause_settled(struct pe_conn *c)
 	uint64_t deadline = now_ns() + PAUSE_PATIENCE;
 	int result;
 
-	pthread_mutex_lock(&c->ready_lock);
-	while (c->outstanding && !flag(&c->stopped) && now_ns() < deadline)
-		cond_wait_until(&c->settled_cond, &c->ready_lock, deadline);
-	result = c->outstanding || flag(&c->stopped) ? PE_HARD_DISCONNECT : PE_PAUSED;
-	pthread_mutex_unlock(&c->ready_lock);
+	pthread_mutex_lock(&c->settled_lock);
+	while (c->outstanding && !is_set(&c->stopped) && now_ns() < deadline)
+		cond_wait_until(&c->settled_cond, &c->settled_lock, deadline);
+	result = c->outstanding || is_set(&c->stopped) ? PE_HARD_DISCONNECT : PE_PAUSED;
+	pthread_mutex_unlock(&c->settled_lock);
 	return result;
 }
 
 /* Waits until no more than limit requests are outstanding, for so many bytes, or the connection is stopped. */
 static void wait_settled(struct pe_conn *c, uint32_t limit, uint64_t bytes)
 {
-	pthread_mutex_lock(&c->ready_lock);
-	while ((c->outstanding > limit || c->outstanding_bytes > bytes) && !flag(&c->stopped))
-		pthread_cond_wait(&c->settled_cond, &c->ready_lock);
-	pthread_mutex_unlock(&c->ready_lock);
-}
-
-bool *conn_gone(struct pe_conn *c)
-{
-	return &c->gone;
+	pthread_mutex_lock(&c->settled_lock);
+	while ((c->outstanding > limit || c->outstanding_bytes > bytes) && !is_set(&c->stopped))
+		pthread_cond_wait(&c->settled_cond, &c->settled_lock);
+	pthread_mutex_unlock(&c->settled_lock);
 }
 
 static void free_waiter(struct waiter *w)
 {
-	keep_free(w->keep);
+	bounce_free(w->bounce);
 	free(w);
 }
 
-/* The reply to a read that was parked. 1: it is parked again. */
+/* What became of a read that was parked; else -errno. */
+enum { ANSWERED = 0, PARKED_AGAIN = 1 };
+
 static int answer(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 {
-	int result, parked = 1;
+	int result, parked;
 
 	if (w->status < 0)
 		return reply_status(c, batch, w->cookie, w->status, w->arrived);
 	/* Spoiled bytes that have become right again before it was parked are looked at once more. */
-	while ((result = reply_read(c, batch, w)) == 1 && (parked = store_want_again(c->store, w)) == 1)
-		continue;
-	return result == 1 && parked < 0 ? reply_status(c, batch, w->cookie, parked, w->arrived) : result;
+	while ((result = reply_read(c, batch, w)) == REPLY_SPOILED) {
+		parked = store_park_again(c->store, w);
+		if (parked == STORE_PARKED)
+			return PARKED_AGAIN;
+		if (parked != STORE_PRESENT)
+			return reply_status(c, batch, w->cookie, parked, w->arrived);
+	}
+	return result;
 }
 
 int pe_conn_send(pe_conn *c)
@@ -141,26 +133,20 @@ int pe_conn_send(pe_conn *c)
 
 	reply_init(&batch, true);
 	for (;;) {
-		struct waiter *list, *next;
+		struct inbox_item *items = inbox_take(&c->ready), *next;
 		uint32_t count = 0;
 		uint64_t bytes = 0;
 
-		pthread_mutex_lock(&c->ready_lock);
-		while (!c->ready && !c->over)
-			pthread_cond_wait(&c->ready_cond, &c->ready_lock);
-		list = c->ready;
-		c->ready = NULL;
-		c->ready_tail = &c->ready;
-		pthread_mutex_unlock(&c->ready_lock);
-		if (!list)
+		if (!items)
 			break;
-		for (struct waiter *w = list; w; w = next) {
+		for (struct inbox_item *item = items; item; item = next) {
+			struct waiter *w = waiter_of(item);
 			uint32_t length = w->length; /* once parked again, it is not ours */
 
-			next = w->next;
+			next = item->next;
 			if (!err)
 				err = answer(c, &batch, w);
-			if (err == 1) {
+			if (err == PARKED_AGAIN) {
 				err = 0;
 				continue;
 			}
@@ -184,22 +170,22 @@ static int admit(struct pe_conn *c, struct reply_batch *batch, uint64_t offset, 
 	bool hit = store_has(c->store, offset, length);
 	int err = 0;
 
-	pthread_mutex_lock(&c->ready_lock);
+	pthread_mutex_lock(&c->settled_lock);
 	if (!hit && c->outstanding_bytes + length > CONN_BYTES) {
-		pthread_mutex_unlock(&c->ready_lock);
+		pthread_mutex_unlock(&c->settled_lock);
 		err = reply_flush(c, batch);
 		if (!err)
 			wait_settled(c, UINT32_MAX, CONN_BYTES - length);
-		pthread_mutex_lock(&c->ready_lock);
+		pthread_mutex_lock(&c->settled_lock);
 	}
 	c->outstanding++;
 	c->outstanding_bytes += length;
-	pthread_mutex_unlock(&c->ready_lock);
+	pthread_mutex_unlock(&c->settled_lock);
 	return err;
 }
 
-/* A read that is not known to be a hit. 1: its bytes have become present, and were found spoiled. */
-static int park(struct pe_conn *c, struct reply_batch *batch, const struct waiter *wanted)
+/* A read that is not known to be a hit. As reply_read: REPLY_SPOILED if its bytes had become present. */
+static int enqueue_miss(struct pe_conn *c, struct reply_batch *batch, const struct waiter *wanted)
 {
 	struct waiter *w = malloc(sizeof(*w));
 	int result;
@@ -208,11 +194,12 @@ static int park(struct pe_conn *c, struct reply_batch *batch, const struct waite
 		return reply_status(c, batch, wanted->cookie, -ENOMEM, 0);
 	*w = *wanted;
 	result = admit(c, batch, w->offset, w->length);
-	if (!result)
-		result = store_want(c->store, w);
-	if (!result)
-		return 0;
-	if (result == 1)
+	if (!result) {
+		result = store_park(c->store, w);
+		if (result == STORE_PARKED)
+			return REPLY_ADDED;
+	}
+	if (result == STORE_PRESENT)
 		result = reply_read(c, batch, w);
 	else if (result == -ESHUTDOWN)
 		result = reply_status(c, batch, w->cookie, result, w->arrived);
@@ -222,13 +209,13 @@ static int park(struct pe_conn *c, struct reply_batch *batch, const struct waite
 }
 
 /* A read: answered at once, or parked. */
-static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
+static int handle_read(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
 {
-	struct waiter w = { .offset = offset, .cookie = cookie, .conn = c, .arrived = batch->arrived };
+	struct waiter w = { .offset = offset, .cookie = cookie, .inbox = &c->ready, .expires = true, .arrived = batch->arrived };
 	uint64_t size = c->store->size, left;
-	int result = 1;
+	int result = REPLY_SPOILED;
 
-	if (flag(&c->draining))
+	if (is_set(&c->draining))
 		return reply_status(c, batch, cookie, -ESHUTDOWN, 0);
 	if (!length || length > PE_REQUEST_MAX || offset >= c->size || length > c->size - offset)
 		return reply_status(c, batch, cookie, -EINVAL, 0);
@@ -237,21 +224,23 @@ static int want(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, u
 	w.zeros = length - w.length;
 	if (!w.length)
 		return reply_zeros(c, batch, &w);
-	if (flag(&c->store->complete)) {
+	if (is_set(&c->store->complete)) {
 		__atomic_fetch_add(&c->store->hits, 1, __ATOMIC_RELAXED);
 		result = reply_read(c, batch, &w);
-		keep_free(w.keep);
-		w.keep = NULL;
-		w.mistrust = true; /* if it comes to that */
+		bounce_free(w.bounce);
+		w.bounce = NULL;
+		w.reread = true; /* if it comes to that */
 	}
-	while (result == 1) {
-		result = park(c, batch, &w);
-		w.mistrust = true;
+	while (result == REPLY_SPOILED) {
+		result = enqueue_miss(c, batch, &w);
+		w.reread = true;
 	}
 	return result;
 }
 
-/* 0, 1 for a soft disconnect, or an error that ends the connection. */
+/* What a request leads to; else -errno, which ends the connection. */
+enum { GO_ON = 0, SOFT_DISCONNECT = 1 };
+
 static int dispatch(struct pe_conn *c, struct reply_batch *batch, const struct nbd_request *r)
 {
 	uint32_t length = be32toh(r->length);
@@ -263,14 +252,14 @@ static int dispatch(struct pe_conn *c, struct reply_batch *batch, const struct n
 		/* No command flag was offered for reads. */
 		if (r->flags)
 			return reply_status(c, batch, r->cookie, -EINVAL, 0);
-		return want(c, batch, r->cookie, be64toh(r->offset), length);
+		return handle_read(c, batch, r->cookie, be64toh(r->offset), length);
 	case NBD_CMD_WRITE:
 		if (length > PE_REQUEST_MAX)
 			return -EPROTO; /* not worth reading to the end */
 		c->discard = length;
 		return reply_status(c, batch, r->cookie, -EPERM, 0);
 	case NBD_CMD_DISC:
-		return 1;
+		return SOFT_DISCONNECT;
 	case NBD_CMD_TRIM:
 	case NBD_CMD_WRITE_ZEROES:
 		return reply_status(c, batch, r->cookie, -EPERM, 0);
@@ -314,7 +303,7 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 		ssize_t n;
 		int err, sent;
 
-		if (flag(&c->pausing) && !have && !c->discard)
+		if (is_set(&c->pausing) && !have && !c->discard)
 			return PE_PAUSED; /* between two requests: whoever has the socket next can go on */
 		n = recv(c->fd, buffer + have, CONN_BUFFER - have, 0);
 		if (n < 0 && errno == EINTR)
@@ -322,12 +311,12 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 		if (n < 0)
 			return -errno;
 		if (n == 0)
-			return flag(&c->draining) ? PE_DRAINED : PE_HARD_DISCONNECT;
+			return is_set(&c->draining) ? PE_DRAINED : PE_HARD_DISCONNECT;
 		have += (size_t)n;
 		batch->arrived = now_ns(); /* of all that came at once: one look at the clock */
 		err = dispatch_all(c, batch, buffer, &have);
 		sent = reply_flush(c, batch);
-		if (err == 1)
+		if (err == SOFT_DISCONNECT)
 			return PE_SOFT_DISCONNECT;
 		if (err || sent)
 			return err ? err : sent;
@@ -353,12 +342,9 @@ int pe_conn_serve(pe_conn *c)
 		wait_settled(c, 0, UINT64_MAX);
 	if (result == PE_PAUSED)
 		result = pause_settled(c);
-	store_forget(c->store, c);
+	store_forget(c->store, &c->ready);
 	/* From here on no new reply can become ready; the sender goes when it has dealt with the last one. */
-	pthread_mutex_lock(&c->ready_lock);
-	c->over = true;
-	pthread_cond_signal(&c->ready_cond);
-	pthread_mutex_unlock(&c->ready_lock);
+	inbox_close(&c->ready);
 	if (result != PE_PAUSED)
 		shutdown(c->fd, SHUT_RDWR);
 	return result;

@@ -1,4 +1,4 @@
-#include "sum.h"
+#include "crc32c.h"
 
 #include <string.h>
 
@@ -115,7 +115,7 @@ uint32_t sum_bytes(const char *bytes, size_t length)
 	return sum_bytes_portably(bytes, length);
 }
 
-void sum_granules(const char *bytes, size_t length, uint32_t *sums)
+void crc32c_granules(const char *bytes, size_t length, uint32_t *sums)
 {
 #ifdef HARDWARE
 	for (; length >= 3 * PE_GRANULE && has_instruction(); sums += 3) {
@@ -133,7 +133,7 @@ void sum_granules(const char *bytes, size_t length, uint32_t *sums)
 	}
 }
 
-int64_t pe_sum(const void *bytes, uint64_t length, int portably)
+int64_t pe_crc32c(const void *bytes, uint64_t length, int portably)
 {
 	return portably ? sum_bytes_portably(bytes, length) : sum_bytes(bytes, length);
 }

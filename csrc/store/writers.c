@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "watch.h"
+#include "writers.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int group = -1;
 static pid_t owner; /* of the group: a forked process needs its own */
 static unsigned watched; /* files, counted once for each store that has one */
-static struct watch_news news;
+static struct writers_news news;
 
 /* Under the lock. Without FAN_REPORT_FID each event would open the file; with it the group needs no privilege. */
 static bool open_group(void)
@@ -59,7 +59,7 @@ static bool can_be_watched(int fd)
 	return false;
 }
 
-bool watch_add(int fd)
+bool writers_watch(int fd)
 {
 	bool added;
 
@@ -75,7 +75,7 @@ bool watch_add(int fd)
 	return added;
 }
 
-void watch_end(void)
+void writers_unwatch(void)
 {
 	pthread_mutex_lock(&lock);
 	if (owner == getpid() && watched) { /* a forked process may end what its parent began */
@@ -111,9 +111,9 @@ static void take_in(const char *events, size_t length)
 	}
 }
 
-struct watch_news watch_news(void)
+struct writers_news writers_news(void)
 {
-	struct watch_news found;
+	struct writers_news found;
 	char events[4096];
 	ssize_t n;
 
@@ -131,7 +131,7 @@ struct watch_news watch_news(void)
 	return found;
 }
 
-bool watch_is_alone(int fd)
+bool writers_are_only_us(int fd)
 {
 	/* Whoever opens the file in between waits for the second call; the signal that tells of him is one that is ignored. */
 	if (fcntl(fd, F_SETSIG, SIGURG) || fcntl(fd, F_SETLEASE, F_WRLCK))

@@ -9,13 +9,17 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
+#include "base/clock.h"
+#include "base/io.h"
 #include "conn.h"
-#include "io.h"
 
 enum {
 	OPTION_MAX = 64 << 10, /* longer ones are not worth reading */
 	PREFERRED_BLOCK = 4096,
 };
+
+/* What an option leads to; else -errno, which ends the connection. */
+enum { NEXT_OPTION = 0, TRANSMISSION = 1, CLIENT_DONE = 2 };
 
 struct export {
 	const char *name, *description;
@@ -143,7 +147,7 @@ static int info_block_size(struct pe_conn *c, uint32_t option)
 	return option_reply(c, option, NBD_REP_INFO, &data, sizeof(data));
 }
 
-/* NBD_OPT_INFO and NBD_OPT_GO: u32 length of the name, name, u16 number of requests, u16 each. 1: transmission. */
+/* NBD_OPT_INFO and NBD_OPT_GO: u32 length of the name, name, u16 number of requests, u16 each. */
 static int go(struct pe_conn *c, const struct export *export, uint32_t option, const char *data, uint32_t length)
 {
 	uint32_t name_length = length >= 6 ? read32(data) : 0;
@@ -168,7 +172,7 @@ static int go(struct pe_conn *c, const struct export *export, uint32_t option, c
 	}
 	if (!err)
 		err = option_reply(c, option, NBD_REP_ACK, NULL, 0);
-	return err ? err : option == NBD_OPT_GO;
+	return err ? err : option == NBD_OPT_GO ? TRANSMISSION : NEXT_OPTION;
 }
 
 static int list(struct pe_conn *c, const struct export *export, uint32_t option, uint32_t length)
@@ -199,10 +203,10 @@ static int export_name(struct pe_conn *c, const struct export *export, const cha
 	if (!known(export, name, length))
 		return -ENOENT;
 	err = io_send(c->fd, &data, zeroes ? sizeof(data) : sizeof(data) - sizeof(data.zeroes), 0);
-	return err ? err : 1;
+	return err ? err : TRANSMISSION;
 }
 
-/* One option. 0: on to the next, 1: transmission, 2: the client has ended it. */
+/* One option. */
 static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes)
 {
 	char data[OPTION_MAX];
@@ -214,7 +218,7 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 		err = limit(c, export, SO_SNDTIMEO); /* for what is answered to it */
 
 	if (err == -ENODATA)
-		return 2; /* hung up between two options: rude, but in order */
+		return CLIENT_DONE; /* hung up between two options: rude, but in order */
 	if (err)
 		return err;
 	if (be64toh(header.magic) != NBD_IHAVEOPT)
@@ -237,7 +241,7 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 		return export_name(c, export, data, length, zeroes);
 	case NBD_OPT_ABORT:
 		(void)option_reply(c, option, NBD_REP_ACK, NULL, 0); /* the client may be gone already */
-		return 2;
+		return CLIENT_DONE;
 	case NBD_OPT_LIST:
 		return list(c, export, option, length);
 	case NBD_OPT_INFO:
@@ -266,13 +270,13 @@ int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uin
 	if (!result)
 		result = receive(c, &export, &flags, sizeof(flags));
 	if (result)
-		return result == -ENODATA ? 1 : result;
+		return result == -ENODATA ? PE_CLIENT_DONE : result;
 	flags = be32toh(flags);
 	if (flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES))
 		return -EPROTO;
-	while (result == 0)
+	while (result == NEXT_OPTION)
 		result = negotiate(c, &export, !(flags & NBD_FLAG_NO_ZEROES));
 	set_timeout(c->fd, SO_RCVTIMEO, 0);
 	set_timeout(c->fd, SO_SNDTIMEO, 0);
-	return result < 0 ? result : result - 1;
+	return result < 0 ? result : result == TRANSMISSION ? PE_TRANSMISSION : PE_CLIENT_DONE;
 }

@@ -6,8 +6,9 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
+#include "base/inbox.h"
 #include "nbd.h"
-#include "store.h"
+#include "store/store.h"
 
 enum {
 	CONN_SECTOR = 512, /* what clients with a handshake have the size rounded up to: some know no other */
@@ -25,18 +26,15 @@ struct pe_conn {
 	uint16_t flags;
 	uint64_t size; /* as the client knows it: the blob's, or what that is rounded up to, with zeros */
 	bool draining, pausing, stopped; /* atomic */
-	bool gone; /* covered by the store's lock: nothing more is parked */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
 
-	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies */
+	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies; never taken with another one held */
+	struct inbox ready; /* reads that were parked and can be answered, for pe_conn_send; closed when serving is over */
 
-	pthread_mutex_t ready_lock; /* covers all that follows */
-	pthread_cond_t ready_cond; /* for pe_conn_send */
+	pthread_mutex_t settled_lock; /* covers all that follows; taken alone */
 	pthread_cond_t settled_cond; /* for pe_conn_serve: an outstanding reply is gone */
-	struct waiter *ready, **ready_tail;
 	uint32_t outstanding; /* parked or ready, not yet sent */
 	uint64_t outstanding_bytes;
-	bool over; /* pe_conn_serve is about to return */
 };
 
 /* How long a connection that is paused may go on to answer what it has read: after that, others must read it again. */
@@ -55,7 +53,7 @@ struct reply_batch {
 	uint64_t arrived; /* when the requests were read that are answered now, ns */
 	bool parked; /* they all had to wait */
 	uint64_t read_arrived[REPLY_BATCH]; /* of each reply to a read, else 0 */
-	bool looked; /* at the data file, which then was in this epoch; see trust.h */
+	bool looked; /* at the data file, which then was in this epoch; see checked.h */
 	uint32_t epoch;
 	char *room; /* REPLY_ROOM bytes, made when they are first needed; used up to room_used */
 	uint32_t room_used;
@@ -64,7 +62,11 @@ struct reply_batch {
 	struct iovec iov[REPLY_VECTORS * REPLY_BATCH];
 };
 
-/* An error of any of these is the connection's end; -EIO: not the client's fault, the data file's. */
+/*
+ * What became of a reply; else -errno, which is the connection's end: with -EIO it is not the client's fault but the data
+ * file's. REPLY_SPOILED: nothing was added, since bytes were found spoiled; they are absent from now on.
+ */
+enum { REPLY_ADDED = 0, REPLY_SPOILED = 1 };
 
 void reply_init(struct reply_batch *batch, bool parked);
 void reply_free(struct reply_batch *batch);
@@ -74,8 +76,7 @@ void reply_free(struct reply_batch *batch);
  */
 int reply_status(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, int status, uint64_t arrived);
 /*
- * Adds the reply to a read that has all of its bytes, and sends when the batch is full or the reply is a long one. 1:
- * nothing was added, since bytes were found spoiled: they are absent from now on.
+ * Adds the reply to a read that has all of its bytes, and sends when the batch is full or the reply is a long one.
  */
 int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w);
 /* The reply to a read that lies wholly behind the blob. */

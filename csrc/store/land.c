@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <string.h>
 
-#include "io.h"
+#include "base/clock.h"
+#include "base/io.h"
+#include "fill.h"
 #include "store.h"
 
 static struct flight *find(struct pe_store *s, uint64_t id)
@@ -29,18 +31,22 @@ static uint64_t length_of(const struct pe_store *s, uint64_t first, uint64_t end
 
 static int write_one(struct pe_store *s, uint64_t first, const char *bytes, uint64_t length)
 {
-	uint32_t epoch = trust_before_write(s);
-	int err = io_pwrite(s->data_fd, bytes, length, first * PE_GRANULE);
+	struct granules lost;
+	uint32_t epoch = checked_before_write(&s->checked, &lost);
+	int err;
 
-	return trust_after_write(s, epoch, first, bytes, length, err);
+	if (lost.first < lost.end)
+		store_spoil(s, lost.first, lost.end);
+	err = io_pwrite(s->data_fd, bytes, length, first * PE_GRANULE);
+	return checked_after_write(&s->checked, epoch, first, bytes, length, err);
 }
 
 /* Writes what is absent of a span. A granule that is present is being read by others and stays as it is. */
 static int write_absent(struct pe_store *s, struct span *span)
 {
 	while (span->good < span->end) {
-		uint64_t absent = map_next_absent(&s->map, span->good, span->end);
-		uint64_t present = map_next_present(&s->map, absent, span->end);
+		uint64_t absent = bitmap_next_absent(&s->bitmap, span->good, span->end);
+		uint64_t present = bitmap_next_present(&s->bitmap, absent, span->end);
 		const char *bytes = span->bytes + (absent - span->first) * PE_GRANULE;
 		uint64_t length = absent < present ? length_of(s, absent, present) : 0;
 		int err = length ? write_one(s, absent, bytes, length) : 0;
@@ -55,7 +61,7 @@ static int write_absent(struct pe_store *s, struct span *span)
 
 /*
  * Divides a piece into what completes the granule that the piece before has begun, and the whole granules after it.
- * What is left over is the beginning of the next one: see keep_rest.
+ * What is left over is the beginning of the next one: see save_rest.
  */
 static int divide(const struct pe_store *s, char *tail, uint64_t offset, const char *bytes, uint64_t end,
 		  struct span *spans)
@@ -74,7 +80,7 @@ static int divide(const struct pe_store *s, char *tail, uint64_t offset, const c
 	return count;
 }
 
-static void keep_rest(char *tail, uint64_t offset, const char *bytes, uint64_t length, uint64_t end)
+static void save_rest(char *tail, uint64_t offset, const char *bytes, uint64_t length, uint64_t end)
 {
 	uint64_t from = end * PE_GRANULE > offset ? end * PE_GRANULE : offset;
 
@@ -88,16 +94,16 @@ static void hand_over(struct pe_store *s, const struct span *span)
 	struct waiter *next;
 
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
-		uint64_t first = w->mistrust ? span->first : span->good;
+		uint64_t first = w->reread ? span->first : span->good;
 		uint64_t from = granule_of(w->offset), end = granule_end(w->offset + w->length);
 
 		next = w->next;
 		if (first >= span->end || first >= end || from >= span->end)
 			continue;
-		if (!w->keep)
-			w->keep = keep_new(from, end);
-		if (w->keep)
-			keep_put(w->keep, first, span->end, span->bytes + (first - span->first) * PE_GRANULE, s->size);
+		if (!w->bounce)
+			w->bounce = bounce_new(from, end);
+		if (w->bounce)
+			bounce_put(w->bounce, first, span->end, span->bytes + (first - span->first) * PE_GRANULE, s->size);
 		else
 			store_answer(s, w, -ENOMEM);
 	}
@@ -111,7 +117,7 @@ static void note_write(struct pe_store *s, int err, uint64_t wrote)
 		s->written = 0;
 	} else if (s->write_error) {
 		s->written += wrote;
-		if (s->written >= STORE_WRITABLE || map_has(&s->map, 0, s->map.granules))
+		if (s->written >= STORE_WRITABLE || bitmap_has(&s->bitmap, 0, s->bitmap.granules))
 			s->write_error = 0;
 	}
 }
@@ -119,7 +125,7 @@ static void note_write(struct pe_store *s, int err, uint64_t wrote)
 /* The granules that lie wholly before pos; the blob's last one may be short. */
 static uint64_t granules_landed(const struct pe_store *s, uint64_t pos)
 {
-	return pos == s->size ? s->map.granules : granule_of(pos);
+	return pos == s->size ? s->bitmap.granules : granule_of(pos);
 }
 
 static bool overlaps(const struct waiter *w, uint64_t first, uint64_t end)
@@ -136,14 +142,6 @@ static void answer_whole(struct pe_store *s, uint64_t first, uint64_t end)
 		if (overlaps(w, first, end) && waiter_is_whole(s, w))
 			store_answer(s, w, 0);
 	}
-}
-
-bool store_waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f)
-{
-	uint64_t first = granule_of(f->pos > w->offset ? f->pos : w->offset);
-	uint64_t end = granule_end(f->end < w->offset + w->length ? f->end : w->offset + w->length);
-
-	return first < end && waiter_next_needed(s, w, first, end) < end;
 }
 
 static int count_waiters(const struct pe_store *s, const struct flight *f)
@@ -163,7 +161,7 @@ static bool is_over(const struct pe_store *s, const struct flight *f)
 		return false;
 	if (s->write_error)
 		return !count_waiters(s, f);
-	return map_has(&s->map, granule_of(f->pos), granule_end(f->end)) || fill_gives_way(s, f);
+	return bitmap_has(&s->bitmap, granule_of(f->pos), granule_end(f->end)) || fill_gives_way(s, f);
 }
 
 int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, uint64_t length)
@@ -195,21 +193,21 @@ int pe_store_land(pe_store *s, uint64_t id, uint64_t offset, const void *bytes, 
 	if (!f->latency)
 		f->latency = now_ns() - f->started;
 	store_end_outage(s);
-	if (s->idle && store_near_end(s, f) && offset + s->plan.lead < f->end)
+	if (s->idle && store_near_end(s, f) && offset + s->readahead.lead < f->end)
 		pthread_cond_signal(&s->work); /* the next run of its stream is due */
 	for (int i = 0; i < count; i++) {
-		map_set(&s->map, spans[i].first, spans[i].good);
+		bitmap_set(&s->bitmap, spans[i].first, spans[i].good);
 		hand_over(s, &spans[i]);
 	}
 	if (first < end) {
 		note_write(s, err, wrote);
 		answer_whole(s, first, end);
 	}
-	result = is_over(s, f);
+	result = is_over(s, f) ? PE_NOT_WANTED : PE_GO_ON;
 	pthread_mutex_unlock(&s->lock);
 	if (first < end)
 		claim_announce(s->shared);
-	keep_rest(tail, offset, bytes, length, end);
+	save_rest(tail, offset, bytes, length, end);
 	return result;
 }
 
@@ -272,7 +270,7 @@ int pe_store_finish(pe_store *s, uint64_t id, int error, uint64_t until)
 	}
 	/* What is fetched beside demand tells little of the line's rate. */
 	if (!error && f->pos == f->end && f->kind < PE_FILL)
-		plan_measure(&s->plan, f->end - f->began, f->latency, now_ns() - f->started);
+		readahead_measure(&s->readahead, f->end - f->began, f->latency, now_ns() - f->started);
 	s->flights--;
 	s->flights_ahead -= f->kind == PE_AHEAD;
 	if (f->kind < PE_FILL)

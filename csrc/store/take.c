@@ -1,10 +1,14 @@
 /* Runs: what fetch threads take. How they land is in land.c. */
 #define _GNU_SOURCE
+#include "take.h"
+
 #include <errno.h>
 
-#include "store.h"
+#include "base/clock.h"
+#include "claim.h"
+#include "peers.h"
 
-uint64_t store_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end)
+uint64_t take_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end)
 {
 	bool moved = true;
 
@@ -35,12 +39,12 @@ static uint64_t run_end(const struct pe_store *s, uint64_t first, uint64_t end)
 			end = granule_of(f->pos);
 	}
 	for (;;) {
-		uint64_t present = map_next_present(&s->map, at, end);
+		uint64_t present = bitmap_next_present(&s->bitmap, at, end);
 
 		if (present == end)
 			return end;
-		at = map_next_absent(&s->map, present, end);
-		if (at == end || at - present > PLAN_BRIDGE / PE_GRANULE)
+		at = bitmap_next_absent(&s->bitmap, present, end);
+		if (at == end || at - present > READAHEAD_BRIDGE / PE_GRANULE)
 			return present;
 	}
 }
@@ -56,8 +60,8 @@ static uint64_t chunk_begin(const struct pe_store *s, uint64_t first)
 		if (f->id && granule_of(f->pos) < first && granule_end(f->end) > at)
 			at = granule_end(f->end);
 	}
-	while ((present = map_next_present(&s->map, at, first)) < first)
-		at = map_next_absent(&s->map, present, first);
+	while ((present = bitmap_next_present(&s->bitmap, at, first)) < first)
+		at = bitmap_next_absent(&s->bitmap, present, first);
 	return at;
 }
 
@@ -76,7 +80,7 @@ static uint64_t run_begin(const struct pe_store *s, uint64_t first, bool claim)
 	return first;
 }
 
-int store_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stream, int kind, bool claim,
+enum take_result take_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stream, int kind, bool claim,
 		struct pe_run *run)
 {
 	struct flight *f = NULL;
@@ -85,11 +89,11 @@ int store_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stre
 		if (!s->flight[i].id)
 			f = &s->flight[i];
 	if (!f)
-		return NO_SLOT;
+		return TAKE_NO_SLOT;
 	*end = (*end + s->align - 1) / s->align * s->align;
-	*end = run_end(s, first, *end < s->map.granules ? *end : s->map.granules);
+	*end = run_end(s, first, *end < s->bitmap.granules ? *end : s->bitmap.granules);
 	if (claim && !claim_take(s->map_fd, first, end))
-		return ELSEWHERE;
+		return TAKE_ELSEWHERE;
 	first = run_begin(s, first, claim);
 	*f = (struct flight){ .id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind,
 			       .stream = stream, .started = now_ns() };
@@ -101,16 +105,16 @@ int store_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stre
 	s->flights_ahead += kind == PE_AHEAD;
 	s->runs++;
 	if (kind < PE_FILL)
-		plan_asked(&s->plan, stream, f->end);
+		readahead_asked(&s->readahead, stream, f->end);
 	*run = (struct pe_run){ .id = f->id, .offset = f->pos, .length = f->end - f->pos, .kind = kind,
 				.idle = (int32_t)s->idle };
-	return STARTED;
+	return TAKE_STARTED;
 }
 
 /* Lengthens a run over the parked reads that go on where it ends: what is wanted anyway costs no second request. */
 static uint64_t join(const struct pe_store *s, uint64_t first, uint64_t end)
 {
-	uint64_t limit = first + PLAN_WINDOW_MAX / PE_GRANULE;
+	uint64_t limit = first + READAHEAD_WINDOW_MAX / PE_GRANULE;
 	uint64_t before;
 
 	do {
@@ -135,39 +139,39 @@ static bool in_flight(const struct pe_store *s, const struct waiter *w)
 	return false;
 }
 
-/* The run for what a read needs and nobody has in flight: ELSEWHERE when others have all of it, or there is none. */
-static int start_for(struct pe_store *s, struct waiter *w, struct pe_run *run)
+/* The run for what a read needs and nobody has in flight: TAKE_ELSEWHERE when others have all of it, or there is none. */
+static enum take_result start_for(struct pe_store *s, struct waiter *w, struct pe_run *run)
 {
 	uint64_t first = granule_of(w->offset), last = granule_end(w->offset + w->length);
 	/* What cannot be cached is of use to nobody but those who wait for it. */
-	uint64_t window = s->write_error ? 0 : granule_end(s->plan.stream[w->stream].window);
-	bool foreign = false;
+	uint64_t window = s->write_error ? 0 : granule_end(s->readahead.stream[w->stream].window);
+	bool at_peer = false;
 
-	while ((first = store_next_unclaimed(s, w, first, last)) < last) {
+	while ((first = take_next_unclaimed(s, w, first, last)) < last) {
 		uint64_t ahead = chunk_begin(s, first) + window; /* what that takes in is part of the window */
 		uint64_t end = join(s, first, last > ahead ? last : ahead);
-		int result;
+		enum take_result result;
 
-		if ((end - first) * PE_GRANULE >= PLAN_LONG && store_is_busy(s, w->stream))
-			return NO_SLOT;
-		result = store_start(s, first, &end, w->stream, PE_DEMAND, true, run);
-		if (result == ELSEWHERE && others_are_slow(s, w))
-			result = store_start(s, first, &end, w->stream, PE_DEMAND, false, run);
-		if (result != ELSEWHERE) {
-			store_set_foreign(s, w, foreign);
+		if ((end - first) * PE_GRANULE >= READAHEAD_LONG && store_is_busy(s, w->stream))
+			return TAKE_NO_SLOT;
+		result = take_start(s, first, &end, w->stream, PE_DEMAND, true, run);
+		if (result == TAKE_ELSEWHERE && peers_are_slow(s, w))
+			result = take_start(s, first, &end, w->stream, PE_DEMAND, false, run);
+		if (result != TAKE_ELSEWHERE) {
+			store_set_at_peer(s, w, at_peer);
 			return result;
 		}
-		foreign = true;
+		at_peer = true;
 		first = end;
 	}
 	if (waiter_is_whole(s, w)) {
-		s->others++; /* another store on the same files has brought it */
+		s->from_peers++; /* another store on the same files has brought it */
 		store_answer(s, w, 0);
 	} else {
 		w->claimed = true;
-		store_set_foreign(s, w, foreign || !in_flight(s, w));
+		store_set_at_peer(s, w, at_peer || !in_flight(s, w));
 	}
-	return ELSEWHERE;
+	return TAKE_ELSEWHERE;
 }
 
 static bool start_demand(struct pe_store *s, struct pe_run *run)
@@ -176,7 +180,7 @@ static bool start_demand(struct pe_store *s, struct pe_run *run)
 
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
-		if (!w->claimed && start_for(s, w, run) == STARTED)
+		if (!w->claimed && start_for(s, w, run) == TAKE_STARTED)
 			return true;
 	}
 	return false;
@@ -190,17 +194,17 @@ static bool start_ahead(struct pe_store *s, struct pe_run *run)
 
 	if (s->flights_ahead > s->idle || s->write_error)
 		return false;
-	while (plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)) {
+	while (readahead_next(&s->readahead, s->size, store_busy_streams(s), &stream, &offset, &length)) {
 		uint64_t end = granule_end(offset + length < s->size ? offset + length : s->size);
-		uint64_t first = store_next_unclaimed(s, NULL, granule_of(offset), end);
-		int result;
+		uint64_t first = take_next_unclaimed(s, NULL, granule_of(offset), end);
+		enum take_result result;
 
 		if (first < end) {
-			result = store_start(s, first, &end, stream, PE_AHEAD, true, run);
-			if (result != ELSEWHERE)
-				return result == STARTED;
+			result = take_start(s, first, &end, stream, PE_AHEAD, true, run);
+			if (result != TAKE_ELSEWHERE)
+				return result == TAKE_STARTED;
 		}
-		plan_asked(&s->plan, stream, end * PE_GRANULE);
+		readahead_asked(&s->readahead, stream, end * PE_GRANULE);
 	}
 	return false;
 }

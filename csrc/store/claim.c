@@ -54,34 +54,34 @@ void claim_drop(int fd, uint64_t first, uint64_t end)
 		lock_range(fd, F_OFD_SETLK, &lock, F_UNLCK, first, end);
 }
 
-uint32_t claim_listen(struct map_shared *shared)
+uint32_t claim_listen(struct bitmap_shared *shared)
 {
-	uint32_t word = __atomic_load_n(&shared->word, __ATOMIC_SEQ_CST);
+	uint32_t generation = __atomic_load_n(&shared->generation, __ATOMIC_SEQ_CST);
 
 	__atomic_store_n(&shared->asleep, 1, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return word;
+	return generation;
 }
 
-void claim_wait(struct map_shared *shared, uint32_t word, uint64_t timeout)
+void claim_wait(struct bitmap_shared *shared, uint32_t generation, uint64_t timeout)
 {
 	struct timespec t = { .tv_sec = (time_t)(timeout / 1000000000U), .tv_nsec = (long)(timeout % 1000000000U) };
 
-	syscall(SYS_futex, &shared->word, FUTEX_WAIT, word, &t, NULL, 0);
+	syscall(SYS_futex, &shared->generation, FUTEX_WAIT, generation, &t, NULL, 0);
 }
 
-void claim_announce(struct map_shared *shared)
+void claim_announce(struct bitmap_shared *shared)
 {
 	/* With the fence of claim_listen: either the listener sees the bits, or we see that it listens. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!__atomic_load_n(&shared->asleep, __ATOMIC_RELAXED))
 		return;
 	__atomic_store_n(&shared->asleep, 0, __ATOMIC_SEQ_CST);
-	__atomic_fetch_add(&shared->word, 1, __ATOMIC_SEQ_CST);
-	syscall(SYS_futex, &shared->word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+	__atomic_fetch_add(&shared->generation, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &shared->generation, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-void claim_announce_release(struct map_shared *shared)
+void claim_announce_release(struct bitmap_shared *shared)
 {
 	__atomic_fetch_add(&shared->released, 1, __ATOMIC_SEQ_CST);
 	claim_announce(shared);

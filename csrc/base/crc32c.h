@@ -1,6 +1,6 @@
 /* CRC32C (Castagnoli), the sum of a granule: by the processor's own instruction where it has one. */
-#ifndef PE_SUM_H
-#define PE_SUM_H
+#ifndef PE_CRC32C_H
+#define PE_CRC32C_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -9,6 +9,6 @@ uint32_t sum_bytes(const char *bytes, size_t length);
 /* The same without the instruction. */
 uint32_t sum_bytes_portably(const char *bytes, size_t length);
 /* The sums of the granules that length bytes make up; the last of them may be a short one. */
-void sum_granules(const char *bytes, size_t length, uint32_t *sums);
+void crc32c_granules(const char *bytes, size_t length, uint32_t *sums);
 
 #endif

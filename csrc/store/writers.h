@@ -8,26 +8,26 @@
  * to open the file first, unless he has had it open since before it was watched: whether there is somebody who has, a
  * lease tells.
  */
-#ifndef PE_WATCH_H
-#define PE_WATCH_H
+#ifndef PE_WRITERS_H
+#define PE_WRITERS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Watches the file of fd until watch_end(). false: that cannot be had here. Any thread. */
-bool watch_add(int fd);
-/* Once for each watch_add() that said true. With the last of them the group is closed. Any thread. */
-void watch_end(void);
+/* Watches the file of fd until writers_unwatch(). false: that cannot be had here. Any thread. */
+bool writers_watch(int fd);
+/* Once for each writers_watch() that said true. With the last of them the group is closed. Any thread. */
+void writers_unwatch(void);
 /* Somebody else has opened, or may have written to, a watched file since, where a number is another than before. */
-struct watch_news {
+struct writers_news {
 	uint64_t opened, written;
 };
 /* Any thread. */
-struct watch_news watch_news(void);
+struct writers_news writers_news(void);
 /*
  * Has nobody else the file of fd open in this moment, for reading or writing, or mapped? fd is open for both, and the
  * only one of this process. false: that may be, or cannot be known here. Any thread.
  */
-bool watch_is_alone(int fd);
+bool writers_are_only_us(int fd);
 
 #endif

@@ -8,7 +8,7 @@
  * while somebody else has the file open, until a time has passed in which no single write would still be under way.
  *
  * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted. And
- * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (watch.h): while it is only
+ * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (writers.h): while it is only
  * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, or
  * while somebody else has the file open, all is compared; once a second it is seen whether that has ended.
  *
@@ -16,26 +16,27 @@
  * call by which the kernel then copies bytes without waiting for anybody; and, by somebody who has had the file open all
  * the time, a write that takes longer than settle_time_of_shared, or one through a mapping.
  */
-#ifndef PE_TRUST_H
-#define PE_TRUST_H
+#ifndef PE_CHECKED_H
+#define PE_CHECKED_H
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "watch.h"
+#include "bitmap.h"
+#include "writers.h"
 
-struct pe_store;
-
-/* From the first landing on, until all is present. */
+/* Whether writers are watched: from the first landing on, until all is present. */
 enum watched { WATCH_NOT_YET, WATCHED, WATCH_NEVER };
 
-struct trust {
-	uint64_t *word; /* 32 granules each: the epoch in which they were compared, and a bit each. NULL: no sums */
+struct checked {
+	uint64_t *words; /* 32 granules each: the epoch in which they were compared, and a bit each. NULL: no sums */
 	size_t length;
-	int sums_fd;
+	int data_fd, sums_fd;
 	uint64_t sums_offset;
+	uint64_t blob_size;
+	const struct bitmap *bitmap; /* the store's: what is present */
 
 	uint64_t stamp, size; /* atomic: the data file's ctime in ns and its size, as last seen */
 	uint32_t settled; /* atomic: the epoch, if something may become trusted in it, else 0 */
@@ -45,31 +46,43 @@ struct trust {
 	enum watched watched;
 	uint64_t tried; /* ns: when it was last tried to watch the file */
 	uint64_t asked; /* ns: when it was last asked whether somebody else has it open */
-	struct watch_news news; /* as last seen */
+	struct writers_news news; /* as last seen */
 	unsigned writing; /* writes of this store under way */
 	bool wrote; /* and whether there were some since the last look */
 };
 
+/* Granules [first, end). */
+struct granules {
+	uint64_t first, end;
+};
+
+/* What reading came to; else -errno: the file cannot be read, and there are no sums to know that as spoiled by. */
+enum { CHECKED_RIGHT = 0, CHECKED_SPOILED = 1 };
+
 /* sums_fd -1: nothing is ever compared, and a read error is the reader's. */
-int trust_open(struct trust *trust, int sums_fd, uint64_t sums_offset, uint64_t granules);
-void trust_close(struct trust *trust);
+int checked_open(struct checked *c, int data_fd, uint64_t blob_size, int sums_fd, uint64_t sums_offset,
+		 const struct bitmap *bitmap);
+void checked_close(struct checked *c);
 /*
- * Looks at the data file: the epoch that the two functions below want, 0 when nothing is trusted now. Once before a
- * batch of replies is enough. A file that was cut short has lost its last granules, and they are marked absent.
+ * Looks at the data file: the epoch that the functions below want, 0 when nothing is trusted now. Once before a batch of
+ * replies is enough. lost: what a file that was cut short has no more; the caller marks it absent.
  */
-uint32_t trust_look(struct pe_store *s);
+uint32_t checked_look(struct checked *c, struct granules *lost);
 /* May these granules be sent straight from the data file? */
-bool trust_has(const struct trust *trust, uint32_t epoch, uint64_t first, uint64_t end);
+bool checked_has(const struct checked *c, uint32_t epoch, uint64_t first, uint64_t end);
+/* All of the blob was compared by somebody else, in this epoch. */
+void checked_mark_all(struct checked *c, uint32_t epoch);
 /* Ends all trust: a system call has run into an error that the look before had not shown. */
-void trust_end(struct pe_store *s);
+void checked_end(struct checked *c);
 /*
- * Copies whole granules from the data file and compares them. 0; 1: some were spoiled and are absent from now on;
- * -errno: the file cannot be read, and there are no sums to know that as spoiled by.
+ * Copies whole granules from the data file and compares them. CHECKED_SPOILED: the first of those that are wrong or
+ * absent are spoiled, what lies before them was right, and what lies behind was not looked at. The caller marks them.
  */
-int trust_read(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end, char *buffer);
-/* Around a write of granules to the data file: the first returns the epoch that the second wants. */
-uint32_t trust_before_write(struct pe_store *s);
+int checked_read(struct checked *c, uint32_t epoch, uint64_t first, uint64_t end, char *buffer,
+		 struct granules *spoiled);
+/* Around a write of granules to the data file: the first returns the epoch that the second wants. lost: as above. */
+uint32_t checked_before_write(struct checked *c, struct granules *lost);
 /* err: what the write came to. Writes the sums of what was written, which is trusted at once where that may be. */
-int trust_after_write(struct pe_store *s, uint32_t epoch, uint64_t first, const char *bytes, uint64_t length, int err);
+int checked_after_write(struct checked *c, uint32_t epoch, uint64_t first, const char *bytes, uint64_t length, int err);
 
 #endif

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/clock.h"
+
 int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uint64_t size, uint32_t timeout,
 		  pe_store **store)
 {
@@ -25,30 +27,29 @@ int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uin
 		free(s);
 		return err;
 	}
-	err = map_open(&s->map, map_fd, map_offset, granule_end(size));
+	err = bitmap_open(&s->bitmap, map_fd, map_offset, granule_end(size));
 	if (!err)
-		err = trust_open(&s->trust, map_fd < 0 ? -1 : sums_fd, map_offset, granule_end(size));
+		err = checked_open(&s->checked, data_fd, size, map_fd < 0 ? -1 : sums_fd, map_offset, &s->bitmap);
 	if (err) {
-		map_close(&s->map);
+		bitmap_close(&s->bitmap);
 		munmap(data, size);
 		free(s);
 		return err;
 	}
 	s->data_fd = data_fd;
 	s->map_fd = map_fd;
-	s->shared = s->map.shared ? s->map.shared : &s->alone;
+	s->shared = s->bitmap.shared ? s->bitmap.shared : &s->alone;
 	s->size = size;
 	s->timeout = (uint64_t)timeout * 1000000U;
 	s->align = 1;
 	s->data = data;
-	s->complete = map_has(&s->map, 0, s->map.granules);
+	s->complete = bitmap_has(&s->bitmap, 0, s->bitmap.granules);
 	pthread_mutex_init(&s->lock, NULL);
 	cond_init(&s->work);
-	cond_init(&s->whole);
 	cond_init(&s->timer);
 	cond_init(&s->fill);
 	s->parked.prev = s->parked.next = &s->parked;
-	plan_init(&s->plan);
+	readahead_init(&s->readahead);
 	*store = s;
 	return 0;
 }
@@ -68,7 +69,6 @@ void pe_store_stop(pe_store *s)
 	while (s->parked.next != &s->parked)
 		store_answer(s, s->parked.next, -ESHUTDOWN);
 	pthread_cond_broadcast(&s->work);
-	pthread_cond_broadcast(&s->whole);
 	pthread_cond_broadcast(&s->timer);
 	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);
@@ -80,10 +80,9 @@ void pe_store_free(pe_store *s)
 	if (!s)
 		return;
 	munmap((void *)(uintptr_t)s->data, s->size);
-	map_close(&s->map);
-	trust_close(&s->trust);
+	bitmap_close(&s->bitmap);
+	checked_close(&s->checked);
 	pthread_cond_destroy(&s->work);
-	pthread_cond_destroy(&s->whole);
 	pthread_cond_destroy(&s->timer);
 	pthread_cond_destroy(&s->fill);
 	pthread_mutex_destroy(&s->lock);
@@ -92,11 +91,11 @@ void pe_store_free(pe_store *s)
 
 void pe_store_get_stats(pe_store *s, struct pe_stats *stats)
 {
-	uint64_t present = map_count(&s->map) * PE_GRANULE;
+	uint64_t present = bitmap_count(&s->bitmap) * PE_GRANULE;
 
 	/* The last granule may be a short one, and has been counted as a whole one. */
-	if (map_has(&s->map, s->map.granules - 1, s->map.granules))
-		present -= s->map.granules * PE_GRANULE - s->size;
+	if (bitmap_has(&s->bitmap, s->bitmap.granules - 1, s->bitmap.granules))
+		present -= s->bitmap.granules * PE_GRANULE - s->size;
 	pthread_mutex_lock(&s->lock);
 	*stats = (struct pe_stats){
 		.present = present,
@@ -110,16 +109,16 @@ void pe_store_get_stats(pe_store *s, struct pe_stats *stats)
 		.flights = s->flights,
 		.uncached = __atomic_load_n(&s->uncached, __ATOMIC_RELAXED),
 		.healed = s->healed,
-		.others = s->others,
+		.others = s->from_peers,
 	};
 	pthread_mutex_unlock(&s->lock);
 }
 
 int64_t pe_store_copy_map(pe_store *s, void *buffer, uint64_t length)
 {
-	uint64_t bytes = map_bytes(&s->map);
+	uint64_t bytes = bitmap_bytes(&s->bitmap);
 
-	map_copy(&s->map, buffer, length < bytes ? length : bytes);
+	bitmap_copy(&s->bitmap, buffer, length < bytes ? length : bytes);
 	return (int64_t)bytes;
 }
 
@@ -169,7 +168,7 @@ void store_end_outage(struct pe_store *s)
 }
 
 /* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
-static uint64_t next_deadline(const struct pe_store *s)
+uint64_t store_next_deadline(const struct pe_store *s)
 {
 	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
 		if (w->deadline)
@@ -179,28 +178,55 @@ static uint64_t next_deadline(const struct pe_store *s)
 
 uint64_t waiter_next_needed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end)
 {
-	first = map_next_absent(&s->map, first, end);
-	while (w && w->keep && first < end && keep_has(w->keep, first))
-		first = map_next_absent(&s->map, first + 1, end);
+	first = bitmap_next_absent(&s->bitmap, first, end);
+	while (w && w->bounce && first < end && bounce_has(w->bounce, first))
+		first = bitmap_next_absent(&s->bitmap, first + 1, end);
 	return first;
+}
+
+uint32_t store_look(struct pe_store *s)
+{
+	struct granules lost;
+	uint32_t epoch = checked_look(&s->checked, &lost);
+
+	if (lost.first < lost.end)
+		store_spoil(s, lost.first, lost.end);
+	return epoch;
+}
+
+int store_read_checked(struct pe_store *s, uint32_t epoch, uint64_t first, uint64_t end, char *buffer)
+{
+	int result = CHECKED_RIGHT;
+
+	for (uint64_t at = first; at < end;) {
+		struct granules spoiled;
+		int found = checked_read(&s->checked, epoch, at, end, buffer + (at - first) * PE_GRANULE, &spoiled);
+
+		if (found != CHECKED_SPOILED)
+			return found ? found : result;
+		store_spoil(s, spoiled.first, spoiled.end);
+		result = CHECKED_SPOILED;
+		at = spoiled.end;
+	}
+	return result;
 }
 
 int waiter_fill(struct pe_store *s, struct waiter *w, uint32_t epoch)
 {
-	uint64_t at = w->keep->first, stop;
+	uint64_t at = w->bounce->first, stop;
 	int result = 0;
 
-	for (; at < w->keep->end && result >= 0; at = stop) {
+	for (; at < w->bounce->end && result >= 0; at = stop) {
 		int read;
 
 		stop = at + 1;
-		if (keep_has(w->keep, at))
+		if (bounce_has(w->bounce, at))
 			continue;
-		while (stop < w->keep->end && !keep_has(w->keep, stop))
+		while (stop < w->bounce->end && !bounce_has(w->bounce, stop))
 			stop++;
-		read = trust_read(s, epoch, at, stop, keep_at(w->keep, at));
+		read = store_read_checked(s, epoch, at, stop, bounce_at(w->bounce, at));
 		if (!read)
-			keep_mark(w->keep, at, stop);
+			bounce_mark(w->bounce, at, stop);
 		result = read ? read : result;
 	}
 	return result;
@@ -212,62 +238,62 @@ static void wake_taker(struct pe_store *s, bool wanted)
 	unsigned stream;
 
 	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
-	if (s->idle && (wanted || plan_ahead(&s->plan, s->size, store_busy_streams(s), &stream, &offset, &length)))
+	if (s->idle && (wanted || readahead_next(&s->readahead, s->size, store_busy_streams(s), &stream, &offset, &length)))
 		pthread_cond_signal(&s->work);
 }
 
 /* Links w behind this one. */
 static void link_waiter(struct pe_store *s, struct waiter *w, struct waiter *before)
 {
-	w->status = 1;
-	w->claimed = w->foreign = false;
+	w->status = WAITER_PARKED;
+	w->claimed = w->at_peer = false;
 	w->since = now_ns();
 	w->prev = before;
 	w->next = before->next;
 	w->prev->next = w->next->prev = w;
 	s->parked_count++;
-	if (w->deadline && next_deadline(s) == w->deadline)
+	if (w->deadline && store_next_deadline(s) == w->deadline)
 		pthread_cond_signal(&s->timer); /* until now there was none to watch, or a later one */
 }
 
-int store_want(struct pe_store *s, struct waiter *w)
+int store_park(struct pe_store *s, struct waiter *w)
 {
-	int result = 0;
+	int result = STORE_PARKED;
 
 	if (__atomic_load_n(&s->complete, __ATOMIC_ACQUIRE)) {
 		__atomic_fetch_add(&s->hits, 1, __ATOMIC_RELAXED);
-		return 1;
+		return STORE_PRESENT;
 	}
 	pthread_mutex_lock(&s->lock);
-	w->stream = plan_touch(&s->plan, w->offset, w->length);
+	w->stream = readahead_touch(&s->readahead, w->offset, w->length);
 	/* Landing sets bits and looks for whole reads under the lock, so none that is parked here can be missed. */
 	if (waiter_is_whole(s, w)) {
 		__atomic_fetch_add(&s->hits, 1, __ATOMIC_RELAXED);
-		result = 1;
+		result = STORE_PRESENT;
 	} else if (s->stopping) {
 		result = -ESHUTDOWN;
 	} else {
-		w->limit = w->conn && s->timeout ? now_ns() + s->timeout : 0;
+		w->limit = w->expires && s->timeout ? now_ns() + s->timeout : 0;
 		w->deadline = deadline_of(s, w);
 		link_waiter(s, w, s->parked.prev);
 		s->misses++;
 	}
-	wake_taker(s, result == 0);
+	wake_taker(s, result == STORE_PARKED);
 	pthread_mutex_unlock(&s->lock);
 	return result;
 }
 
-int store_want_again(struct pe_store *s, struct waiter *w)
+int store_park_again(struct pe_store *s, struct waiter *w)
 {
 	struct waiter *before;
-	int result = 0;
+	int result = STORE_PARKED;
 
 	pthread_mutex_lock(&s->lock);
-	w->mistrust = true;
-	if (s->stopping || *conn_gone(w->conn)) {
+	w->reread = true;
+	if (s->stopping || w->inbox->gone) {
 		result = -ESHUTDOWN;
 	} else if (waiter_is_whole(s, w)) {
-		result = 1;
+		result = STORE_PRESENT;
 	} else {
 		/* It has waited before: its deadline is an early one, and the list is in their order. */
 		w->deadline = deadline_of(s, w);
@@ -281,9 +307,17 @@ int store_want_again(struct pe_store *s, struct waiter *w)
 	return result;
 }
 
+bool store_waits_for(const struct pe_store *s, const struct waiter *w, const struct flight *f)
+{
+	uint64_t first = granule_of(f->pos > w->offset ? f->pos : w->offset);
+	uint64_t end = granule_end(f->end < w->offset + w->length ? f->end : w->offset + w->length);
+
+	return first < end && waiter_next_needed(s, w, first, end) < end;
+}
+
 void store_update_complete(struct pe_store *s)
 {
-	bool complete = map_has(&s->map, 0, s->map.granules);
+	bool complete = bitmap_has(&s->bitmap, 0, s->bitmap.granules);
 
 	if (complete != s->complete)
 		__atomic_store_n(&s->complete, complete, __ATOMIC_RELEASE);
@@ -292,29 +326,29 @@ void store_update_complete(struct pe_store *s)
 void store_spoil(struct pe_store *s, uint64_t first, uint64_t end)
 {
 	pthread_mutex_lock(&s->lock);
-	for (first = map_next_present(&s->map, first, end); first < end;) {
-		uint64_t stop = map_next_absent(&s->map, first, end);
+	for (first = bitmap_next_present(&s->bitmap, first, end); first < end;) {
+		uint64_t stop = bitmap_next_absent(&s->bitmap, first, end);
 
-		map_clear(&s->map, first, stop);
+		bitmap_clear(&s->bitmap, first, stop);
 		s->healed += stop - first;
-		first = map_next_present(&s->map, stop, end);
+		first = bitmap_next_present(&s->bitmap, stop, end);
 	}
 	store_update_complete(s); /* even where another process had cleared them */
 	pthread_cond_broadcast(&s->fill);
 	pthread_mutex_unlock(&s->lock);
 }
 
-void store_set_foreign(struct pe_store *s, struct waiter *w, bool foreign)
+void store_set_at_peer(struct pe_store *s, struct waiter *w, bool at_peer)
 {
-	if (foreign && !s->foreign)
+	if (at_peer && !s->at_peer)
 		pthread_cond_signal(&s->timer); /* there is somebody to listen to */
-	s->foreign += foreign - w->foreign;
-	w->foreign = foreign;
+	s->at_peer += at_peer - w->at_peer;
+	w->at_peer = at_peer;
 }
 
 static void unlink_waiter(struct pe_store *s, struct waiter *w)
 {
-	store_set_foreign(s, w, false);
+	store_set_at_peer(s, w, false);
 	w->prev->next = w->next;
 	w->next->prev = w->prev;
 	s->parked_count--;
@@ -325,61 +359,67 @@ void store_answer(struct pe_store *s, struct waiter *w, int status)
 	unlink_waiter(s, w);
 	if (status < 0)
 		s->failed++;
-	else if (w->keep)
+	else if (w->bounce)
 		__atomic_fetch_add(&s->uncached, 1, __ATOMIC_RELAXED);
 	w->status = status;
-	if (w->conn)
-		conn_ready(w->conn, w);
-	else
-		pthread_cond_broadcast(&s->whole);
+	inbox_put(w->inbox, &w->item); /* and then it is not ours */
 }
 
-void store_forget(struct pe_store *s, struct pe_conn *conn)
+void store_forget(struct pe_store *s, struct inbox *inbox)
 {
 	struct waiter *next;
 
 	pthread_mutex_lock(&s->lock);
-	*conn_gone(conn) = true;
+	inbox->gone = true;
 	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
 		next = w->next;
-		if (w->conn == conn) {
+		if (w->inbox == inbox) {
 			unlink_waiter(s, w);
-			keep_free(w->keep);
+			bounce_free(w->bounce);
 			free(w);
 		}
 	}
 	pthread_mutex_unlock(&s->lock);
 }
 
-void store_unpark(struct pe_store *s, struct waiter *w)
+bool store_unpark(struct pe_store *s, struct waiter *w)
 {
-	if (w->status == 1)
+	bool parked;
+
+	pthread_mutex_lock(&s->lock);
+	parked = w->status == WAITER_PARKED;
+	if (parked)
 		unlink_waiter(s, w);
+	pthread_mutex_unlock(&s->lock);
+	return parked;
 }
 
-int pe_store_expire(pe_store *s)
+void store_fail_late(struct pe_store *s, uint64_t deadline)
 {
-	pthread_mutex_lock(&s->lock);
-	while (!s->stopping) {
-		uint64_t deadline = next_deadline(s);
-		struct waiter *next;
+	struct waiter *next;
 
-		if (!deadline || deadline > now_ns()) {
-			if (s->foreign)
-				others_wait(s, deadline);
-			else if (deadline)
-				cond_wait_until(&s->timer, &s->lock, deadline);
-			else
-				pthread_cond_wait(&s->timer, &s->lock);
-			continue;
-		}
-		for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
-			next = w->next;
-			if (w->deadline && w->deadline <= deadline)
-				store_answer(s, w, -ETIMEDOUT);
-		}
-		begin_outage(s);
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = next) {
+		next = w->next;
+		if (w->deadline && w->deadline <= deadline)
+			store_answer(s, w, -ETIMEDOUT);
 	}
-	pthread_mutex_unlock(&s->lock);
+	begin_outage(s);
+}
+
+int pe_store_get_latency(pe_store *s, int32_t which, struct pe_latency *latency)
+{
+	if (which != PE_READS && which != PE_PARKED_READS)
+		return -EINVAL;
+	latency_copy(which == PE_PARKED_READS ? &s->parked_reads : &s->reads, latency);
 	return 0;
+}
+
+int64_t pe_store_epoch(pe_store *s)
+{
+	return store_look(s);
+}
+
+void pe_store_mark_checked(pe_store *s, uint32_t epoch)
+{
+	checked_mark_all(&s->checked, epoch);
 }

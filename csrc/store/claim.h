@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "map.h"
+#include "bitmap.h"
 
 /*
  * True: the granules [first, *end) are claimed, *end being lowered where another one's claim begins. False: first is
@@ -21,13 +21,13 @@
 bool claim_take(int map_fd, uint64_t first, uint64_t *end);
 void claim_drop(int map_fd, uint64_t first, uint64_t end);
 
-/* The word to wait on; from now on news are announced. Look for news between this and claim_wait. */
-uint32_t claim_listen(struct map_shared *shared);
+/* The generation to wait for the end of; from now on news are announced. Look for news between this and claim_wait. */
+uint32_t claim_listen(struct bitmap_shared *shared);
 /* Returns at news, or after so many nanoseconds, or for no reason. */
-void claim_wait(struct map_shared *shared, uint32_t word, uint64_t timeout);
+void claim_wait(struct bitmap_shared *shared, uint32_t generation, uint64_t timeout);
 /* There is news: bits were set. */
-void claim_announce(struct map_shared *shared);
+void claim_announce(struct bitmap_shared *shared);
 /* A claim was given up. */
-void claim_announce_release(struct map_shared *shared);
+void claim_announce_release(struct bitmap_shared *shared);
 
 #endif

@@ -1,5 +1,7 @@
 /* A thread's own reads: into memory, or by chunked sendfile to any descriptor, as the bytes become present. */
 #define _GNU_SOURCE
+#include "read.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "io.h"
-#include "store.h"
+#include "base/clock.h"
+#include "base/io.h"
 
 enum {
 	CHUNK = 1 << 20, /* waited for as one */
@@ -27,24 +29,30 @@ static uint64_t deadline_after(uint32_t timeout)
 static int64_t await(struct pe_store *s, struct waiter *w, uint64_t deadline)
 {
 	uint64_t end = granule_end(w->offset + w->length), needed;
-	int result = store_want(s, w);
+	struct inbox inbox;
+	bool answered = false;
+	int result;
 
-	if (result)
+	inbox_init(&inbox);
+	w->inbox = &inbox;
+	result = store_park(s, w);
+	if (result == STORE_PARKED) {
+		inbox_take_until(&inbox, deadline);
+		/* Also when it has come: who put it there holds the store's lock until he is done with the inbox. */
+		answered = !store_unpark(s, w);
+	}
+	inbox_destroy(&inbox);
+	if (result != STORE_PARKED)
 		return result < 0 ? result : (int64_t)w->length;
-	pthread_mutex_lock(&s->lock);
-	while (w->status == 1 && now_ns() < deadline)
-		cond_wait_until(&s->whole, &s->lock, deadline);
-	store_unpark(s, w);
-	pthread_mutex_unlock(&s->lock);
-	if (w->status != 1)
+	if (answered)
 		return w->status < 0 ? w->status : (int64_t)w->length;
-	needed = w->keep ? waiter_next_needed(s, w, granule_of(w->offset), end) : 0;
+	needed = w->bounce ? waiter_next_needed(s, w, granule_of(w->offset), end) : 0;
 	if (needed == end)
 		return w->length; /* it became whole at the last moment */
 	return needed > granule_of(w->offset) ? (int64_t)(needed * PE_GRANULE - w->offset) : -EAGAIN;
 }
 
-/* Copies bytes of granules that are present or kept. 1: some were spoiled. */
+/* Copies bytes of granules that are present or kept. As store_read_checked. */
 static int copy_compared(struct pe_store *s, const struct waiter *w, uint32_t epoch, char *buffer, uint64_t offset,
 			 uint64_t length, char *room)
 {
@@ -58,13 +66,13 @@ static int copy_compared(struct pe_store *s, const struct waiter *w, uint32_t ep
 			uint64_t stop = g + 1;
 			int err;
 
-			if (w->keep && keep_has(w->keep, g)) {
-				memcpy(place, keep_at(w->keep, g), PE_GRANULE);
+			if (w->bounce && bounce_has(w->bounce, g)) {
+				memcpy(place, bounce_at(w->bounce, g), PE_GRANULE);
 				continue;
 			}
-			while (stop < end && !(w->keep && keep_has(w->keep, stop)))
+			while (stop < end && !(w->bounce && bounce_has(w->bounce, stop)))
 				stop++;
-			err = trust_read(s, epoch, g, stop, place);
+			err = store_read_checked(s, epoch, g, stop, place);
 			if (err)
 				return err;
 			g = stop - 1;
@@ -79,16 +87,16 @@ static int copy_compared(struct pe_store *s, const struct waiter *w, uint32_t ep
 
 static int copy_out(struct pe_store *s, const struct waiter *w, char *buffer, uint64_t length)
 {
-	uint32_t epoch = trust_look(s);
+	uint32_t epoch = store_look(s);
 	char *room;
 	int err;
 
-	if (!w->keep && trust_has(&s->trust, epoch, granule_of(w->offset), granule_end(w->offset + length))) {
+	if (!w->bounce && checked_has(&s->checked, epoch, granule_of(w->offset), granule_end(w->offset + length))) {
 		err = io_pread(s->data_fd, buffer, length, w->offset);
-		if (!s->trust.word || (!err && trust_look(s) == epoch))
+		if (!s->checked.words || (!err && store_look(s) == epoch))
 			return err;
 		if (err)
-			trust_end(s); /* an error that the look had not shown */
+			checked_end(&s->checked); /* an error that the look had not shown */
 		epoch = 0;
 	}
 	room = malloc(COMPARED);
@@ -107,11 +115,11 @@ int pe_store_wait(pe_store *s, uint64_t offset, uint64_t length, uint32_t timeou
 	if (!store_in_range(s, offset, length) || length > PE_REQUEST_MAX)
 		return -EINVAL;
 	result = await(s, &w, deadline_after(timeout));
-	keep_free(w.keep);
+	bounce_free(w.bounce);
 	return result < 0 ? (int)result : result < (int64_t)length ? -EAGAIN : 0;
 }
 
-int64_t store_copy(struct pe_store *s, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout)
+int64_t read_copy(struct pe_store *s, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout)
 {
 	uint64_t deadline = deadline_after(timeout);
 	struct waiter w = { .offset = offset };
@@ -124,15 +132,15 @@ int64_t store_copy(struct pe_store *s, void *buffer, uint64_t length, uint64_t o
 	do {
 		result = await(s, &w, deadline);
 		err = result > 0 ? copy_out(s, &w, buffer, (uint64_t)result) : 0;
-		w.mistrust = true; /* what was spoiled is fetched anew, and handed over */
-	} while (err == 1);
-	keep_free(w.keep);
+		w.reread = true; /* what was spoiled is fetched anew, and handed over */
+	} while (err == CHECKED_SPOILED);
+	bounce_free(w.bounce);
 	return err ? err : result;
 }
 
 int64_t pe_store_read(pe_store *s, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout)
 {
-	int64_t result = store_copy(s, buffer, length, offset, timeout);
+	int64_t result = read_copy(s, buffer, length, offset, timeout);
 
 	if (result > 0)
 		__atomic_fetch_add(&s->served, (uint64_t)result, __ATOMIC_RELAXED);
@@ -147,18 +155,18 @@ int pe_store_check(pe_store *s, uint64_t offset, uint64_t length)
 
 	if (!store_in_range(s, offset, length))
 		return -EINVAL;
-	if (!s->trust.word)
+	if (!s->checked.words)
 		return 0;
 	room = malloc(COMPARED);
 	if (!room)
 		return -ENOMEM;
-	for (first = map_next_present(&s->map, first, end); first < end && result >= 0;) {
+	for (first = bitmap_next_present(&s->bitmap, first, end); first < end && result >= 0;) {
 		uint64_t most = first + COMPARED / PE_GRANULE < end ? first + COMPARED / PE_GRANULE : end;
-		uint64_t stop = map_next_absent(&s->map, first, most);
+		uint64_t stop = bitmap_next_absent(&s->bitmap, first, most);
 
-		err = first < stop ? trust_read(s, 0, first, stop, room) : 0;
+		err = first < stop ? store_read_checked(s, 0, first, stop, room) : 0;
 		result = err ? err : result;
-		first = map_next_present(&s->map, stop, end);
+		first = bitmap_next_present(&s->bitmap, stop, end);
 	}
 	free(room);
 	return result;
@@ -189,7 +197,7 @@ static bool is_file(int fd)
 	return !fstat(fd, &st) && S_ISREG(st.st_mode);
 }
 
-/* From a copy. 1: spoiled. */
+/* From a copy. CHECKED_SPOILED: it could not be made. */
 static int send_copy(struct pe_store *s, const struct waiter *w, int out_fd, uint64_t length, uint64_t *sent)
 {
 	char *bytes = malloc(length);
@@ -209,19 +217,19 @@ static int send_copy(struct pe_store *s, const struct waiter *w, int out_fd, uin
 	return err;
 }
 
-/* Bytes of a read, all of them there; those sent before an error are counted. 1: spoiled. */
+/* Bytes of a read, all of them there; those sent before an error are counted. CHECKED_SPOILED: more is to be fetched. */
 static int send_chunk(struct pe_store *s, struct waiter *w, int out_fd, uint64_t length, uint64_t *sent)
 {
 	uint64_t before = *sent;
 	int err = -EINVAL;
 
 	/* To anything but a file the kernel would pass the data file's pages themselves, to be read when somebody likes. */
-	if (!w->keep && (!s->trust.word || is_file(out_fd)) &&
-	    trust_has(&s->trust, trust_look(s), granule_of(w->offset), granule_end(w->offset + length)))
+	if (!w->bounce && (!s->checked.words || is_file(out_fd)) &&
+	    checked_has(&s->checked, store_look(s), granule_of(w->offset), granule_end(w->offset + length)))
 		err = send_file(s, out_fd, w->offset, length, sent);
-	if (err == -EIO && s->trust.word) {
-		trust_end(s); /* the next look finds out */
-		return 1;
+	if (err == -EIO && s->checked.words) {
+		checked_end(&s->checked); /* the next look finds out */
+		return CHECKED_SPOILED;
 	}
 	if (err != -EINVAL)
 		return err;
@@ -238,13 +246,13 @@ int64_t pe_store_sendfile(pe_store *s, int out_fd, uint64_t offset, uint64_t cou
 	if (!store_in_range(s, offset, count))
 		return -EINVAL;
 	while (err >= 0 && done < count) {
-		struct waiter w = { .offset = offset + done, .mistrust = err == 1 };
+		struct waiter w = { .offset = offset + done, .reread = err == CHECKED_SPOILED };
 
 		w.length = count - done < CHUNK ? (uint32_t)(count - done) : CHUNK;
 		err = await(s, &w, deadline);
 		if (err > 0)
 			err = send_chunk(s, &w, out_fd, (uint64_t)err, &done);
-		keep_free(w.keep);
+		bounce_free(w.bounce);
 	}
 	__atomic_fetch_add(&s->served, done, __ATOMIC_RELAXED);
 	return done ? (int64_t)done : err;
