@@ -22,8 +22,8 @@ The rules that keep it from ever handing out a wrong byte:
 4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
 5. `data` is flocked, shared, by everybody who uses it. Whoever removes an entry (cachedir.py) holds its lock, and
    removes the lock last: a lock that is not there any more under its name is worth nothing.
-6. A granule is compared with its sum before it is sent (csrc/trust.h). One that was spoiled is fetched anew, and so is
-   what a data file lacks that was cut short; sync() then writes the seal again.
+6. A granule is compared with its sum before it is sent (csrc/store/checked.h). One that was spoiled is fetched anew,
+   and so is what a data file lacks that was cut short; sync() then writes the seal again.
 
 A disk that is full, read-only or broken is no reason to fail: what cannot be written is not cached. Where not even the
 files of an entry can be made, memory files stand in for them, which never hold anything.
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .options import OCIOptions
 
 MAP_OFFSET = 4096  # where the bits begin in both maps, and the sums in theirs: behind a page
-SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/map.h)
+SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/store/bitmap.h)
 SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
 SEAL_MAGIC = b"pyerofs data 1\n\0"
 HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)

@@ -17,6 +17,7 @@
 #define step1(sum, byte) __crc32cb(sum, byte)
 #endif
 
+/* clang-format off */
 static const uint32_t table[256] = {
 	0x00000000, 0xf26b8303, 0xe13b70f7, 0x1350f3f4, 0xc79a971f, 0x35f1141c, 0x26a1e7e8, 0xd4ca64eb,
 	0x8ad958cf, 0x78b2dbcc, 0x6be22838, 0x9989ab3b, 0x4d43cfd0, 0xbf284cd3, 0xac78bf27, 0x5e133c24,
@@ -51,8 +52,9 @@ static const uint32_t table[256] = {
 	0xf36e6f75, 0x0105ec76, 0x12551f82, 0xe03e9c81, 0x34f4f86a, 0xc69f7b69, 0xd5cf889d, 0x27a40b9e,
 	0x79b737ba, 0x8bdcb4b9, 0x988c474d, 0x6ae7c44e, 0xbe2da0a5, 0x4c4623a6, 0x5f16d052, 0xad7d5351,
 };
+/* clang-format on */
 
-uint32_t sum_bytes_portably(const char *bytes, size_t length)
+uint32_t crc32c_portably(const char *bytes, size_t length)
 {
 	uint32_t sum = ~0U;
 
@@ -106,13 +108,13 @@ HARDWARE static void sum_three(const char *bytes, uint32_t *sums)
 }
 #endif
 
-uint32_t sum_bytes(const char *bytes, size_t length)
+uint32_t crc32c_bytes(const char *bytes, size_t length)
 {
 #ifdef HARDWARE
 	if (has_instruction())
 		return sum_one(bytes, length);
 #endif
-	return sum_bytes_portably(bytes, length);
+	return crc32c_portably(bytes, length);
 }
 
 void crc32c_granules(const char *bytes, size_t length, uint32_t *sums)
@@ -127,7 +129,7 @@ void crc32c_granules(const char *bytes, size_t length, uint32_t *sums)
 	while (length) {
 		size_t n = length < PE_GRANULE ? length : PE_GRANULE;
 
-		*sums++ = sum_bytes(bytes, n);
+		*sums++ = crc32c_bytes(bytes, n);
 		bytes += n;
 		length -= n;
 	}
@@ -135,5 +137,5 @@ void crc32c_granules(const char *bytes, size_t length, uint32_t *sums)
 
 int64_t pe_crc32c(const void *bytes, uint64_t length, int portably)
 {
-	return portably ? sum_bytes_portably(bytes, length) : sum_bytes(bytes, length);
+	return portably ? crc32c_portably(bytes, length) : crc32c_bytes(bytes, length);
 }

@@ -5,9 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-uint32_t sum_bytes(const char *bytes, size_t length);
+uint32_t crc32c_bytes(const char *bytes, size_t length);
 /* The same without the instruction. */
-uint32_t sum_bytes_portably(const char *bytes, size_t length);
+uint32_t crc32c_portably(const char *bytes, size_t length);
 /* The sums of the granules that length bytes make up; the last of them may be a short one. */
 void crc32c_granules(const char *bytes, size_t length, uint32_t *sums);
 

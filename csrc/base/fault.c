@@ -39,8 +39,8 @@ static void on_fault(int number, siginfo_t *info, void *context)
 
 		if (!start || (uintptr_t)info->si_addr - start >= length)
 			continue;
-		if (mmap((void *)start, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
-		    MAP_FAILED)
+		if (mmap((void *)start, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+			 0) == MAP_FAILED)
 			break;
 		errno = saved;
 		return;

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "store/parked.h"
 
 static bool is_set(const bool *value)
 {
@@ -211,7 +212,9 @@ static int enqueue_miss(struct pe_conn *c, struct reply_batch *batch, const stru
 /* A read: answered at once, or parked. */
 static int handle_read(struct pe_conn *c, struct reply_batch *batch, uint64_t cookie, uint64_t offset, uint32_t length)
 {
-	struct waiter w = { .offset = offset, .cookie = cookie, .inbox = &c->ready, .expires = true, .arrived = batch->arrived };
+	struct waiter w = {
+		.offset = offset, .cookie = cookie, .inbox = &c->ready, .expires = true, .arrived = batch->arrived
+	};
 	uint64_t size = c->store->size, left;
 	int result = REPLY_SPOILED;
 

@@ -28,8 +28,10 @@ struct pe_conn {
 	bool draining, pausing, stopped; /* atomic */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
 
-	pthread_mutex_t send_lock; /* whoever writes to fd holds it for whole replies; never taken with another one held */
-	struct inbox ready; /* reads that were parked and can be answered, for pe_conn_send; closed when serving is over */
+	/* Whoever writes to fd holds it for whole replies. Never taken with another one held. */
+	pthread_mutex_t send_lock;
+	/* Reads that were parked and can be answered, for pe_conn_send. Closed when serving is over. */
+	struct inbox ready;
 
 	pthread_mutex_t settled_lock; /* covers all that follows; taken alone */
 	pthread_cond_t settled_cond; /* for pe_conn_serve: an outstanding reply is gone */

@@ -21,7 +21,7 @@ enum {
 /* What an option leads to; else -errno, which ends the connection. */
 enum { NEXT_OPTION = 0, TRANSMISSION = 1, CLIENT_DONE = 2 };
 
-struct export {
+struct offer {
 	const char *name, *description;
 	uint64_t deadline; /* of the whole handshake */
 };
@@ -34,23 +34,23 @@ static int set_timeout(int fd, int option, uint64_t ns)
 }
 
 /* Gives the next call what is left of the time; 0 would mean "for ever". */
-static int limit(const struct pe_conn *c, const struct export *export, int option)
+static int limit(const struct pe_conn *c, const struct offer *offer, int option)
 {
 	uint64_t now = now_ns();
 
-	return now + 1000 < export->deadline ? set_timeout(c->fd, option, export->deadline - now) : -EAGAIN;
+	return now + 1000 < offer->deadline ? set_timeout(c->fd, option, offer->deadline - now) : -EAGAIN;
 }
 
 /*
  * All of it, or -EAGAIN when the time is up, whatever has come until then. -ECONNRESET when the peer ends before; with
  * nothing read at all it is -ENODATA.
  */
-static int receive(const struct pe_conn *c, const struct export *export, void *buffer, size_t length)
+static int receive(const struct pe_conn *c, const struct offer *offer, void *buffer, size_t length)
 {
 	size_t done = 0;
 
 	while (done < length) {
-		int err = limit(c, export, SO_RCVTIMEO);
+		int err = limit(c, offer, SO_RCVTIMEO);
 		ssize_t n = err ? -1 : recv(c->fd, (char *)buffer + done, length - done, 0);
 
 		if (n > 0)
@@ -63,14 +63,14 @@ static int receive(const struct pe_conn *c, const struct export *export, void *b
 	return 0;
 }
 
-static int discard(const struct pe_conn *c, const struct export *export, uint32_t length)
+static int discard(const struct pe_conn *c, const struct offer *offer, uint32_t length)
 {
 	char waste[4096];
 	int err = 0;
 
 	for (uint32_t n; length && !err; length -= n) {
 		n = length < sizeof(waste) ? length : (uint32_t)sizeof(waste);
-		err = receive(c, export, waste, n);
+		err = receive(c, offer, waste, n);
 	}
 	return err == -ENODATA ? -ECONNRESET : err;
 }
@@ -91,9 +91,9 @@ static int option_reply(struct pe_conn *c, uint32_t option, uint32_t type, const
 	return io_sendv(c->fd, iov, length ? 2 : 1, 0);
 }
 
-static bool known(const struct export *export, const char *name, uint32_t length)
+static bool known(const struct offer *offer, const char *name, uint32_t length)
 {
-	return length == 0 || (strlen(export->name) == length && memcmp(export->name, name, length) == 0);
+	return length == 0 || (strlen(offer->name) == length && memcmp(offer->name, name, length) == 0);
 }
 
 static uint32_t read32(const char *data)
@@ -141,23 +141,22 @@ static int info_block_size(struct pe_conn *c, uint32_t option)
 	struct {
 		uint16_t type;
 		uint32_t minimum, preferred, maximum;
-	} __attribute__((packed)) data = { htobe16(NBD_INFO_BLOCK_SIZE), htobe32(1), htobe32(PREFERRED_BLOCK),
-					   htobe32(PE_REQUEST_MAX) };
+	} __attribute__((packed))
+	data = { htobe16(NBD_INFO_BLOCK_SIZE), htobe32(1), htobe32(PREFERRED_BLOCK), htobe32(PE_REQUEST_MAX) };
 
 	return option_reply(c, option, NBD_REP_INFO, &data, sizeof(data));
 }
 
 /* NBD_OPT_INFO and NBD_OPT_GO: u32 length of the name, name, u16 number of requests, u16 each. */
-static int go(struct pe_conn *c, const struct export *export, uint32_t option, const char *data, uint32_t length)
+static int go(struct pe_conn *c, const struct offer *offer, uint32_t option, const char *data, uint32_t length)
 {
 	uint32_t name_length = length >= 6 ? read32(data) : 0;
 	const char *requests = data + 4 + name_length;
 	int err;
 
-	if (length < 6 || name_length > length - 6 ||
-	    length != 6 + name_length + 2U * read16(requests))
+	if (length < 6 || name_length > length - 6 || length != 6 + name_length + 2U * read16(requests))
 		return option_reply(c, option, NBD_REP_ERR_INVALID, NULL, 0);
-	if (!known(export, data + 4, name_length))
+	if (!known(offer, data + 4, name_length))
 		return option_reply(c, option, NBD_REP_ERR_UNKNOWN, NULL, 0);
 	err = info_export(c, option);
 	if (!err)
@@ -166,32 +165,32 @@ static int go(struct pe_conn *c, const struct export *export, uint32_t option, c
 		uint16_t type = read16(requests + 2 + 2 * i);
 
 		if (type == NBD_INFO_NAME)
-			err = info_text(c, option, type, export->name);
+			err = info_text(c, option, type, offer->name);
 		else if (type == NBD_INFO_DESCRIPTION)
-			err = info_text(c, option, type, export->description);
+			err = info_text(c, option, type, offer->description);
 	}
 	if (!err)
 		err = option_reply(c, option, NBD_REP_ACK, NULL, 0);
 	return err ? err : option == NBD_OPT_GO ? TRANSMISSION : NEXT_OPTION;
 }
 
-static int list(struct pe_conn *c, const struct export *export, uint32_t option, uint32_t length)
+static int list(struct pe_conn *c, const struct offer *offer, uint32_t option, uint32_t length)
 {
 	char data[4 + 4096];
-	uint32_t name_length = (uint32_t)strlen(export->name);
+	uint32_t name_length = (uint32_t)strlen(offer->name);
 	uint32_t name_length_be = htobe32(name_length);
 	int err;
 
 	if (length || name_length > sizeof(data) - 4)
 		return option_reply(c, option, NBD_REP_ERR_INVALID, NULL, 0);
 	memcpy(data, &name_length_be, 4);
-	memcpy(data + 4, export->name, name_length);
+	memcpy(data + 4, offer->name, name_length);
 	err = option_reply(c, option, NBD_REP_SERVER, data, 4 + name_length);
 	return err ? err : option_reply(c, option, NBD_REP_ACK, NULL, 0);
 }
 
 /* The oldest way into transmission: no reply but the export itself, and no way to say that it does not exist. */
-static int export_name(struct pe_conn *c, const struct export *export, const char *name, uint32_t length, bool zeroes)
+static int export_name(struct pe_conn *c, const struct offer *offer, const char *name, uint32_t length, bool zeroes)
 {
 	struct {
 		uint64_t size;
@@ -200,22 +199,22 @@ static int export_name(struct pe_conn *c, const struct export *export, const cha
 	} __attribute__((packed)) data = { .size = htobe64(c->size), .flags = htobe16(c->flags) };
 	int err;
 
-	if (!known(export, name, length))
+	if (!known(offer, name, length))
 		return -ENOENT;
 	err = io_send(c->fd, &data, zeroes ? sizeof(data) : sizeof(data) - sizeof(data.zeroes), 0);
 	return err ? err : TRANSMISSION;
 }
 
 /* One option. */
-static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes)
+static int negotiate(struct pe_conn *c, const struct offer *offer, bool zeroes)
 {
 	char data[OPTION_MAX];
 	struct nbd_option header;
 	uint32_t option, length;
-	int err = receive(c, export, &header, sizeof(header));
+	int err = receive(c, offer, &header, sizeof(header));
 
 	if (!err)
-		err = limit(c, export, SO_SNDTIMEO); /* for what is answered to it */
+		err = limit(c, offer, SO_SNDTIMEO); /* for what is answered to it */
 
 	if (err == -ENODATA)
 		return CLIENT_DONE; /* hung up between two options: rude, but in order */
@@ -228,25 +227,25 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 	if (length > PE_REQUEST_MAX)
 		return -EPROTO;
 	if (length > sizeof(data)) {
-		err = discard(c, export, length);
+		err = discard(c, offer, length);
 		if (err || option == NBD_OPT_EXPORT_NAME)
 			return err ? err : -ENOENT;
 		return option_reply(c, option, NBD_REP_ERR_TOO_BIG, NULL, 0);
 	}
-	err = length ? receive(c, export, data, length) : 0;
+	err = length ? receive(c, offer, data, length) : 0;
 	if (err)
 		return err == -ENODATA ? -ECONNRESET : err;
 	switch (option) {
 	case NBD_OPT_EXPORT_NAME:
-		return export_name(c, export, data, length, zeroes);
+		return export_name(c, offer, data, length, zeroes);
 	case NBD_OPT_ABORT:
 		(void)option_reply(c, option, NBD_REP_ACK, NULL, 0); /* the client may be gone already */
 		return CLIENT_DONE;
 	case NBD_OPT_LIST:
-		return list(c, export, option, length);
+		return list(c, offer, option, length);
 	case NBD_OPT_INFO:
 	case NBD_OPT_GO:
-		return go(c, export, option, data, length);
+		return go(c, offer, option, data, length);
 	default:
 		return option_reply(c, option, NBD_REP_ERR_UNSUP, NULL, 0);
 	}
@@ -254,28 +253,28 @@ static int negotiate(struct pe_conn *c, const struct export *export, bool zeroes
 
 int pe_conn_handshake(pe_conn *c, const char *name, const char *description, uint32_t timeout)
 {
-	struct export export = { name, description, now_ns() + (uint64_t)timeout * 1000000U };
+	struct offer offer = { name, description, now_ns() + (uint64_t)timeout * 1000000U };
 	struct {
 		uint64_t magic, option_magic;
 		uint16_t flags;
-	} __attribute__((packed)) hello = { htobe64(NBD_MAGIC), htobe64(NBD_IHAVEOPT),
-					    htobe16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES) };
+	} __attribute__((packed))
+	hello = { htobe64(NBD_MAGIC), htobe64(NBD_IHAVEOPT), htobe16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES) };
 	uint32_t flags;
 	int result;
 
 	c->size = (c->size + CONN_SECTOR - 1) / CONN_SECTOR * CONN_SECTOR;
-	result = limit(c, &export, SO_SNDTIMEO);
+	result = limit(c, &offer, SO_SNDTIMEO);
 	if (!result)
 		result = io_send(c->fd, &hello, sizeof(hello), 0);
 	if (!result)
-		result = receive(c, &export, &flags, sizeof(flags));
+		result = receive(c, &offer, &flags, sizeof(flags));
 	if (result)
 		return result == -ENODATA ? PE_CLIENT_DONE : result;
 	flags = be32toh(flags);
 	if (flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES))
 		return -EPROTO;
 	while (result == NEXT_OPTION)
-		result = negotiate(c, &export, !(flags & NBD_FLAG_NO_ZEROES));
+		result = negotiate(c, &offer, !(flags & NBD_FLAG_NO_ZEROES));
 	set_timeout(c->fd, SO_RCVTIMEO, 0);
 	set_timeout(c->fd, SO_SNDTIMEO, 0);
 	return result < 0 ? result : result == TRANSMISSION ? PE_TRANSMISSION : PE_CLIENT_DONE;

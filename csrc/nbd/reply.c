@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "conn.h"
+#include "store/parked.h"
 #include "store/read.h"
 
 /* The one place where errno becomes the protocol's error. */
@@ -278,7 +279,8 @@ int reply_read(struct pe_conn *c, struct reply_batch *batch, struct waiter *w)
 		batch->epoch = store_look(s);
 		batch->looked = true;
 	}
-	if (!w->bounce && checked_has(&s->checked, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
+	if (!w->bounce &&
+	    checked_has(&s->checked, batch->epoch, granule_of(w->offset), granule_end(w->offset + w->length))) {
 		if (s->checked.words || w->zeros || w->length < REPLY_LONG)
 			return add_data(c, batch, w, s->data + w->offset, w->length >= REPLY_LONG);
 		/* The kernel passes the file's pages on as they are: only for a file whose bytes are right whatever they are. */

@@ -9,7 +9,8 @@ enum { WORD_BITS = 64 };
 
 struct bounce *bounce_new(uint64_t first, uint64_t end)
 {
-	struct bounce *bounce = calloc(1, sizeof(*bounce) + (end - first + WORD_BITS - 1) / WORD_BITS * sizeof(uint64_t));
+	struct bounce *bounce =
+		calloc(1, sizeof(*bounce) + (end - first + WORD_BITS - 1) / WORD_BITS * sizeof(uint64_t));
 
 	if (!bounce)
 		return NULL;

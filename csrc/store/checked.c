@@ -229,7 +229,8 @@ static uint64_t length_of(const struct checked *c, uint64_t first, uint64_t end)
 }
 
 /* Reads granules and the sums that they have and should have. */
-static int read_sums(const struct checked *c, uint64_t first, uint64_t end, char *buffer, uint32_t *found, uint32_t *wanted)
+static int read_sums(const struct checked *c, uint64_t first, uint64_t end, char *buffer, uint32_t *found,
+		     uint32_t *wanted)
 {
 	int err = io_pread(c->data_fd, buffer, length_of(c, first, end), first * PE_GRANULE);
 
@@ -327,7 +328,8 @@ static int write_sums(const struct checked *c, uint64_t first, const char *bytes
 		uint64_t n = length < BATCH * PE_GRANULE ? length : BATCH * PE_GRANULE;
 
 		crc32c_granules(bytes, n, sums);
-		err = io_pwrite(c->sums_fd, sums, granule_end(n) * sizeof(*sums), c->sums_offset + first * sizeof(*sums));
+		err = io_pwrite(c->sums_fd, sums, granule_end(n) * sizeof(*sums),
+				c->sums_offset + first * sizeof(*sums));
 		first += BATCH;
 		bytes += n;
 		length -= n;

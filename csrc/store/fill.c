@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "base/clock.h"
+#include "parked.h"
 #include "take.h"
 
 /* Between two runs while nothing can be cached, ns. */

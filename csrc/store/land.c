@@ -5,7 +5,9 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "claim.h"
 #include "fill.h"
+#include "parked.h"
 #include "store.h"
 
 static struct flight *find(struct pe_store *s, uint64_t id)
@@ -103,7 +105,8 @@ static void hand_over(struct pe_store *s, const struct span *span)
 		if (!w->bounce)
 			w->bounce = bounce_new(from, end);
 		if (w->bounce)
-			bounce_put(w->bounce, first, span->end, span->bytes + (first - span->first) * PE_GRANULE, s->size);
+			bounce_put(w->bounce, first, span->end, span->bytes + (first - span->first) * PE_GRANULE,
+				   s->size);
 		else
 			store_answer(s, w, -ENOMEM);
 	}

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "claim.h"
+#include "parked.h"
 
 /* A process that dies wakes nobody: so often claims are tried again while something waits for them. */
 static const uint64_t peers_turn = 100000000;

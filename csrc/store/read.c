@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "parked.h"
 
 enum {
 	CHUNK = 1 << 20, /* waited for as one */

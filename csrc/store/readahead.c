@@ -130,7 +130,8 @@ void readahead_asked(struct readahead *ra, unsigned stream, uint64_t end)
 	s->ahead = max(s->ahead, end);
 }
 
-bool readahead_next(struct readahead *ra, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset, uint64_t *length)
+bool readahead_next(struct readahead *ra, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset,
+		    uint64_t *length)
 {
 	for (unsigned i = 0; i < READAHEAD_STREAMS; i++) {
 		struct readahead_stream *s = &ra->stream[i];

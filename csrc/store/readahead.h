@@ -18,7 +18,8 @@ enum {
 	READAHEAD_CHEAP = 4, /* so many runs in a row have to say so */
 	READAHEAD_WINDOW_FLOOR = 1 << 20, /* slow networks too may grow up to this */
 	READAHEAD_WINDOW_MAX = 16 << 20,
-	READAHEAD_WINDOW_EARNED = 8 << 20, /* beyond it a window is no longer than this part of what the reader has read: */
+	/* Beyond the first a window is no longer than the second's part of what the reader has read. */
+	READAHEAD_WINDOW_EARNED = 8 << 20,
 	READAHEAD_EARNED_PART = 4,
 	READAHEAD_LONG = 1 << 20, /* from this length on a run costs more in bytes than in latency */
 	READAHEAD_LONG_FLIGHTS = 2, /* so many of them keep a line busy; more only disturb one another */
@@ -56,6 +57,7 @@ void readahead_asked(struct readahead *ra, unsigned stream, uint64_t end);
  * Is there a stream, but for those whose bits are set in busy, whose data should be fetched before it is asked for? The
  * range is not clipped to anything.
  */
-bool readahead_next(struct readahead *ra, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset, uint64_t *length);
+bool readahead_next(struct readahead *ra, uint64_t size, unsigned busy, unsigned *stream, uint64_t *offset,
+		    uint64_t *length);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "claim.h"
+#include "parked.h"
 #include "peers.h"
 
 uint64_t take_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end)
@@ -81,7 +82,7 @@ static uint64_t run_begin(const struct pe_store *s, uint64_t first, bool claim)
 }
 
 enum take_result take_start(struct pe_store *s, uint64_t first, uint64_t *end, unsigned stream, int kind, bool claim,
-		struct pe_run *run)
+			    struct pe_run *run)
 {
 	struct flight *f = NULL;
 
@@ -95,8 +96,9 @@ enum take_result take_start(struct pe_store *s, uint64_t first, uint64_t *end, u
 	if (claim && !claim_take(s->map_fd, first, end))
 		return TAKE_ELSEWHERE;
 	first = run_begin(s, first, claim);
-	*f = (struct flight){ .id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind,
-			       .stream = stream, .started = now_ns() };
+	*f = (struct flight){
+		.id = ++s->next_id, .pos = first * PE_GRANULE, .kind = kind, .stream = stream, .started = now_ns()
+	};
 	f->claimed = first;
 	f->claimed_end = claim ? *end : first;
 	f->began = f->pos;
@@ -106,8 +108,9 @@ enum take_result take_start(struct pe_store *s, uint64_t first, uint64_t *end, u
 	s->runs++;
 	if (kind < PE_FILL)
 		readahead_asked(&s->readahead, stream, f->end);
-	*run = (struct pe_run){ .id = f->id, .offset = f->pos, .length = f->end - f->pos, .kind = kind,
-				.idle = (int32_t)s->idle };
+	*run = (struct pe_run){
+		.id = f->id, .offset = f->pos, .length = f->end - f->pos, .kind = kind, .idle = (int32_t)s->idle
+	};
 	return TAKE_STARTED;
 }
 

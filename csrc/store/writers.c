@@ -67,8 +67,8 @@ bool writers_watch(int fd)
 		return false;
 	pthread_mutex_lock(&lock);
 	/* There is one mark, however many stores have the file; it goes with the inode or the group. */
-	added = open_group() && !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY | FAN_OPEN, fd,
-					     NULL);
+	added = open_group() &&
+		!fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_MODIFY | FAN_OPEN, fd, NULL);
 	watched += added;
 	close_unused();
 	pthread_mutex_unlock(&lock);
