@@ -39,6 +39,9 @@ test: check
 	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/ready
+	$(call apt,clang-format-14)
+	clang-format-14 --dry-run --Werror csrc/*.h csrc/*/*.[ch]
+	CI=true $(BIN)/python setup.py -q build_ext --force --build-lib=build/check --build-temp=build/check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
@@ -57,12 +60,12 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/compare.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyerofs/_core.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info pyerofs/_core.*so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The package, editable, with its tools; the C core is compiled again when its sources change. Debian's own python3
 # comes without ensurepip and headers: they are two packages more.
-$(VENV)/ready: pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+$(VENV)/ready: pyproject.toml setup.py $(wildcard csrc/*.py csrc/*.h csrc/*/*.c csrc/*/*.h)
 	$(call apt,$(BUILD) $(shell $(PYTHON) -c 'import os, sys, sysconfig; \
 	  debian = sys.base_prefix == "/usr"; print("python3-venv python3-dev" if debian else "")'))
 	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)

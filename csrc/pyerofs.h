@@ -6,6 +6,11 @@
  * buffer is kept after a call returns. Functions that block are marked so; all may be called from any thread at any
  * time between the object's open and its free.
  */
+#ifndef PE_PYEROFS_H
+#define PE_PYEROFS_H
+
+#include <stdint.h>
+
 typedef struct pe_store pe_store;
 typedef struct pe_conn pe_conn;
 
@@ -20,6 +25,15 @@ enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3 };
 
 /* Why pe_conn_serve came back. */
 enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2, PE_PAUSED = 3 };
+
+/* Why pe_conn_handshake did. */
+enum { PE_TRANSMISSION = 0, PE_CLIENT_DONE = 1 };
+
+/* What pe_store_land says of the rest of a run. */
+enum { PE_GO_ON = 0, PE_NOT_WANTED = 1 };
+
+/* What pe_store_check found. */
+enum { PE_RIGHT = 0, PE_SPOILED = 1 };
 
 /* Whose latencies: those of every NBD read, or of those alone that had to wait for bytes. */
 enum { PE_READS = 0, PE_PARKED_READS = 1 };
@@ -94,7 +108,7 @@ int pe_store_take(pe_store *store, struct pe_run *run);
  */
 int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run);
 /*
- * The next bytes of a run, in order. 0: go on. 1: somebody else has brought the rest, nobody wants it any more. What
+ * The next bytes of a run, in order. PE_NOT_WANTED: somebody else has brought the rest, nobody wants it any more. What
  * the data file does not take is handed to the reads that wait for it, and not marked present.
  */
 int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
@@ -131,7 +145,7 @@ int pe_store_wait(pe_store *store, uint64_t offset, uint64_t length, uint32_t ti
  */
 int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t offset, uint32_t timeout);
 /*
- * Compares what is present of the range with its sums: 1 when some was spoiled, which is absent from now on, else 0.
+ * Compares what is present of the range with its sums. PE_SPOILED: some was, and is absent from now on.
  */
 int pe_store_check(pe_store *store, uint64_t offset, uint64_t length);
 /*
@@ -140,7 +154,7 @@ int pe_store_check(pe_store *store, uint64_t offset, uint64_t length);
  */
 int64_t pe_store_epoch(pe_store *store);
 /* All that was read since was right: none of it need be compared any more, as long as that epoch lasts. */
-void pe_store_trust(pe_store *store, uint32_t epoch);
+void pe_store_mark_checked(pe_store *store, uint32_t epoch);
 /*
  * Sends the range to any file descriptor, chunk by chunk as it becomes present. Returns the bytes sent, fewer than
  * count when the next ones did not come within timeout; -EAGAIN when none did. Blocks.
@@ -153,8 +167,8 @@ int64_t pe_store_sendfile(pe_store *store, int out_fd, uint64_t offset, uint64_t
 int pe_conn_open(pe_store *store, int fd, uint16_t flags, pe_conn **conn);
 /*
  * The fixed newstyle handshake, for clients that are not the kernel; the export goes by name and by "", and its size is
- * the blob's, rounded up to 512 bytes with zeros: there are clients that end in an endless loop else. 0: the
- * transmission phase begins. 1: the client has ended it in good order. Blocks at most timeout; -EAGAIN when
+ * the blob's, rounded up to 512 bytes with zeros: there are clients that end in an endless loop else. PE_TRANSMISSION:
+ * it begins. PE_CLIENT_DONE: the client has ended it in good order. Blocks at most timeout; -EAGAIN when
  * that has passed.
  */
 int pe_conn_handshake(pe_conn *conn, const char *name, const char *description, uint32_t timeout);
@@ -180,4 +194,6 @@ void pe_conn_stop(pe_conn *conn);
 void pe_conn_free(pe_conn *conn);
 
 /* The CRC32C of so many bytes; portably: without the processor's instruction for it. */
-int64_t pe_sum(const void *bytes, uint64_t length, int portably);
+int64_t pe_crc32c(const void *bytes, uint64_t length, int portably);
+
+#endif

@@ -25,8 +25,8 @@ The rules that keep it from ever handing out a wrong byte:
 4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
 5. `data` is flocked, shared, by everybody who uses it. Whoever removes an entry (cachedir.py) holds its lock, and
    removes the lock last: a lock that is not there any more under its name is worth nothing.
-6. A granule is compared with its sum before it is sent (csrc/trust.h). One that was spoiled is fetched anew, and so is
-   what a data file lacks that was cut short; sync() then writes the seal again.
+6. A granule is compared with its sum before it is sent (csrc/store/checked.h). One that was spoiled is fetched anew,
+   and so is what a data file lacks that was cut short; sync() then writes the seal again.
 7. An entry becomes everybody's by a rename, when all of it has the digest that its mark names. What it lacks later is
    put there only if it has the hash that it had then (checked.py).
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .core import Store
 
 MAP_OFFSET = 4096  # where the bits begin in both maps, and the sums in theirs: behind a page
-SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/map.h)
+SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/store/bitmap.h)
 SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
 SEAL_MAGIC = b"pyerofs data 1\n\0"
 HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)

@@ -116,8 +116,8 @@ class Store(_Handle):
         align: int = GRANULE,
     ):
         out = ffi.new("pe_store **")
-        numbers = (-1 if fd is None else fd for fd in (map_fd, sums_fd))
-        _check(lib.pe_store_open(data_fd, *numbers, map_offset, size, int(timeout * 1000), out))
+        map_number, sums_number = (-1 if fd is None else fd for fd in (map_fd, sums_fd))
+        _check(lib.pe_store_open(data_fd, map_number, sums_number, map_offset, size, int(timeout * 1000), out))
         self._pointer = out[0]
         self.size = size
         try:
@@ -141,7 +141,7 @@ class Store(_Handle):
 
     def latency(self, which: int) -> Latency:
         """Of NBD reads, READS or PARKED_READS, from their arrival here to their replies' departure."""
-        latency = ffi.new("struct pe_latency *")
+        latency: Any = ffi.new("struct pe_latency *")
         _check(lib.pe_store_get_latency(self._pointer, which, latency))
         return Latency(tuple(latency.bucket), latency.sum / 1e6, latency.max / 1e6)
 
@@ -176,7 +176,7 @@ class Store(_Handle):
         """Land the run's next bytes. Returns False where more is left of it, but nobody wants it any more."""
         with ffi.from_buffer(piece) as view:
             result = lib.pe_store_land(self._pointer, run, offset, view, len(view))
-        return _check(result) == 0
+        return _check(result) == lib.PE_GO_ON
 
     def resume(self, run: int, *, whole: bool = False) -> tuple[int, int]:
         """Offset and length of what the next answer for the run has to bring; `whole`: it is the whole blob."""
@@ -220,7 +220,7 @@ class Store(_Handle):
 
     def check(self, offset: int, length: int) -> bool:
         """Whether what is present of the range agrees with its sums; what does not is absent from now on."""
-        return _check(lib.pe_store_check(self._pointer, offset, length)) == 0
+        return _check(lib.pe_store_check(self._pointer, offset, length)) == lib.PE_RIGHT
 
     def epoch(self) -> int:
         """Something that changes when anybody writes to the data file; 0 when somebody has just done so."""
@@ -231,7 +231,7 @@ class Store(_Handle):
 
         That saves comparing its bytes with their sums. Nothing happens if the epoch is over.
         """
-        lib.pe_store_trust(self._pointer, epoch)
+        lib.pe_store_mark_checked(self._pointer, epoch)
 
     def sendfile(self, out_fd: int, offset: int, count: int, timeout: float) -> int:
         """Bytes sent; fewer than count, or 0, when the rest did not come within timeout seconds."""
@@ -255,7 +255,7 @@ class Connection(_Handle):
     def handshake(self, name: str, description: str, timeout: float) -> bool:
         """Blocks. True: the transmission phase begins; False: the client is done, in good order."""
         result = lib.pe_conn_handshake(self._pointer, name.encode(), description.encode(), int(timeout * 1000))
-        return _check(result) == 0
+        return _check(result) == lib.PE_TRANSMISSION
 
     def serve(self) -> int:
         """Blocks until the connection is over: SOFT_DISCONNECT, HARD_DISCONNECT, DRAINED or PAUSED."""
@@ -279,4 +279,4 @@ class Connection(_Handle):
 def crc32c(data: Buffer, *, portably: bool = False) -> int:
     """Return the sum of a granule; `portably`: without the processor's instruction for it."""
     with ffi.from_buffer(data) as view:
-        return _check(lib.pe_sum(view, len(view), portably))
+        return _check(lib.pe_crc32c(view, len(view), portably))

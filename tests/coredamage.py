@@ -46,7 +46,7 @@ def overwrite(path: Path, place: int, data: bytes) -> None:
 
 
 def elsewhere(function: Callable[[], object]) -> None:
-    """In another process: what this one writes while bytes land is taken for the store's own (csrc/watch.h)."""
+    """In another process: what this one writes while bytes land is taken for the store's own (csrc/store/writers.h)."""
     child = os.fork()
     if not child:
         try:

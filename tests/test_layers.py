@@ -127,7 +127,7 @@ def test_one_home_for_each_dangerous_thing(what: str, allowed: set[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "path", [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "csrc").glob("*.[ch]")], ids=lambda path: path.name
+    "path", [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "csrc").rglob("*.[ch]")], ids=lambda path: path.name
 )
 def test_no_file_is_too_long(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LINES_MAX

@@ -1,0 +1,98 @@
+/* Filling: fetching what nobody has asked for, and forgetting what has turned out to be wrong. */
+#define _GNU_SOURCE
+#include "fill.h"
+
+#include <errno.h>
+
+#include "base/clock.h"
+#include "parked.h"
+#include "take.h"
+
+/* Between two runs while nothing can be cached, ns. */
+static const uint64_t fill_probe = 10000000000;
+
+/* Is it quiet, or until when must it stay quiet? 0: it is. */
+static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
+{
+	if (s->parked_count || s->flights)
+		s->busy = now;
+	return s->busy && s->busy + quiet > now ? s->busy + quiet : 0;
+}
+
+/* The run for the first stretch that nobody has in flight. */
+static bool start(struct pe_store *s, int kind, uint64_t length, struct pe_run *run)
+{
+	uint64_t first = 0, end;
+	enum take_result result;
+
+	while ((first = take_next_unclaimed(s, NULL, first, s->bitmap.granules)) < s->bitmap.granules) {
+		end = first + length / PE_GRANULE;
+		result = take_start(s, first, &end, READAHEAD_STREAMS, kind, true, run);
+		if (result != TAKE_ELSEWHERE)
+			return result == TAKE_STARTED;
+		first = end;
+	}
+	return false;
+}
+
+int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run)
+{
+	uint64_t quiet = (uint64_t)(ms ? ms : 1) * 1000000U;
+	int result = -ESHUTDOWN;
+
+	if ((kind != PE_FILL && kind != PE_IDLE) || length < PE_GRANULE)
+		return -EINVAL;
+	pthread_mutex_lock(&s->lock);
+	while (!s->stopping) {
+		uint64_t now = now_ns(), later = kind == PE_IDLE ? quiet_at(s, now, quiet) : 0;
+		/* A read that falls into the run waits for it: it takes no longer than other runs of this source do. */
+		uint64_t most = length < s->readahead.ceiling ? length : s->readahead.ceiling;
+
+		if (s->write_error) {
+			/* Nothing is kept: now and then a short run finds out whether that has changed. */
+			most = most < READAHEAD_WINDOW_FIRST ? most : READAHEAD_WINDOW_FIRST;
+			if (s->probed + fill_probe > now && later < s->probed + fill_probe)
+				later = s->probed + fill_probe;
+		}
+		if (!later && start(s, kind, most, run)) {
+			s->probed = now;
+			result = 0;
+			break;
+		}
+		if (!later && bitmap_has(&s->bitmap, 0, s->bitmap.granules))
+			pthread_cond_wait(&s->fill, &s->lock);
+		else
+			cond_wait_until(&s->fill, &s->lock, later ? later : now + quiet);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return result;
+}
+
+bool fill_gives_way(const struct pe_store *s, const struct flight *f)
+{
+	if (f->kind != PE_IDLE || !s->parked_count)
+		return false;
+	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
+		if (store_waits_for(s, w, f))
+			return false;
+	return true;
+}
+
+int pe_store_forget_all(pe_store *s)
+{
+	if (!s->bitmap.word)
+		return -EINVAL;
+	pthread_mutex_lock(&s->lock);
+	bitmap_clear(&s->bitmap, 0, s->bitmap.granules);
+	store_update_complete(s);
+	/* What a parked read had already is to be fetched again for it. */
+	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next) {
+		w->claimed = false;
+		bounce_free(w->bounce);
+		w->bounce = NULL;
+	}
+	pthread_cond_signal(&s->work);
+	pthread_cond_broadcast(&s->fill);
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
