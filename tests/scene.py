@@ -51,6 +51,7 @@ class Scene:
         self.mnt = directory / "mnt"
         self.mnt.mkdir()
         self._before = {*_records(), *_nbd_devices()}
+        self._started: list[subprocess.Popen[str]] = []
 
     @property
     def environment(self) -> dict[str, str]:
@@ -79,7 +80,8 @@ class Scene:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def start(self, *arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        """Its pipes stay open until the end of the test."""
+        process = subprocess.Popen(
             self.argv(*arguments),
             env=self.environment,
             cwd=self.directory,
@@ -88,6 +90,8 @@ class Scene:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def mount(self, source: str | Path, *options: str, fstype: str = "erofs", target: Path | None = None) -> Done:
         """A local file or device; nothing but success will do."""
@@ -137,6 +141,9 @@ class Scene:
                 subprocess.run(["umount", "-l", mount.target], check=False)
         for pid in self.processes():
             subprocess.run(["kill", "-9", str(pid)], check=False)
+        for process in self._started:
+            with process:  # which waits for it, and closes its pipes
+                process.kill()
 
 
 def _records() -> list[str]:
