@@ -26,7 +26,7 @@ SOURCES = (
         "run",
         "land",
     ),
-    *("fill", "reply", "conn", "handshake", "blob"),
+    *("outage", "fill", "reply", "conn", "handshake", "blob"),
 )
 HEADER = (HERE / "pyerofs.h").read_text(encoding="ascii")
 

@@ -140,35 +140,9 @@ int pe_store_has(pe_store *s, uint64_t offset, uint64_t length)
 }
 
 /*
- * An outage is waited for once: whoever comes while it lasts gets a moment, in which one attempt may bring the bytes. The
- * kernel asks again for the parts of a read that has failed, and each of them would wait anew.
+ * Limits rise along the list, since every connection's read gets the same time, and so do deadlines, but for a moment
+ * in an outage; a thread's own waiter has none.
  */
-static uint64_t deadline_of(const struct pe_store *s, const struct waiter *w)
-{
-	uint64_t moment = now_ns() + STORE_OUTAGE_MS * 1000000U;
-
-	return s->outage && moment < w->limit ? moment : w->limit;
-}
-
-static void begin_outage(struct pe_store *s)
-{
-	if (s->outage)
-		return;
-	s->outage = true;
-	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
-		w->deadline = deadline_of(s, w);
-}
-
-void store_end_outage(struct pe_store *s)
-{
-	if (!s->outage)
-		return;
-	s->outage = false;
-	for (struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
-		w->deadline = w->limit;
-}
-
-/* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
 static uint64_t next_deadline(const struct pe_store *s)
 {
 	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
@@ -248,7 +222,7 @@ int store_want(struct pe_store *s, struct waiter *w)
 		result = -ESHUTDOWN;
 	} else {
 		w->limit = w->conn && s->timeout ? now_ns() + s->timeout : 0;
-		w->deadline = deadline_of(s, w);
+		w->deadline = store_deadline(s, w);
 		link_waiter(s, w, s->parked.prev);
 		s->misses++;
 	}
@@ -269,10 +243,10 @@ int store_want_again(struct pe_store *s, struct waiter *w)
 	} else if (waiter_is_whole(s, w)) {
 		result = 1;
 	} else {
-		/* It has waited before: its deadline is an early one, and the list is in their order. */
-		w->deadline = deadline_of(s, w);
+		/* It has waited before: its limit is an early one, and the list is in their order, which an outage leaves. */
+		w->deadline = store_deadline(s, w);
 		for (before = s->parked.prev; before != &s->parked; before = before->prev)
-			if (before->deadline && before->deadline <= w->deadline)
+			if (before->limit && before->limit <= w->limit)
 				break;
 		link_waiter(s, w, before);
 		wake_taker(s, true);
@@ -378,7 +352,7 @@ int pe_store_expire(pe_store *s)
 			if (w->deadline && w->deadline <= deadline)
 				store_answer(s, w, -ETIMEDOUT);
 		}
-		begin_outage(s);
+		store_begin_outage(s);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return 0;

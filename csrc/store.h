@@ -194,7 +194,11 @@ int store_want_again(struct pe_store *s, struct waiter *w);
 void store_answer(struct pe_store *s, struct waiter *w, int status);
 /* Marks these granules absent, since their bytes are not what had landed. */
 void store_spoil(struct pe_store *s, uint64_t first, uint64_t end);
-/* Something has landed: whoever still waits has all of its time again. The lock is held. */
+/* The lock is held, also for the next two. By when it is to be answered. */
+uint64_t store_deadline(const struct pe_store *s, const struct waiter *w);
+/* A read has failed for want of time. */
+void store_begin_outage(struct pe_store *s);
+/* Something has landed: whoever still waits has all of its time again. */
 void store_end_outage(struct pe_store *s);
 /* The lock is held. */
 void store_update_complete(struct pe_store *s);
