@@ -19,6 +19,9 @@ class Blob:
     """`size` bytes with the digest `digest`, readable at any offset.
 
     `clock` counts seconds. `log` gets a line when a sink finds a mirror's bytes wrong, from its thread.
+
+    Its reader may set, before the first read: `checked`, that its sinks find out whether bytes are in their place;
+    `directory`, where bytes are held back until that is known.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class Blob:
     ) -> None:
         self.digest = digest
         self.size = size
+        self.checked = False
+        self.directory: str | None = None
         self._log = log
         self._copies = {mirror: Copy(mirror, digest, clock) for mirror in mirrors}
 
@@ -67,7 +72,7 @@ class Blob:
             try:
                 # Whoever answers with less than the range is asked for the rest (RFC 9110, 15.3.7).
                 while True:
-                    answer = RangeAnswer(self.digest, self.size, offset + given, length - given, sink, whole, cancel)
+                    answer = self._answer(offset + given, length - given, sink, whole, cancel)
                     answer.begun = given > 0
                     given += self._copies[mirror].attempt(answer)
                     if given >= length or not answer.is_short:
@@ -83,6 +88,11 @@ class Blob:
             avoid=lambda mirror: self._copies[mirror].avoided(),
             begun=begun or (lambda: answer is not None and answer.begun),
         )
+
+    def _answer(
+        self, offset: int, length: int, sink: Sink, whole: Callable[[], None] | None, cancel: Cancel | None
+    ) -> RangeAnswer:
+        return RangeAnswer(self.digest, self.size, offset, length, sink, whole, cancel, self.checked, self.directory)
 
     def __str__(self) -> str:
         return f"blob {self.digest}"

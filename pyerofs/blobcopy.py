@@ -78,6 +78,8 @@ class Copy:
             if isinstance(error, CorruptError):  # by the sink, which does not know whose bytes it gets
                 raise CorruptError(f"{self._mirror.name}: {error}", error.end) from None
             raise
+        finally:
+            answer.close()
 
     def _finish(self, answer: RangeAnswer, response: Response) -> int:
         self._leaves += answer.left

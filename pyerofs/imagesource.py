@@ -83,6 +83,7 @@ def open_source(
     directory = chosen_directory(options)
     blob = blobs.blob(layer.digest, layer.size, log)
     allowance = Allowance(layer.size, options.unpacked_max)
+    blob.directory = directory
     must = options.verify == "require"
     if layer.compressed:
         from .inflate import check

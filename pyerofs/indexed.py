@@ -55,6 +55,7 @@ class IndexedSource:
             )
         self._index = found.chunks
         self._blob = blob
+        blob.checked = bool(found.chunks.hash_size)
         self.connections = connections
         self._recent = _Recent()
 

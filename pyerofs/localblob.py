@@ -25,6 +25,8 @@ class Readable(Protocol):
 
     digest: str
     size: int
+    checked: bool
+    directory: str | None
 
     def read_range(
         self,
@@ -74,6 +76,8 @@ class FileBlob:
         """`at`: where in the file it begins; `within`: bytes of the whole file, None where the blob is all of it."""
         self.digest = digest
         self.size = size
+        self.checked = False
+        self.directory: str | None = None
         self._path = path
         self._at = at
         self._within = size if within is None else within
@@ -126,6 +130,8 @@ class LostBlob:
     def __init__(self, name: str, digest: str, size: int) -> None:
         self.digest = digest
         self.size = size
+        self.checked = False
+        self.directory: str | None = None
         self._name = name
 
     def read_range(

@@ -5,11 +5,13 @@ OCI distribution specification, "Pulling blobs"; RFC 9110 sections 8.8, 14 and 1
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from typing import IO
 
 from .answer import Response, content_range, failure, number
-from .errors import RegistryError
+from .errors import RegistryError, SystemFailure
 from .reference import is_digest
 from .request import Request
 from .url import Url
@@ -18,7 +20,8 @@ Sink = Callable[[int, bytes], bool]
 Cancel = Callable[[], bool]
 
 SHORT_MIN = 4096  # bytes that a part of the range must bring, so that many small ones do not pass for progress
-HELD_MAX = 8 << 20  # bytes of a blob that is held in memory until it is known to be whole
+HELD_MAX = 8 << 20  # bytes that are held in memory until they are known to be the whole blob; more are in a file
+_PIECE = 1 << 20  # bytes
 FAR = 4 << 20  # bytes behind the range that are not worth being read where the next request may get its range
 
 
@@ -43,8 +46,10 @@ class RangeAnswer:
     """Judges the answer to one request for [offset, offset + length) of the blob with this digest and size.
 
     Numbers its bytes for the sink, and believes a place only where the answer states it: by a Content-Range, by a
-    Content-Length that is the blob's, or because the request asked for no range. A 200 that states nothing may be the
-    range or the whole: a small blob is held back until its end tells, a large one refused as `ambiguous`.
+    Content-Length that is the blob's. A 200 that states nothing may be the
+    range, the whole or a part of it: it is held back, in memory or in `directory`, until its end tells; what could not
+    be told is `ambiguous`. Where the sink has everything `checked`, a large one is not held back, but refused and then
+    believed to be the whole where no range was asked for.
 
     For the caller to set before a request: `entity_tag`, `fresh`, `note`; `plain`: ask for the whole blob, without a
     range; `thrifty`: leave a whole blob that comes unasked once the range is there. Results: `changed`: the entity tag
@@ -60,6 +65,8 @@ class RangeAnswer:
         sink: Sink,
         whole: Callable[[], None] | None,
         cancel: Cancel | None,
+        checked: bool = False,
+        directory: str | None = None,
     ) -> None:
         self._digest = digest
         self._size = size
@@ -73,7 +80,8 @@ class RangeAnswer:
         self.entity_tag = EntityTag()
         self.changed = self.begun = self.fresh = self.plain = self.thrifty = False
         self.ambiguous = self.left = self._unasked = False
-        self._held: list[bytes] | None = None
+        self._checked, self._directory = checked, directory
+        self._held: IO[bytes] | None = None
         self.note = ""
 
     def __str__(self) -> str:
@@ -95,7 +103,7 @@ class RangeAnswer:
         """Whether the body that comes now is the range that was asked for, its beginning, or the whole blob."""
         self._error = None
         self.ambiguous = self._unasked = False
-        self._held = None
+        self.close()
         if head.status not in (200, 206):
             return False
         declared = head.headers.combined("content-length")
@@ -127,12 +135,8 @@ class RangeAnswer:
         """Where the body belongs: offset and length; what is refused may give any. RFC 9110, sections 14.4, 15.3.7."""
         text = head.headers.combined("content-range")
         if head.status == 200 and text is None:
-            if not has_length and not self.plain and self._offset:
-                self.ambiguous = True
-                if self._size <= HELD_MAX:
-                    self._held = []
-                else:
-                    self._refuse(head, "200 without a length or a Content-Range may be the range or the whole blob")
+            if not has_length and not (self._checked and not self._offset):
+                self._place_unstated(head)
             return 0, self._size
         stated = content_range(text)
         if stated is None:
@@ -150,13 +154,26 @@ class RangeAnswer:
             self._refuse(head, f"of bytes {self._offset}-{wanted} only {first}-{last} came")
         return self._offset, max(0, last - first + 1)
 
+    def _place_unstated(self, head: Response) -> None:
+        self.ambiguous = not self.plain
+        if self._size <= HELD_MAX or not self._checked:
+            self._held = tempfile.SpooledTemporaryFile(HELD_MAX, dir=self._directory)  # noqa: SIM115 - see close()
+        elif self.ambiguous:
+            self._refuse(head, "200 without a length or a Content-Range may be the range or the whole blob")
+
+    def close(self) -> None:
+        """Gives up what is held back."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
     def piece(self, data: bytes) -> bool:
         start, room = self._position, self._end - self._position
         if len(data) > room:  # what belongs to the range is as good as if the rest had come later
             self._error = RegistryError(f"{self}: the answer is longer than it should be", temporary=True)
             data = data[:room]
         if data and self._held is not None:
-            self._held.append(bytes(data))
+            self._hold(self._held, data)
             self._position = start + len(data)
             return not self._error
         if data:
@@ -167,13 +184,21 @@ class RangeAnswer:
 
     def _give_held(self) -> None:
         """Give the sink what was held back: it is the whole blob."""
-        held, self._held = self._held or [], None
+        held, self._held = self._held, None
         self.ambiguous = False
         self._position = 0
         self._begin_whole()
-        for piece in held:
-            if not self.piece(piece):
-                break
+        if held is not None:
+            with held:
+                held.seek(0)
+                while (piece := held.read(_PIECE)) and self.piece(piece):
+                    pass
+
+    def _hold(self, file: IO[bytes], data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as e:
+            raise SystemFailure(f"cannot hold back {self} in {self._directory or 'TMPDIR'}: {e.strerror}") from None
 
     @property
     def is_short(self) -> bool:

@@ -62,6 +62,7 @@ class StreamSource:
         self.storage = storage_of(layer, giver)
         self.size = size or 0
         self._blob = blob
+        blob.checked = True  # by the digest of all of it
         self.connections = connections
         self._directory = directory
         self._allowance = allowance or Allowance(layer.size, SIZE_MAX)

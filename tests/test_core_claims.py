@@ -153,6 +153,24 @@ def test_one_that_holds_a_claim_and_brings_nothing_is_not_waited_for_for_ever() 
         assert rig.store.has(0, 3 * GRANULE)
 
 
+def test_one_that_brings_nothing_is_waited_for_no_longer_than_a_read_may_wait_in_an_outage() -> None:
+    """Else nothing would be tried any more, and so the outage never end."""
+    with Rig(SIZE) as rig:
+        rig.client().read(0, 1)
+        rig.take()
+        other = rig.open(timeout=9)  # whose eighth is more than the second of a read in an outage
+        client = rig.client(other)
+        client.read(MIB, 1)
+        failing = rig.take(other)
+        assert client.reply().error == nbd.EIO
+        other.finish(failing.id, 0)
+        client.read(0, 1)
+        run = rig.take(other)
+        assert run.offset == 0
+        rig.fetch(run, other)
+        assert client.reply().data == rig.slice(0, 1)
+
+
 def test_a_read_that_waits_for_another_expires_in_its_own_time() -> None:
     with Rig(SIZE) as rig:
         other = rig.open(timeout=0.05)

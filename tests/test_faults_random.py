@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from pyerofs import mirror, retry
+from pyerofs import mirror, rangeanswer, retry
 from pyerofs.blobfile import BlobFile
 from pyerofs.errors import PyerofsError
 from pyerofs.export import Export
@@ -68,6 +70,13 @@ def zeros_too_long(exchange: Exchange) -> None:
     exchange.partial(bytes(exchange.range[1] - exchange.range[0] + 1))
 
 
+def broken_off(exchange: Exchange) -> None:
+    """The beginning of the whole blob, without a length, and then nothing."""
+    exchange.reply(200, b"", ("Transfer-Encoding", "chunked"))
+    exchange.wfile.write(f"{SIZE:x}\r\n".encode() + exchange.blob[: SIZE // 2])
+    exchange.close_connection = True
+
+
 # Everything that a server can do wrong without it being undetectable: a lie in all fields at once is not here.
 FAULTS: dict[str, Behaviour] = {
     **{
@@ -87,6 +96,8 @@ FAULTS: dict[str, Behaviour] = {
     "whole, chunked": chunked(200),
     "whole, short": lambda e: e.reply(200, e.blob[:50_000], length=SIZE),
     "whole and more": chunked(200, b"x"),
+    "whole, chunked, short": chunked(200, b"", 3_000_000),
+    "whole, chunked, broken off": broken_off,
     "200, the range, stated": just_the_range(),
     "200, the range, stated, chunked": just_the_range(length=False),
     "200, the range, unstated": just_the_range(stated=False),
@@ -108,6 +119,32 @@ FAULTS: dict[str, Behaviour] = {
     "Retry-After": status(503, ("Retry-After", "1")),
 }
 OF_TOKEN_SERVERS = ("status 503", "status 401", "reset", "garbage", "redirected to itself", "redirected to metadata")
+# The answers of registries and caches that are well, each in its way.
+MIXTURE: dict[str, Behaviour] = {
+    "honest": honest,
+    **{
+        name: FAULTS[name]
+        for name in (
+            "200, the range, stated",
+            "200, the range, stated, chunked",
+            "200, the range, unstated",
+            "200, the range, unstated, chunked",
+            "a part, stated",
+            "almost nothing, stated",
+            "a part",
+            "a byte",
+            "whole",
+            "whole, chunked",
+            "whole, short",
+            "whole, chunked, short",
+            "whole, chunked, broken off",
+            "status 503",
+            "reset",
+        )
+    },
+}
+REQUESTS_PER_MIB = 240  # the parts have 30,000 bytes, and of six kinds of answer one brings something
+REQUESTS_PER_READ = 60  # in its time 15 attempts have room, each at two places, with a range and without
 STALLS: dict[str, Behaviour] = {"stall": stall(RELEASE, 0), "stall within": stall(RELEASE, 10_000)}
 
 
@@ -284,3 +321,67 @@ def test_any_sequence_of_bad_days(tmp_path: Path, fast: Callable[[], None]) -> N
     print(f"{statistics[0]} sequences, {statistics[1]} reads right, {statistics[2]} reads failed in time, none wrong")
     assert statistics[0] >= SEQUENCES
     assert statistics[1] > statistics[0]
+
+
+def test_any_mixture_of_answers_gives_no_wrong_byte_in_time_and_with_few_requests(
+    tmp_path: Path, fast: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request gets one of a few kinds of answer by chance, from a registry and perhaps a mirror."""
+    print(f"PYEROFS_SEED={SEED} PYEROFS_SEQUENCES={SEQUENCES}")
+    right = failed = most = 0
+    with Cluster() as cluster:
+        for number in range(SEQUENCES):
+            chance = random.Random(f"{SEED}/{number}")
+            cluster.calm()
+            hosts = cluster.hosts[chance.randrange(1, 3) :]
+            for place, fake in enumerate(hosts):
+                kinds = [MIXTURE[name] for name in chance.sample(sorted(MIXTURE), chance.randint(1, 6))]
+                fake.default = partial(answer_by_chance, kinds, random.Random(f"{SEED}/{number}/{place}"))
+                fake.token_uses = chance.choice([None, None, 5])
+                fake.refusal_status = chance.choice([400, 401])
+            # Which of the ways is taken that a small and a large blob go.
+            monkeypatch.setattr(rangeanswer, "HELD_MAX", chance.choice([SIZE, SIZE - 1]))
+            monkeypatch.setattr(rangeanswer, "FAR", chance.choice([1 << 20, 4 << 20]))
+            config = HostConfig(tuple(Host(parse_api_url(fake.url)) for fake in hosts[:-1]))
+            transport = Transport(stall_seconds=TIMEOUT / 4, connect_timeout=TIMEOUT / 3)
+            registry = Registry(hosts[-1].host, "app", transport, config=config, environ={})
+            source = ImageSource("app:1", 0, registry.blob(cluster.digest, SIZE), transport)
+            options = OCIOptions(cache=str(tmp_path / f"{number}"), timeout=TIMEOUT)
+            reads = wanted = 0
+            with BlobFile(Export(source, options, lambda _: None)) as blob:
+                for _ in range(chance.randint(1, 8)):
+                    offset = chance.randrange(SIZE)
+                    length = min(chance.choice([1, 4096, 300_000, 2_000_000]), SIZE - offset)
+                    reads, wanted = reads + 1, wanted + length
+                    good = read_in_time(blob, offset, length, f"sequence {number}")
+                    right, failed = right + good, failed + (not good)
+                asked = sum(len(fake.requests("/blobs/")) for fake in hosts)
+                cluster.calm()  # and what is in the cache by now is right
+                for host in registry.mirrors:
+                    host.health._hold_until = 0.0
+                deadline = time.monotonic() + 20
+                for at in range(0, SIZE, 1 << 20):
+                    while not read_in_time(blob, at, min(1 << 20, SIZE - at), f"sequence {number}"):
+                        assert time.monotonic() < deadline, f"sequence {number}: it does not come back"
+            shutil.rmtree(tmp_path / f"{number}")
+            bound = REQUESTS_PER_READ * reads + REQUESTS_PER_MIB * wanted / (1 << 20)
+            most = max(most, round(100 * asked / bound))
+            assert asked <= bound, f"sequence {number}: {asked} requests for {wanted} bytes in {reads} reads"
+    print(f"{right} reads right, {failed} failed in time, none wrong; {most} % of the requests allowed at the most")
+    assert right > failed
+
+
+def answer_by_chance(kinds: list[Behaviour], chance: random.Random, exchange: Exchange) -> None:
+    chance.choice(kinds)(exchange)
+
+
+def read_in_time(blob: BlobFile, offset: int, length: int, what: str) -> bool:
+    """Whether it could be read; what is read is right, and it ends in its time."""
+    started = time.monotonic()
+    try:
+        assert blob.pread(length, offset) == DATA[offset : offset + length], f"{what}: wrong bytes at {offset}"
+        return True
+    except PyerofsError:
+        return False
+    finally:
+        assert time.monotonic() - started < TIMEOUT + SLACK, f"{what}: a read that did not end in time"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from blobs import Rig
-from fakeregistry import Exchange, FakeRegistry, at_most, just_the_range, status, whole
+from fakeregistry import Exchange, FakeRegistry, at_most, honest, just_the_range, status, whole
 
 from pyerofs.errors import RegistryError
 from pyerofs.rangeanswer import FAR, HELD_MAX
@@ -43,17 +43,25 @@ def test_a_large_blob_is_asked_for_without_a_range_where_the_answer_does_not_say
     assert [bool(seen.headers.get("range")) for seen in rig.fake.requests("/blobs/")] == [True, False]
 
 
-def test_nothing_of_a_large_blob_is_used_where_it_never_says_what_it_is(rig: Rig) -> None:
-    reference, _ = rig.publish(LARGE)
+@pytest.mark.parametrize("end", [b"\r\n0\r\n\r\n", b""], ids=["ended", "broken off"])
+@pytest.mark.parametrize("at", [4 << 20, 0])
+def test_an_answer_that_never_says_what_it_is_gives_nothing_unless_it_is_the_whole(
+    rig: Rig, at: int, end: bytes
+) -> None:
+    reference, data = rig.publish(LARGE)
 
     def liar(exchange: Exchange) -> None:
-        data = exchange.blob[1 << 20 : 2 << 20]
+        part = exchange.blob[1 << 20 : 3 << 20]
         exchange.reply(200, b"", ("Transfer-Encoding", "chunked"))
-        exchange.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n0\r\n\r\n")
+        exchange.wfile.write(f"{len(part):x}\r\n".encode() + part + end)
+        exchange.close_connection = True
 
     rig.fake.default = liar
-    with rig.open(reference, "oci=0,oci.timeout=2") as blob, pytest.raises(RegistryError):
-        blob.pread(4096, 4 << 20)
+    with rig.open(reference, "oci=0,oci.timeout=1") as blob, pytest.raises(RegistryError):
+        blob.pread(4096, at)
+    rig.fake.default = honest
+    with rig.open(reference) as blob:
+        assert blob.pread(3 << 20, 0) == data[: 3 << 20]
 
 
 @pytest.mark.parametrize("most", [4096, 50_000, 1 << 20])

@@ -37,7 +37,10 @@ void store_end_outage(struct pe_store *s)
 		w->deadline = w->limit;
 }
 
-/* Deadlines rise along the list, since every connection's read gets the same time; a thread's own waiter has none. */
+/*
+ * Limits rise along the list, since every connection's read gets the same time, and so do deadlines, but for a moment
+ * in an outage; a thread's own waiter has none.
+ */
 uint64_t store_next_deadline(const struct pe_store *s)
 {
 	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
@@ -139,10 +142,10 @@ int store_park_again(struct pe_store *s, struct waiter *w)
 	} else if (waiter_is_whole(s, w)) {
 		result = STORE_PRESENT;
 	} else {
-		/* It has waited before: its deadline is an early one, and the list is in their order. */
+		/* It has waited before: its limit is an early one, and the list is in their order, which an outage leaves. */
 		w->deadline = deadline_of(s, w);
 		for (before = s->parked.prev; before != &s->parked; before = before->prev)
-			if (before->deadline && before->deadline <= w->deadline)
+			if (before->limit && before->limit <= w->limit)
 				break;
 		link_waiter(s, w, before);
 		wake_taker(s, true);

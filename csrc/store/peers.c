@@ -11,6 +11,8 @@
 static const uint64_t peers_turn = 100000000;
 /* How long others may bring nothing, where reads have no deadline. */
 static const uint64_t peers_patience = 10000000000;
+/* The same during an outage. */
+static const uint64_t outage_patience = STORE_OUTAGE_MS * 1000000ULL / 4;
 
 /*
  * A process may be stopped, or its network gone, and still hold its claims. A read that sees nothing come is fetched
@@ -21,6 +23,8 @@ bool peers_are_slow(const struct pe_store *s, const struct waiter *w)
 	uint64_t patience = s->timeout ? s->timeout / 8 : peers_patience;
 	uint64_t now = now_ns();
 
+	if (s->outage && patience > outage_patience)
+		patience = outage_patience; /* there is time for one attempt only, and it is to be made */
 	if (s->timeout && now - w->since > s->timeout / 2)
 		return true;
 	return now - w->since > patience && now - s->moved > patience;
@@ -34,10 +38,11 @@ static void look(struct pe_store *s, uint32_t generation)
 	bool retry = released != s->released || now - s->retried >= peers_turn;
 	struct waiter *next;
 
-	if (generation != s->generation) {
+	if (generation != s->generation)
 		s->moved = now;
+	/* A run that failed is announced too, by its release. */
+	if (generation != s->generation && released == s->released)
 		store_end_outage(s);
-	}
 	s->generation = generation;
 	if (retry) {
 		s->released = released;
@@ -48,6 +53,7 @@ static void look(struct pe_store *s, uint32_t generation)
 		if (!w->at_peer)
 			continue;
 		if (waiter_is_whole(s, w)) {
+			store_end_outage(s);
 			s->from_peers++;
 			store_answer(s, w, 0);
 			store_update_complete(s);
