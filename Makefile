@@ -1,7 +1,7 @@
 # Thin names for commands that anyone can run by hand. On a fresh Debian 12 with python3 (3.11 or newer), as root, each
 # target installs what it needs: Debian packages from main and bookworm-security (the 6.12 kernel that the tests boot is
 # in the latter), and Python packages into .venv by pip, from wherever the machine's pip is set up to look.
-# PYTHON=... chooses the interpreter, TESTS=... what pytest runs: `make test TESTS='tests/test_serve.py -x'`.
+# PYTHON=... chooses the interpreter, TESTS=... what pytest runs: `make test TESTS='tests/export/test_serve.py -x'`.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +16,7 @@ TEST := $(DEMO) cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-imag
 	qemu-system-x86 qemu-utils skopeo umoci user-mode-linux
 BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 
-.PHONY: demo test check check-san soak bench clean
+.PHONY: demo test unit check check-san soak bench clean
 .DELETE_ON_ERROR:
 
 # $(call apt,PACKAGES): installs those that are missing; asks the network for nothing when there is none.
@@ -38,6 +38,10 @@ test: check
 	$(call apt,$(TEST))
 	$(BIN)/python -m pytest $(TESTS)
 
+# What needs neither root nor Debian's packages, but for a compiler: in under a minute.
+unit: $(VENV)/ready
+	$(BIN)/python -m pytest -m 'not system' $(TESTS)
+
 check: $(VENV)/ready
 	$(call apt,clang-format-14)
 	clang-format-14 --dry-run --Werror csrc/*.h csrc/*/*.[ch]
@@ -47,11 +51,11 @@ check: $(VENV)/ready
 	$(BIN)/mypy --strict
 
 check-san: $(VENV)/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" tests/san.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/core/san.sh
 
 soak: $(VENV)/ready
 	$(call apt,$(TEST))
-	$(BIN)/python -m pytest -s tests/soak.py
+	$(BIN)/python -m pytest -s tests/system/soak.py
 
 bench: $(VENV)/ready
 	$(call apt,$(BENCH))

@@ -40,7 +40,7 @@ def count(length: int, batch: int, complete: bool, trusted: bool, requests: int 
                 *(sys.executable, __file__, "--child"),
                 *map(str, (length, batch, int(complete), int(trusted), requests)),
             ],
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
             check=True,
             capture_output=True,
         )
@@ -52,7 +52,7 @@ def count(length: int, batch: int, complete: bool, trusted: bool, requests: int 
 
 def child(length: int, batch: int, complete: bool, trusted: bool, requests: int) -> None:
     """What is counted: a client that reads `requests` times, `batch` of them in each write."""
-    from coreharness import GRANULE, MIB, Rig, until
+    from tests.support.coreharness import GRANULE, MIB, Rig, until
 
     size = 16 * MIB
     with Rig(size) as rig:

@@ -1,5 +1,5 @@
 /*
- * A TCP proxy on loopback that behaves like a distant network: proxy.py says how it is used.
+ * A TCP proxy on loopback that behaves like a distant network: http/proxy.py says how it is used.
  *
  *     proxy TARGET-PORT DELAY-US RATE-BITS STATS LOG
  *

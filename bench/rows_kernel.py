@@ -1,5 +1,5 @@
-"""Mounts in a real kernel: the guest that tests/vm.py boots, with guest.py in it. Its CPUs are emulated, so that what a
-peer spends in user space weighs far more than on a real machine: seconds can be compared within a row only.
+"""Mounts in a real kernel: the guest that tests/support/vm.py boots, with guest.py in it. Its CPUs are emulated, so
+that what a peer spends in user space weighs far more than on a real machine: seconds can be compared within a row only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rows import Bench, Line, faster, row
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import vm
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tests.support import vm
 
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",

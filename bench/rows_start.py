@@ -1,6 +1,7 @@
 """From nothing to a program's end: a whole system out of a registry behind a slow line, mounted or pulled and unpacked.
 
-The image is tests/rootfs.py's: Debian with Python in five layers, the ordinary one packed with gzip, the others what
+The image is tests/support/rootfs.py's: Debian with Python in five layers, the ordinary one packed with gzip, the others
+what
 `pyerofs convert` makes of it, as it is and with zstd.
 """
 
@@ -17,8 +18,8 @@ from proxy import Proxy
 from rows import Bench, Line, faster, in_turns, row
 from servers import PYEROFS, settle_memory
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import rootfs
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tests.support import rootfs
 
 NEEDED = {"mmdebstrap": "mmdebstrap", "skopeo": "skopeo", "umoci": "umoci"}
 DELAY = 0.005  # seconds for a round trip

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyerofs import chunkindex
+from pyerofs.erofs import chunk_index
 
 MIB = 1 << 20
 SIZE = 340 * MIB  # of the image
@@ -209,7 +209,7 @@ class Stage:
     def indexed(self) -> Image:
         """The image with its chunk index behind it."""
         with self.image.blob.path.open("rb") as file:
-            index = chunkindex.build(file.read)
+            index = chunk_index.build(file.read)
 
         def make(path: Path) -> None:
             shutil.copyfile(self.image.blob.path, path)
@@ -217,7 +217,7 @@ class Stage:
                 file.write(index)
 
         blob = _made(self.work / "indexed.erofs", make)
-        return self.storage.add("app/indexed", blob, chunkindex.describe(self.image.blob.size, index))
+        return self.storage.add("app/indexed", blob, chunk_index.describe(self.image.blob.size, index))
 
     def sparse(self, size: int) -> Image:
         """The first MiB of the image with a hole behind it; its digest is not that of its bytes."""

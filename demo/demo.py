@@ -16,7 +16,7 @@ from pathlib import Path
 
 from registry import Registry
 
-from pyerofs.record import DIRECTORY, read_all
+from pyerofs.daemon.record import DIRECTORY, read_all
 
 MIB = 1 << 20
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING  # noqa: E402
 from .errors import PyerofsError  # noqa: E402
 
 if TYPE_CHECKING:
-    from .blobfile import BlobFile, open_blob
-    from .session import mount, unmount
+    from .export.file import BlobFile, open_blob
+    from .mounting.mount import mount, unmount
 
 __all__ = ["BlobFile", "PyerofsError", "__version__", "mount", "open_blob", "unmount"]
 __version__ = "0.1.0"
 
-_HOMES = {"mount": "session", "unmount": "session", "open_blob": "blobfile", "BlobFile": "blobfile"}
+_HOMES = {"mount": "mounting.mount", "unmount": "mounting.mount", "open_blob": "export.file", "BlobFile": "export.file"}
 
 
 def __getattr__(name: str) -> object:

@@ -3,9 +3,9 @@
     PyerofsError            status 32, a mount failure
      +- InternalError       status 4: a bug of ours
      +- UsageError          status 1: the invocation is wrong (an option, a reference, a permission)
-     +- SystemFailure       status 2: this system cannot do it (no module, no free device, no helper program)
+     +- UnavailableError       status 2: this system cannot do it (no module, no free device, no helper program)
      +- ImageError          the image, its manifest or its layer cannot be used
-     +- MountFailure        the kernel refused to attach, to mount or to unmount
+     +- MountError        the kernel refused to attach, to mount or to unmount
      +- RegistryError       the registry or the way to it failed; .temporary says whether another try may help
          +- AuthError       401 or 403 after everything that could be tried
          +- NotFoundError   404: no such repository, tag or blob
@@ -34,7 +34,7 @@ class UsageError(PyerofsError):
     status = 1
 
 
-class SystemFailure(PyerofsError):
+class UnavailableError(PyerofsError):
     status = 2
 
 
@@ -63,7 +63,7 @@ class ImageError(PyerofsError):
     pass
 
 
-class MountFailure(PyerofsError):
+class MountError(PyerofsError):
     pass
 
 

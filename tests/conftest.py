@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakeregistry import FakeRegistry
-from guestrun import GuestRuns
-from images import EROFS, TAR, Images, Layer, Published, push_image, push_index
-from needs import need, need_root
-from realregistry import LoggingRegistry
-from scene import Scene
-from trees import MIB, Tree, make_image, make_tree
+
+from tests.support.fakeregistry import FakeRegistry
+from tests.support.guestrun import GuestRuns
+from tests.support.images import EROFS, TAR, Images, Layer, Published, push_image, push_index
+from tests.support.needs import need, need_root
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Scene
+from tests.support.trees import MIB, Tree, make_image, make_tree
 
 if TYPE_CHECKING:
-    from blobs import Rig
+    from tests.support.blobs import Rig
 
 os.environ["PYEROFS_CONFIG"] = ""  # whatever the machine's owner has configured is no matter of the tests'
 GUEST = bool(os.environ.get("PYEROFS_GUEST"))
@@ -33,14 +34,44 @@ if not GUEST:
     hypothesis.settings.load_profile("slow machines are no bug")
 
 
-def pytest_configure() -> None:
+# What `make unit` leaves out, beside tests that are marked: tests that mount, need root or programs of Debian, or are
+# slow.
+SYSTEM_FIXTURES = {"tree", "images", "published", "nbdfuse"}
+SYSTEM = (
+    "system/", "guest/", "images/", "export/test_uncached.py", "house/test_packaging.py", "kernel/test_loop.py",
+    "kernel/test_mountpoint.py", "kernel/test_overlay.py", "mounting/test_mount.py", "tar/test_unpack.py",
+    "cli/test_main.py::test_a_password_is_wiped", "cli/test_main.py::test_inspect_of_what_is_not",
+    "core/test_core_watch.py::test_where_the_kernel_does_not_say",
+    "daemon/test_log.py::test_a_journal", "daemon/test_log.py::test_journal", "daemon/test_log.py::test_syslog",
+    "daemon/test_served_layer.py", "erofs/test_dmverity.py", "export/test_serve.py", "http/test_proxy.py::test_tls",
+    "http/test_tls.py::test_both",
+    "http/test_transport.py::test_tls", "http/test_transport.py::test_system",
+    "kernel/test_dmverity.py", "kernel/test_nbd.py::test_not_root", "registry/test_client.py::test_https",
+    "registry/test_client.py::test_loopback", "registry/test_upload.py::test_real",
+    # slow
+    "core/test_core_store.py::test_an_outage", "core/test_core_watch.py::test_what_somebody_else",
+    "cache/test_manifests.py::test_a_registry_that_breaks_off", "cache/test_manifests.py::test_an_index_whose",
+    "registry/test_credentials.py::test_any_config", "registry/test_upload.py::test_it_gives_up",
+    "source/test_verified.py::test_every_place",
+)  # fmt: skip
+
+
+def _is_system(item: pytest.Item) -> bool:
+    name = item.nodeid.removeprefix("tests/")
+    return name.startswith(SYSTEM) or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """What is started by nohup or in the background ignores SIGINT, and so would the commands that tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "system: needs root, a kernel that mounts, or programs of Debian; or is slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_of_the_guest)
+    for item in filter(_is_system, items):
+        item.add_marker(pytest.mark.system)
 
 
 def _is_of_the_guest(item: pytest.Item) -> bool:
@@ -125,7 +156,7 @@ def fake() -> Iterator[FakeRegistry]:
 @pytest.fixture
 def rig(fake: FakeRegistry, tmp_path: Path) -> Iterator[Rig]:
     """Blobs of the fake registry; what is said of them is one line for each thing."""
-    from blobs import Rig  # deferred: the guest's tests do without it
+    from tests.support.blobs import Rig  # deferred: the guest's tests do without it
 
     found = Rig(fake, tmp_path)
     yield found

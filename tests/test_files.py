@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from blobs import Rig
 
-from pyerofs import cachepath, config, credentials, files, hosts, loop
+from pyerofs import files
+from pyerofs.cache import paths as cache_paths
+from pyerofs.config import file as config_file
 from pyerofs.errors import PyerofsError
-from pyerofs.layout import Layout
-from pyerofs.localblob import FileBlob
-from pyerofs.source import LocalSource
-from pyerofs.tls import find_authorities, merged
+from pyerofs.http.tls import find_authorities, merged
+from pyerofs.kernel import loop
+from pyerofs.oci.layout import Layout
+from pyerofs.registry import credentials, hosts
+from pyerofs.source.blobs import FileBlob
+from pyerofs.source.local import LocalSource
+from tests.support.blobs import Rig
 
 DIGEST = f"sha256:{'0' * 64}"
 
@@ -56,7 +60,7 @@ def read_blob(path: Path) -> None:
 
 
 def load_config(path: Path) -> None:
-    config.load({"PYEROFS_CONFIG": str(path)}, uid=0)
+    config_file.load({"PYEROFS_CONFIG": str(path)}, uid=0)
 
 
 def load_hosts(path: Path) -> None:
@@ -135,9 +139,9 @@ def test_a_relative_directory_is_ignored(
         monkeypatch.setenv(name, value)
     if expected is None:
         with pytest.raises(PyerofsError, match=r"no home directory: give oci\.cache=DIR"):
-            cachepath.default_directory()
+            cache_paths.default_directory()
     else:
-        assert cachepath.default_directory() == f"{expected}/pyerofs"
+        assert cache_paths.default_directory() == f"{expected}/pyerofs"
 
 
 def test_the_system_knows_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +151,7 @@ def test_the_system_knows_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_configuration_of_nobody(nobody_knows: None) -> None:
     for environ in ({}, {"XDG_CONFIG_HOME": "etc"}, {"HOME": "me", "XDG_RUNTIME_DIR": "run"}):
-        assert [path for path, _ in config.load(environ, uid=4242).files] == [config.SYSTEM_FILE]
+        assert [path for path, _ in config_file.load(environ, uid=4242).files] == [config_file.SYSTEM_FILE]
         assert hosts.default_roots(environ, 4242) == hosts.Roots()
         assert credentials.lookup("quay.io", "a/b", environ) is None
 

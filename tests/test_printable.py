@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyerofs import cli, inspect, view
-from pyerofs.layout import Layout
+from pyerofs.cli import main
+from pyerofs.images import inspect
+from pyerofs.mounting import list
+from pyerofs.mounting import stat as mount_stat
+from pyerofs.oci.layout import Layout
 from pyerofs.printable import every_text, many_lines, one_line
 
 EVIL = "a\x1b[2Jb\nc\rd\x9be\u202ef" + os.fsdecode(b"\xff")
@@ -52,7 +55,7 @@ def clean(text: str) -> None:
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layout = Layout.create(str(tmp_path / "images"))
-    from pyerofs.document import Document
+    from pyerofs.oci.raw_manifest import RawManifest
 
     layer = {
         "mediaType": "application/vnd.erofs.layer.v1",
@@ -60,7 +63,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         "size": 5,
         "annotations": {f"org.erofs.{EVIL[:-1]}": EVIL[:-1]},
     }
-    document = Document.of(
+    document = RawManifest.of(
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -74,16 +77,16 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     found = inspect.inspect(f"oci:{layout.path}:app")
     clean(inspect.render(found))
     assert f"org.erofs.{TAMED[:-4]}: {TAMED[:-4]}\n" in inspect.render(found)
-    assert cli.main(["inspect", f"oci:{layout.path}:app"]) == 0
+    assert main.main(["inspect", f"oci:{layout.path}:app"]) == 0
     clean(capsys.readouterr().out)
-    assert cli.main(["inspect", "--json", f"oci:{layout.path}:app"]) == 0
+    assert main.main(["inspect", "--json", f"oci:{layout.path}:app"]) == 0
     assert EVIL[:-1] in json.loads(capsys.readouterr().out)["layers"][0]["annotations"][f"org.erofs.{EVIL[:-1]}"]
 
 
 def test_error_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / EVIL)
     for arguments in (["read", path], ["inspect", path], ["stat", path], ["umount", path], [path]):
-        assert cli.main(arguments) != 0
+        assert main.main(arguments) != 0
         err = capsys.readouterr().err
         clean(err)
         assert err.count("\n") == 1
@@ -91,7 +94,7 @@ def test_error_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_cache_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["cache", "ls", "--dir", str(tmp_path / EVIL)]) == 0
+    assert main.main(["cache", "ls", "--dir", str(tmp_path / EVIL)]) == 0
     out = capsys.readouterr().out
     clean(out)
     assert out.count("\n") == 1
@@ -105,16 +108,16 @@ STATUS = {
 
 
 def test_stat() -> None:
-    shown = view.render(STATUS)
+    shown = mount_stat.render(STATUS)
     clean(shown)
     assert shown.startswith(f"{TAMED}: {TAMED}\n")
-    assert view.rates(STATUS, STATUS) == TAMED
+    assert mount_stat.rates(STATUS, STATUS) == TAMED
 
 
 def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     row = dict.fromkeys(("target", "source", "device", "driver", "pid", "present", "health"), EVIL)
-    monkeypatch.setattr(inspect, "mounts", lambda: [{**row, "parts": []}])
-    assert cli.main(["list"]) == 0
+    monkeypatch.setattr(list, "mounts", lambda: [{**row, "parts": []}])
+    assert main.main(["list"]) == 0
     out = capsys.readouterr().out
     clean(out)
     assert out.count("\n") == 1
@@ -122,8 +125,8 @@ def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 def test_metrics(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The format has escapes for a line's end alone."""
-    monkeypatch.setattr(view, "look_at_all", lambda records: [STATUS])
-    assert cli.main(["metrics"]) == 0
+    monkeypatch.setattr(mount_stat, "query_all", lambda records: [STATUS])
+    assert main.main(["metrics"]) == 0
     text = capsys.readouterr().out
     clean(text)
     assert 'target="a\ufffd[2Jb\\nc\ufffdd\ufffde\ufffdf' in text

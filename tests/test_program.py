@@ -9,10 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from scene import until
 
 from pyerofs import program
-from pyerofs.daemon import PACKAGE, _for_python
+from pyerofs.daemon.launch import PACKAGE, _for_python
+from tests.support.scene import until
 
 MODULES = ("json", "socket", "select", "typing", "argparse", "__future__", "contextlib", "pycurl", "cffi", "pyerofs")
 
@@ -54,13 +54,13 @@ def test_daemons_import_nothing_from_the_current_directory(trap: Path, module: s
 def test_daemons_live_in_the_root_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    from pyerofs import daemon
+    from pyerofs.daemon import launch
 
     monkeypatch.chdir(tmp_path)
     for module in ("worker", "supervisor"):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            pid = daemon.spawn(module, "/mnt", socket_=theirs)
+            pid = launch.spawn(module, "/mnt", socket_=theirs)
             until(lambda pid=pid: os.readlink(f"/proc/{pid}/cwd") == "/", "the root directory")  # type: ignore[misc]
         os.waitpid(pid, 0)
 
@@ -177,12 +177,12 @@ def test_daemons_pass_nothing_of_their_caller_on(tmp_path: Path, monkeypatch: py
     """Or whoever they start would keep the caller waiting for their end."""
     import socket
 
-    from pyerofs import daemon
+    from pyerofs.daemon import launch
 
     ours, theirs = socket.socketpair()
     with ours:
         monkeypatch.setattr(sys, "argv", ["x", str(theirs.detach())])
         monkeypatch.chdir(tmp_path)
-        with daemon.begin() as sock:
+        with launch.begin() as sock:
             assert not os.get_inheritable(sock.fileno())
             assert Path.cwd() == Path("/")

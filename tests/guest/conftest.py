@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nbdserver import FLAGS_READ_ONLY, Server
 
-from pyerofs import device as nbd
+from pyerofs.kernel import nbd
+from tests.guest.nbdserver import FLAGS_READ_ONLY, Server
 
 GUEST = "PYEROFS_GUEST"  # the file for the results; empty while the host only collects names
 

@@ -9,10 +9,9 @@ import threading
 import time
 from pathlib import Path
 
-from scene import Scene, until
-from trees import Tree
-
-from pyerofs.record import Record, read_all
+from pyerofs.daemon.record import Record, read_all
+from tests.support.scene import Scene, until
+from tests.support.trees import Tree
 
 THREADS = 2
 RECOVERY = 60.0  # seconds: the machine is emulated

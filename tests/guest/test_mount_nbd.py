@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakeregistry import FakeRegistry, short, stall
-from images import FakePusher, Images, Layer, Published, push_image
-from kernellog import KernelLog
-from realregistry import LoggingRegistry
-from scene import Done, Scene, by_mount_u, by_pyerofs, until
-from trees import Tree, assert_same, make_image
 
-from pyerofs import mountpoint
+from pyerofs.kernel import mountpoint
+from tests.support.fakeregistry import FakeRegistry, short, stall
+from tests.support.images import FakePusher, Images, Layer, Published, push_image
+from tests.support.kernellog import KernelLog
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Done, Scene, by_mount_u, by_pyerofs, until
+from tests.support.trees import Tree, assert_same, make_image
 
 MOUNT2 = "165 "  # x86-64's number of mount(2), as in /proc/PID/syscall
 
@@ -45,7 +45,7 @@ def device_of(scene: Scene) -> Path:
 
 
 def daemon_of(scene: Scene) -> int:
-    return next(pid for pid, text in scene.processes().items() if "pyerofs.worker" in text)
+    return next(pid for pid, text in scene.processes().items() if "pyerofs.daemon.worker" in text)
 
 
 # What works

@@ -1,4 +1,4 @@
-"""pyerofs.device and pyerofs.netlink against the nbd driver of a real kernel."""
+"""pyerofs.kernel.nbd and pyerofs.kernel.netlink against the nbd driver of a real kernel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nbdserver import FLAG_MULTI_CONN, FLAGS_READ_ONLY, Server
 
-from pyerofs import device as nbd
-from pyerofs import mountpoint, netlink
-from pyerofs.errors import MountFailure, SystemFailure, UsageError
+from pyerofs.errors import MountError, UnavailableError, UsageError
+from pyerofs.kernel import mountpoint, nbd, netlink
+from tests.guest.nbdserver import FLAG_MULTI_CONN, FLAGS_READ_ONLY, Server
 
 Attach = Callable[..., nbd.NBDDevice]
 
@@ -116,7 +115,7 @@ def test_netlink_reaches_nbd_from_another_network_namespace(attach: Attach) -> N
 def test_auto_is_ioctl_where_the_family_is_missing(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netlink, "_FAMILY", b"nbx\0")
     server = Server(DATA)
-    with pytest.raises(SystemFailure, match="over netlink"):
+    with pytest.raises(UnavailableError, match="over netlink"):
         nbd.attach(server.kernel_ends, len(DATA), FLAGS_READ_ONLY, "test", how="netlink")
     device = attach(server)
     assert (device.how, content(device.path)) == ("ioctl", DATA)
@@ -174,7 +173,7 @@ def test_attaches_at_once_get_a_device_each(attach: Attach, how: str) -> None:
 def test_a_named_device_in_use_is_refused(attach: Attach, how: str, first: str) -> None:
     device = attach(Server(DATA), how=first, device="/dev/nbd5")
     assert device.path == "/dev/nbd5"
-    with pytest.raises(MountFailure, match="/dev/nbd5 is in use"):
+    with pytest.raises(MountError, match="/dev/nbd5 is in use"):
         attach(Server(DATA), how=how, device="/dev/nbd5")
     assert content("/dev/nbd5") == DATA
 
@@ -183,7 +182,7 @@ def test_when_all_are_in_use_ioctl_says_so_and_netlink_makes_one(attach: Attach)
     free = len([index for index, connected in netlink.status() if not connected])
     for _ in range(free):
         attach(Server(DATA), how="ioctl")
-    with pytest.raises(SystemFailure, match="every NBD device is in use"):
+    with pytest.raises(UnavailableError, match="every NBD device is in use"):
         attach(Server(DATA), how="ioctl")
     assert content(attach(Server(DATA), how="netlink").path) == DATA
 
@@ -202,7 +201,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 @both_ways
 def test_a_descriptor_that_is_no_socket_leaves_nothing(how: str) -> None:
-    with Path("/dev/null").open() as null, pytest.raises(MountFailure, match="refused"):
+    with Path("/dev/null").open() as null, pytest.raises(MountError, match="refused"):
         nbd.attach([null.fileno()], 4096, FLAGS_READ_ONLY, "test", how=how, device="/dev/nbd6")
     assert (6, False) in netlink.status()
     await_size(6, 0)
@@ -227,7 +226,7 @@ def test_in_use_is_an_exclusive_open(attach: Attach) -> None:
 def test_settle_has_a_deadline(attach: Attach) -> None:
     device = attach(Server(DATA))
     device.size += 512
-    with pytest.raises(MountFailure, match=r"has 1050112 bytes after 0\.1 s, not 1050624"):
+    with pytest.raises(MountError, match=r"has 1050112 bytes after 0\.1 s, not 1050624"):
         device.settle(0.1)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from images import push_image
-from realregistry import LoggingRegistry
-from scene import Scene
-from stacks import with_data
+from tests.support.images import push_image
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Scene
+from tests.support.stacks import with_data
 
 
 def test_a_layer_that_only_lends_its_data(scene: Scene, registry: LoggingRegistry) -> None:

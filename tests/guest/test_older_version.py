@@ -8,11 +8,11 @@ import signal
 import subprocess
 from pathlib import Path
 
-from fakeregistry import FakeRegistry
-from images import FakePusher, Layer, push_image
-from load import drop_caches, record_of
-from olderversion import unpack
-from scene import Done, Scene, until
+from tests.guest.load import drop_caches, record_of
+from tests.support.fakeregistry import FakeRegistry
+from tests.support.images import FakePusher, Layer, push_image
+from tests.support.olderversion import unpack
+from tests.support.scene import Done, Scene, until
 
 
 def test_reattach_takes_over_a_mount_of_an_older_version(scene: Scene, fake: FakeRegistry) -> None:

@@ -6,12 +6,12 @@ import os
 import random
 import signal
 
-from load import Load, alive_again, record_of
-from ordinary import Layout, file
-from scene import Done, Scene, by_pyerofs, until
-from stacks import write
-from tarballs import archive
-from trees import Tree
+from tests.guest.load import Load, alive_again, record_of
+from tests.support.ordinary import Layout, file
+from tests.support.scene import Done, Scene, by_pyerofs, until
+from tests.support.stacks import write
+from tests.support.tarballs import archive
+from tests.support.trees import Tree
 
 NBD = "erofs.nbd"
 

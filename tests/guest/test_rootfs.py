@@ -1,6 +1,7 @@
 """A whole system, converted and in a registry, mounted over NBD: every file as umoci unpacks it, and programs run.
 
-The image is made, converted and pushed before the guest boots (tests/rootfs.py); PYEROFS_ROOTFS says where it lies.
+The image is made, converted and pushed before the guest boots (tests/support/rootfs.py); PYEROFS_ROOTFS says where it
+lies.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dockerregistry import DockerRegistry
-from kernellog import KernelLog
-from rootfs import COMMANDS, expected, run_in
-from scene import Scene, by_umount
-from trees import assert_same
+
+from tests.support.dockerregistry import DockerRegistry
+from tests.support.kernellog import KernelLog
+from tests.support.rootfs import COMMANDS, expected, run_in
+from tests.support.scene import Scene, by_umount
+from tests.support.trees import assert_same
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from images import Layer, push_image
-from kernellog import KernelLog
-from load import Load, alive_again, record_of
-from realregistry import LoggingRegistry
-from scene import Done, Scene, by_pyerofs, by_umount, until
-from stacks import make_stack, small, with_data, with_device, write
-from trees import Tree, assert_same
 
-from pyerofs import device, mountpoint
+from pyerofs.kernel import mountpoint, nbd
+from tests.guest.load import Load, alive_again, record_of
+from tests.support.images import Layer, push_image
+from tests.support.kernellog import KernelLog
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Done, Scene, by_pyerofs, by_umount, until
+from tests.support.stacks import make_stack, small, with_data, with_device, write
+from tests.support.trees import Tree, assert_same
 
 NBD = "erofs.nbd"
 
@@ -117,7 +117,7 @@ def test_one_device_that_is_lost_leaves_the_others(
     reference, tree = five
     scene.mount_image(reference, fstype=NBD)
     record = record_of(scene)
-    device.disconnect(record.parts[2].device)
+    nbd.disconnect(record.parts[2].device)
     os.kill(record.pid, signal.SIGKILL)
     assert alive_again(scene, record).restarts == 1
     for number in (0, 1, 3, 4):

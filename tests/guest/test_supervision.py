@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from images import Images, Layer, Published, push_image
-from indexedlayers import compressed, raw, stream
-from load import RECOVERY, Load, alive_again, drop_caches, record_of
-from realregistry import LoggingRegistry
-from scene import Done, Scene, by_pyerofs, until
-from trees import Tree
+
+from tests.guest.load import RECOVERY, Load, alive_again, drop_caches, record_of
+from tests.support.images import Images, Layer, Published, push_image
+from tests.support.indexedlayers import compressed, raw, stream
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Done, Scene, by_pyerofs, until
+from tests.support.trees import Tree
 
 KILLS = int(os.environ.get("PYEROFS_KILLS", "2"))
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from images import Published
-from load import RECOVERY, Load, alive_again, drop_caches, record_of
-from realregistry import LoggingRegistry
-from scene import Done, Scene, by_pyerofs, until
-from trees import Tree, assert_same
 
-from pyerofs import mountpoint
+from pyerofs.kernel import mountpoint
+from tests.guest.load import RECOVERY, Load, alive_again, drop_caches, record_of
+from tests.support.images import Published
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Done, Scene, by_pyerofs, until
+from tests.support.trees import Tree, assert_same
 
 OUTAGE = float(os.environ.get("PYEROFS_OUTAGE", "2"))  # seconds
 SPOILS = int(os.environ.get("PYEROFS_SPOILS", "1"))

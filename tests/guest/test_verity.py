@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from images import EROFS, Images, Layer, push_image
-from indexedlayers import compressed, raw
-from kernellog import KernelLog
-from load import Load, alive_again, record_of
-from needs import need
-from realregistry import LoggingRegistry
-from scene import Done, Scene, by_pyerofs, by_umount, until
-from stacks import small, with_device
-from trees import Tree, assert_same
-from veritytrees import add_tree, own_tree, with_tree
 
-from pyerofs import mountpoint
-from pyerofs.daemon import Daemon
+from pyerofs.daemon.launch import WorkerProcess
+from pyerofs.kernel import mountpoint
+from tests.guest.load import Load, alive_again, record_of
+from tests.support.images import EROFS, Images, Layer, push_image
+from tests.support.indexedlayers import compressed, raw
+from tests.support.kernellog import KernelLog
+from tests.support.needs import need
+from tests.support.realregistry import LoggingRegistry
+from tests.support.scene import Done, Scene, by_pyerofs, by_umount, until
+from tests.support.stacks import small, with_device
+from tests.support.trees import Tree, assert_same
+from tests.support.veritytrees import add_tree, own_tree, with_tree
 
 NBD = "erofs.nbd"
 
@@ -237,7 +237,7 @@ def test_a_wrong_root_digest_does_not_mount(scene: Scene, images: Images, regist
 def test_a_daemon_that_dies_before_the_mount(scene: Scene, images: Images, registry: LoggingRegistry) -> None:
     """Nobody is left who could remove the dm-verity device."""
     reference = push(registry, "early", with_tree(Layer(images.other), scene.directory))
-    daemon = Daemon(str(scene.mnt))
+    daemon = WorkerProcess(str(scene.mnt))
     daemon.send(
         source=reference,
         fstype=NBD,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from blobreader import DATA, SIZE
-from fakeregistry import FakeRegistry
 
-from pyerofs.blob import Blob
-from pyerofs.credentials import Credentials
-from pyerofs.registry import Registry
+from pyerofs.http.transport import Transport
+from pyerofs.registry.blob import Blob
+from pyerofs.registry.client import Registry
+from pyerofs.registry.credentials import Credentials
 from pyerofs.secret import Secret
-from pyerofs.transport import Transport
+from tests.support.blobreader import DATA, SIZE
+from tests.support.fakeregistry import FakeRegistry
 
 ME = Credentials("the options", "me", Secret("hush"))
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import threading
 
 import pytest
-from blobreader import DATA, SIZE, Sink, fails, ranges, read
-from fakeregistry import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyerofs.errors import NotFoundError, RegistryError
+from pyerofs.http.transport import Transport
+from pyerofs.registry.blob import Blob
+from pyerofs.registry.client import Registry
+from tests.support.blobreader import DATA, SIZE, Sink, fails, ranges, read
+from tests.support.fakeregistry import (
     Behaviour,
     FakeRegistry,
     chunked,
@@ -21,13 +28,6 @@ from fakeregistry import (
     tagged,
     whole,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from pyerofs.blob import Blob
-from pyerofs.errors import NotFoundError, RegistryError
-from pyerofs.registry import Registry
-from pyerofs.transport import Transport
 
 
 @pytest.mark.parametrize(("first", "length"), [(0, 1), (0, SIZE), (SIZE - 1, 1), (4096, 131072)])

@@ -6,8 +6,11 @@ import time
 from email.utils import formatdate
 
 import pytest
-from blobreader import SIZE, fails, in_parallel, read, to
-from fakeregistry import (
+
+from pyerofs.registry.blob import Blob
+from pyerofs.registry.client import Registry
+from tests.support.blobreader import SIZE, fails, in_parallel, read, to
+from tests.support.fakeregistry import (
     Behaviour,
     Exchange,
     FakeRegistry,
@@ -17,9 +20,6 @@ from fakeregistry import (
     status,
     tagged,
 )
-
-from pyerofs.blob import Blob
-from pyerofs.registry import Registry
 
 
 def test_redirect_is_resolved_once(blob: Blob, server: FakeRegistry, cdn: FakeRegistry) -> None:

@@ -1,0 +1,1 @@
+"""What is kept on disk: entries with blobs, and manifests."""

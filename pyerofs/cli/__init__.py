@@ -1,0 +1,4 @@
+"""Arguments, printing and exit statuses.
+
+Public: main.
+"""

@@ -1,0 +1,332 @@
+"""`pyerofs cache`: what the cache holds, and how it is made smaller and verified. Its parser, and what it does.
+
+Nothing is printed here: what is found goes, line by line, to a writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImageError, UsageError
+from ..printable import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..cache.directory import Contents, EntryInfo
+    from ..cache.entry import Entry
+    from ..config.options import ReadOptions
+    from ..source.converted_cache import ConversionInfo
+
+    Write = Callable[[str], None]
+    # Adds one command to a parser's commands, as all commands look: (commands, name, text, examples).
+    Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
+
+
+def add_parser(commands: Any, command: Command) -> None:
+    """Add `cache` to the command line's commands."""
+    p = commands.add_parser(
+        "cache",
+        help="show, shrink and verify the cache",
+        description="Show, shrink and verify the cache.",
+        epilog="examples:\n"
+        "  pyerofs cache ls\n"
+        "  pyerofs cache gc --max 20G --older-than 30d\n"
+        "  pyerofs cache ACTION --help        more of them",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(p))
+
+    p = command(
+        actions,
+        "ls",
+        "list the blobs in the cache, the one that was used longest ago first",
+        "  pyerofs cache ls\n  pyerofs cache ls --json | jq '.[] | select(.verified) | .digest'",
+    )
+    p.add_argument("--json", action="store_true", help="as JSON; sizes in bytes")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "gc",
+        "remove what is broken, unused for long, or too much; never what is in use",
+        "  pyerofs cache gc                     what is broken; with cache.max also what is beyond it\n"
+        "  pyerofs cache gc --max 20G           what was used longest ago, until 20 GiB are left\n"
+        "  pyerofs cache gc --older-than 30d    what nobody has used for 30 days",
+    )
+    p.add_argument("--max", metavar="SIZE|N%", help="leave at most so much (units K, M, G, T; or of the filesystem)")
+    p.add_argument("--older-than", metavar="TIME", help="remove what was last used before (units m, h, d, w)")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "verify",
+        "hash complete blobs, and remove those that are not what their digest says",
+        "  pyerofs cache verify\n  pyerofs cache verify sha256:8d5e6f 0a1b2c",
+    )
+    p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least (default: all)")
+    _add_place(p)
+
+    p = command(
+        actions,
+        "rm",
+        "remove blobs",
+        "  pyerofs cache rm sha256:8d5e6f\n"
+        "  pyerofs cache rm quay.io/org/app:1.0     the layers of a converted image\n"
+        "  pyerofs cache rm --all",
+    )
+    p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
+    p.add_argument("--all", action="store_true", help="every blob, and what is known of images' names")
+    p.add_argument("--force", action="store_true", help="also those in use: their users keep what they have")
+    _add_place(p)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", metavar="DIR", help="the cache's directory (default: as without -o oci.cache=)")
+    parser.add_argument(
+        "-o", "--options", action="append", default=[], metavar="OPTIONS", help="oci.cache=DIR, cache.max=SIZE"
+    )
+
+
+def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], None]) -> None:
+    """Run what the arguments say.
+
+    `write` gets each line of the result, `report` what else the user should know. Raises PyerofsError.
+    """
+    from ..cache.paths import chosen_directory
+    from ..config.file import oci_options
+
+    options = oci_options(arguments.options)
+    if arguments.dir and options.cache:
+        raise UsageError("--dir and oci.cache are given: one of them names the directory")
+    directory = os.path.abspath(arguments.dir) if arguments.dir else chosen_directory(options)
+
+    def say(line: str) -> None:
+        write(one_line(line))
+
+    if arguments.action == "ls":
+        _list(directory, arguments.json, write if arguments.json else say)
+    elif arguments.action == "gc":
+        _collect(directory, arguments, options, say, report)
+    elif arguments.action == "verify":
+        _verify(directory, arguments.digests, say)
+    else:
+        _remove(directory, arguments, say)
+
+
+def _look_at(places: list[EntryInfo]) -> list[tuple[EntryInfo, Contents]]:
+    """Without those that have gone meanwhile."""
+    from ..cache.directory import describe
+
+    return [(place, found) for place in places if (found := describe(place)) is not None]
+
+
+def _list(directory: str, as_json: bool, write: Write) -> None:
+    from ..cache.directory import scan
+    from ..quantity import show_bytes
+    from ..source import converted_cache
+
+    entries = _look_at(scan(directory))
+    images = converted_cache.scan(directory)
+    if as_json:
+        import json  # here: the other commands start without it
+
+        write(json.dumps([_row(place, found, images) for place, found in entries], indent=2))
+        return
+    for place, found in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.used))
+        disk = show_bytes(place.disk)
+        line = f"{place.digest}  {found.size:>12}  {_percent(found):>5}  {disk:>10}  {used}  {_state(found)}"
+        write(f"{line}, from {place.giver}" if place.is_given else line)
+    for image in images:
+        write(_describe(image, entries))
+    total = show_bytes(sum(place.disk for place, _ in entries))
+    write(f"{_count(len(entries), 'blob')}, {total} on disk in {directory}")
+
+
+def _describe(image: ConversionInfo, entries: list[tuple[EntryInfo, Contents]]) -> str:
+    """Describe a converted image, whose layers are blobs listed above it."""
+    from ..quantity import show_bytes
+
+    its = {place.digest: (place, found) for place, found in entries if place.digest in image.keys}
+    there = [found for _, found in its.values()]
+    complete = len(there) == len(set(image.keys)) and all(found.complete for found in there)
+    state = "complete" if complete else "layers are missing: to be converted again"
+    in_use = ", in use" if any(found.in_use for found in there) else ""
+    disk = show_bytes(sum(place.disk for place, _ in its.values()))
+    return f"{image.digest}  {image.name}  converted, {_count(len(image.keys), 'layer')}, {disk}, {state}{in_use}"
+
+
+def _row(place: EntryInfo, found: Contents, images: list[ConversionInfo]) -> dict[str, object]:
+    return {
+        "digest": place.digest,
+        "giver": place.giver or None,
+        "size": found.size,
+        "present": found.present,
+        "disk": place.disk,
+        "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(place.used)),
+        "in_use": found.in_use,
+        "complete": found.complete,
+        "verified": found.verified,
+        "broken": found.broken,
+        "converted_for": [image.name for image in images if place.digest in image.keys],
+    }
+
+
+def _percent(found: Contents) -> str:
+    """Never 100 % of what is not complete."""
+    return f"{100 * found.present // found.size if found.size else 0} %"
+
+
+def _state(found: Contents) -> str:
+    state = "broken" if found.broken else "verified" if found.verified else "complete" if found.complete else "partial"
+    return f"{state}, in use" if found.in_use else state
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _collect(
+    directory: str, arguments: argparse.Namespace, options: ReadOptions, write: Write, report: Callable[[str], None]
+) -> None:
+    from ..cache.directory import drop, evict, limit_in, scan
+    from ..cache.manifests import ManifestCache
+    from ..quantity import parse_age, parse_limit, show_age, show_bytes
+    from ..source import converted_cache
+
+    limit = parse_limit("--max", arguments.max) if arguments.max else options.cache_max
+    age = parse_age("--older-than", arguments.older_than) if arguments.older_than else None
+    removed: list[EntryInfo] = []
+
+    def gone(place: EntryInfo, why: str) -> None:
+        removed.append(place)
+        write(f"{place.digest}  {show_bytes(place.disk):>10}  removed: {why}")
+
+    now = time.time()
+    for place, found in _look_at(scan(directory)):
+        unused = now - place.used
+        old = age is not None and unused >= age
+        if (found.broken or old) and not found.in_use and drop(place):
+            gone(place, "broken" if found.broken else f"not used for {show_age(unused)}")
+    if limit is not None and os.path.isdir(directory):
+        most = limit_in(directory, limit)
+        freed, left = evict(directory, most)
+        for place in freed:
+            gone(place, f"beyond {show_bytes(most)}")
+        if left > most:
+            report(f"{show_bytes(left)} are in use, and stay, although only {show_bytes(most)} are allowed")
+    for name in converted_cache.prune(directory):
+        write(f"{name}  no longer converted: layers of it are gone")
+    manifests = 0 if age is None else ManifestCache(directory, report).remove_unused(now - age)
+    left = sum(place.disk for place in scan(directory))
+    freed_bytes = show_bytes(sum(place.disk for place in removed))
+    also = f" and {_count(manifests, 'manifest')}" if manifests else ""
+    write(f"removed {_count(len(removed), 'blob')}{also}: {freed_bytes} freed, {show_bytes(left)} left")
+
+
+def _chosen(directory: str, digests: list[str]) -> list[EntryInfo]:
+    """Return the blobs with these digests.
+
+    A converted image, given by its name or its manifest's digest, stands for its layers.
+    """
+    from ..cache.directory import find_entry, scan
+    from ..source import converted_cache
+
+    places = scan(directory)
+    images = converted_cache.scan(directory)
+    found: list[EntryInfo] = []
+    for text in digests:
+        named = [image for image in images if text in (image.name, image.digest)]
+        keys = {key for image in named for key in image.keys}
+        shared = {key for image in images if image not in named for key in image.keys}
+        found += [place for place in places if place.digest in keys - shared] if named else find_entry(places, text)
+    return list(dict.fromkeys(found))
+
+
+def _verify(directory: str, digests: list[str], write: Write) -> None:
+    from ..cache.directory import drop, hold, scan
+    from ..cache.sharing import share
+
+    places = _chosen(directory, digests) if digests else scan(directory)
+    wrong = complete = 0
+    for place in places:
+        entry = hold(place)
+        if entry is None:
+            write(f"{place.digest}  broken: nothing of it can be verified (`pyerofs cache gc` removes it)")
+            continue
+        try:
+            present = entry.present()
+            if present < entry.size:
+                write(
+                    f"{place.digest}  {present} of {entry.size} bytes are there: only a complete blob can be verified"
+                )
+                continue
+            complete += 1
+            good, text, hashes = _judge(entry, place)
+            if good:
+                os.fdatasync(entry.data_fd)  # a mark must not outlive, in a crash of the machine, what it was made for
+                entry.mark_verified(hashes)
+                share(entry)
+            elif good is False:
+                wrong += 1
+                drop(place, force=True)
+            write(f"{place.digest}  {text}")
+        finally:
+            entry.close()
+    if wrong:
+        raise ImageError(
+            f"{wrong} of {_count(complete, 'complete blob')} had other bytes than their digest says: removed; "
+            "what is mounted from them should be mounted again"
+        )
+
+
+def _judge(entry: Entry, place: EntryInfo) -> tuple[bool | None, str, bytes]:
+    """Tell whether the bytes of a complete entry are right, None where that cannot be told any more.
+
+    And what to say.
+
+    Where they are right, and no mark has it for each chunk, their hashes come with that.
+    """
+    from ..cache.directory import CHUNKS
+    from ..export.digest_check import hash_all
+    from ..source.index_file import agrees, has_its_hashes
+
+    if not place.kind:
+        found = hash_all(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
+        digest, hashes = found or ("", b"")
+        good = digest == place.digest
+        return good, "verified" if good else f"removed: its bytes are {digest}", hashes
+    if place.kind == CHUNKS:
+        sound = has_its_hashes(entry, place.digest)
+        if sound is not None:
+            return sound, "verified" if sound else "removed: it has a chunk that has not the hash of its index", b""
+    elif (hashes := entry.hashes()) and (sound := agrees(entry, hashes)) is not None:
+        return sound, "verified" if sound else "removed: it has a chunk that has not the hash that it had", hashes
+    when = "verified as it came" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
+    return None, f"{when}; it was decompressed, and there is no hash of that to go by", b""
+
+
+def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:
+    from ..cache.directory import drop, scan
+    from ..cache.manifests import ManifestCache
+    from ..source import converted_cache
+
+    if bool(arguments.digests) == arguments.all:
+        raise UsageError("name the blobs to remove by their digests, or all of them by --all")
+    kept = []
+    for place in scan(directory) if arguments.all else _chosen(directory, arguments.digests):
+        if drop(place, force=arguments.force):
+            write(f"{place.digest}  removed")
+        else:
+            kept.append(place)
+    for name in converted_cache.prune(directory):
+        write(f"{name}  no longer converted")
+    if arguments.all:
+        ManifestCache(directory, write).remove_unused(float("inf"))
+    if kept:
+        some = ", ".join(place.digest for place in kept[:3]) + (", ..." if len(kept) > 3 else "")
+        raise UsageError(f"not removed, since in use: {some} (--force removes it; its users keep what they have)")

@@ -1,0 +1,4 @@
+"""The -o options and config.toml, read into frozen values.
+
+Public: file, mount_flags, options, render.
+"""

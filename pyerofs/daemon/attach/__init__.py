@@ -1,0 +1,1 @@
+"""How an export becomes something that mount(2) can mount: one module for each kind of device."""

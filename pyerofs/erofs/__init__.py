@@ -1,0 +1,1 @@
+"""How EROFS layers lie in an image: descriptors, chunk indexes, dm-verity trees, superblocks."""

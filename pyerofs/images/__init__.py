@@ -1,0 +1,4 @@
+"""Make, convert, copy and inspect whole images.
+
+Public: build, convert, convert_cache, copy, inspect, layer, progress, writer.
+"""

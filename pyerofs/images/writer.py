@@ -1,0 +1,155 @@
+"""Write images: to a repository at a registry, or to an OCI layout directory.
+
+A writer is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from ..config.options import ReadOptions
+from ..errors import UsageError
+from ..files import regular
+from ..http.request import Content
+from ..oci.layout import Layout
+from ..oci.location import Location
+from ..oci.manifest import Descriptor
+from ..oci.raw_manifest import RawManifest
+from ..oci.reference import Reference
+from ..registry.upload import Uploads, scopes
+from ..source.connect import connect
+from ..source.image_reader import ImageReader, Progress, RegistryReader, Trace
+from .layer import BuiltLayer
+
+
+class ImageWriter(Protocol):
+    """Where an image goes that is made here: its blobs first, then its documents, the root of all last.
+
+    `name` is for messages.
+    """
+
+    name: str
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        """Store the blob in the file `path`. Returns what happened: "pushed", "written" or "already there"."""
+        ...
+
+    def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
+        """Store a layer that has been made."""
+        ...
+
+    def add_document(self, document: RawManifest, *, root: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CopyWriter(ImageWriter, Protocol):
+    """Where an image goes, also as it is."""
+
+    def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
+        """Store a blob of `origin`. Returns what happened, in a word or two."""
+        ...
+
+    def has_document(self, document: RawManifest) -> bool:
+        """Whether a document, and all that it names, is there."""
+        ...
+
+
+class RegistryWriter:
+    """A repository at a registry. `origin`: where its images will come from, if that is known."""
+
+    def __init__(self, text: str, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None) -> None:
+        reference = Reference.parse(text)
+        if reference.digest:
+            raise UsageError(f"{text!r}: where an image goes is named by a tag, not by a digest")
+        self._neighbour = ""  # the repository at the same registry that has the blobs already
+        if isinstance(origin, RegistryReader) and origin.reference.host == reference.host:
+            self._neighbour = origin.reference.repository
+        wanted = scopes(reference.repository, self._neighbour)
+        self.reference, registry, self._transport = connect(text, options, trace=trace, scopes=wanted)
+        self.name = str(self.reference)
+        self._uploads = Uploads(registry)
+
+    def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
+        if self._uploads.has_blob(entry.digest):
+            return "already there"
+        if self._neighbour and self._uploads.mount_blob(entry.digest, self._neighbour):
+            return "mounted"
+        with origin.blob(entry, None, progress) as path:
+            return self._send(entry.digest, path, progress)
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        return "already there" if self._uploads.has_blob(digest) else self._send(digest, path, progress)
+
+    def _send(self, digest: str, path: str, progress: Progress) -> str:
+        with open(path, "rb", opener=regular) as file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            content = Content(size, lambda offset, count: os.pread(descriptor, count, offset))
+            self._uploads.put_blob(digest, content, progress)
+        return "pushed"
+
+    def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
+        return self.add_file(made.digest, made.path, progress)
+
+    def has_document(self, document: RawManifest) -> bool:
+        return self._uploads.has_manifest(document.digest, document.media_type)
+
+    def add_document(self, document: RawManifest, *, root: bool) -> None:
+        tag = self.reference.tag if root else None
+        self._uploads.put_manifest(tag or document.digest, document.body, document.media_type)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class LayoutWriter:
+    """A layout directory, made if need be."""
+
+    def __init__(self, location: Location) -> None:
+        if location.name and location.name.startswith("@"):
+            raise UsageError(f"{location}: where an image goes is named by a tag or a reference")
+        self.name = str(location)
+        self._layout = Layout.create(location.path)
+        self._tag = location.name
+
+    def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
+        if self._layout.has(entry.digest, entry.size):
+            return "already there"
+        with self._layout.scratch() as directory, origin.blob(entry, directory, progress) as path:
+            self._layout.add_blob(entry.digest, path)
+        return "pulled"
+
+    def add_file(self, digest: str, path: str, progress: Progress) -> str:
+        size = os.stat(path).st_size
+        if self._layout.has(digest, size):
+            return "already there"
+        self._layout.add_blob(digest, path)
+        progress(size)
+        return "written"
+
+    def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
+        return self.add_file(made.digest, made.path, progress)
+
+    def has_document(self, document: RawManifest) -> bool:
+        return False  # a manifest that is here says nothing of its blobs
+
+    def add_document(self, document: RawManifest, *, root: bool) -> None:
+        self._layout.add_document(document)
+        if root:
+            self._layout.tag(document, self._tag)
+
+    def close(self) -> None:
+        pass
+
+
+def open_writer(
+    location: Location, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None
+) -> CopyWriter:
+    """Open where an image goes. Raises UsageError, ImageError."""
+    if location.kind == "oci":
+        return LayoutWriter(location)
+    if location.kind == "registry":
+        return RegistryWriter(location.path, options, trace, origin)
+    raise UsageError(f"{location}: an archive is read only; write an image to a registry or to oci:DIR[:NAME]")

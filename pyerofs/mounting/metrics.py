@@ -1,0 +1,190 @@
+"""Mounts as OpenMetrics text (github.com/prometheus/OpenMetrics): for a collector that reads a file, or over HTTP.
+
+What older readers of the text format, such as node_exporter's, do not know of it are comments to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import UnavailableError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
+
+CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_LABELS = ("target", "source", "digest", "device")
+# Ends of buckets in seconds, each of them the end of one of the C core's: 16 us to 67 s, four times the one before.
+_BOUNDS = tuple((1 << power) / 1e6 for power in range(4, 28, 2))
+_CLIENT_TIMEOUT = 10.0  # seconds
+
+
+class _Family(NamedTuple):
+    """`path`: where a snapshot has the value."""
+
+    name: str
+    kind: str
+    text: str
+    path: str
+
+    @property
+    def unit(self) -> str:
+        """Which the name has to end with."""
+        word = self.name.rpartition("_")[2]
+        return word if word in ("seconds", "bytes") else ""
+
+
+_FAMILIES = (
+    _Family("pyerofs_uptime_seconds", "gauge", "How long the daemon has been running.", "uptime_seconds"),
+    _Family("pyerofs_restarts", "counter", "Daemons that were replaced.", "restarts"),
+    _Family("pyerofs_blob_size_bytes", "gauge", "Size of the layer.", "cache.size_bytes"),
+    _Family("pyerofs_present_bytes", "gauge", "What of it is in the cache.", "cache.present_bytes"),
+    _Family("pyerofs_healed_granules", "counter", "Found spoiled in the cache.", "cache.healed_granules"),
+    _Family("pyerofs_read_hits", "counter", "Reads that found every byte present.", "reads.hits"),
+    _Family("pyerofs_read_misses", "counter", "Reads that had to wait for bytes.", "reads.misses"),
+    _Family("pyerofs_read_failures", "counter", "Reads that waited in vain.", "reads.failed"),
+    _Family("pyerofs_reads_uncached", "counter", "Reads whose bytes were not cached.", "reads.uncached"),
+    _Family("pyerofs_reads_shared", "counter", "Reads that another process fetched for.", "reads.shared"),
+    _Family("pyerofs_reads_waiting", "gauge", "Reads that wait for bytes now.", "reads.waiting"),
+    _Family("pyerofs_served_bytes", "counter", "Bytes that were read.", "reads.served_bytes"),
+    _Family("pyerofs_fetch_requests", "counter", "Range requests.", "fetches.requests"),
+    _Family("pyerofs_fetch_retries", "counter", "Range requests after one that failed.", "fetches.retries"),
+    _Family("pyerofs_fetch_failures", "counter", "Range requests that failed.", "fetches.failures"),
+    _Family("pyerofs_fetch_failure_age_seconds", "gauge", "Time since one failed.", "last_error.age_seconds"),
+    _Family("pyerofs_fetches_in_flight", "gauge", "Ranges that are being fetched now.", "fetches.in_flight"),
+    _Family("pyerofs_fetch_received_bytes", "counter", "Bytes of the image that came.", "fetches.received_bytes"),
+    _Family("pyerofs_fetch_wire_bytes", "counter", "Bytes from the network for that.", "fetches.wire_bytes"),
+    _Family("pyerofs_read_seconds", "histogram", "Durations of reads.", "reads.latency"),
+    _Family("pyerofs_waited_read_seconds", "histogram", "Of those that had to wait.", "reads.waited_latency"),
+    _Family("pyerofs_fetch_seconds", "histogram", "Durations of range requests.", "fetches.latency"),
+    _Family("pyerofs_fetch_first_byte_seconds", "histogram", "To the first byte.", "fetches.first_byte_latency"),
+)
+
+
+def render(statuses: Sequence[dict[str, Any]]) -> str:
+    """Render what stat.query_all() and stat.strays() have found.
+
+    A daemon that does not answer has `pyerofs_up` 0 and nothing else; so has a dead mount.
+    """
+    lines = _head(_Family("pyerofs_up", "gauge", "Whether the mount can be read.", ""))
+    lines += [f"pyerofs_up{_labels(status)} {int(_is_up(status))}" for status in statuses]
+    answered = [status for status in statuses if _is_up(status)]
+    for family in _FAMILIES:
+        lines += _head(family)
+        for status in answered:
+            value: Any = status
+            for key in family.path.split("."):
+                value = value and value.get(key)  # a daemon of another version may have less to say
+            if value is not None:
+                lines += _samples(family, status, value)
+    return "\n".join([*lines, "# EOF", ""])
+
+
+def _is_up(status: dict[str, Any]) -> bool:
+    return "error" not in status and not status.get("dead")
+
+
+def _head(family: _Family) -> list[str]:
+    unit = [f"# UNIT {family.name} {family.unit}"] if family.unit else []
+    return [f"# TYPE {family.name} {family.kind}", *unit, f"# HELP {family.name} {family.text}"]
+
+
+def _samples(family: _Family, status: dict[str, Any], value: Any) -> Iterator[str]:
+    if family.kind != "histogram":
+        suffix = "_total" if family.kind == "counter" else ""
+        yield f"{family.name}{suffix}{_labels(status)} {value}"
+        return
+    for bound in _BOUNDS:
+        count = sum(count for end, count in value["buckets"] if end <= bound)
+        yield f"{family.name}_bucket{_labels(status, le=repr(bound))} {count}"
+    yield f"{family.name}_bucket{_labels(status, le='+Inf')} {value['count']}"
+    yield f"{family.name}_count{_labels(status)} {value['count']}"
+    yield f"{family.name}_sum{_labels(status)} {value['sum_seconds']}"
+
+
+def _labels(status: dict[str, Any], **more: str) -> str:
+    pairs = {**{name: str(status[name]) for name in _LABELS}, **more}
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def encode(text: str) -> bytes:
+    """Encode the text: a path need not be UTF-8, the text must."""
+    return text.encode(errors="replace")
+
+
+def write_file(path: str, text: str) -> None:
+    """Atomic: a reader sees the file before or after. For everybody to read. Raises UnavailableError."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with open(fd, "wb") as file:
+                file.write(encode(text))
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UnavailableError(f"cannot write {path}: {error.strerror}") from None
+
+
+def serve(listener: socket.socket, text: Callable[[], str], ready: Callable[[], None]) -> None:
+    """Answer GET /metrics on a listening socket, which stays the caller's, until a signal ends it.
+
+    Each client has a thread. For the main thread.
+    """
+    import signal
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    from ..events import Events
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _CLIENT_TIMEOUT
+        server_version = "pyerofs"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/metrics":
+                self.send_error(404, explain="there is /metrics")
+                return
+            body = encode(text())
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def address_string(self) -> str:
+            return ""  # a Unix socket's client has none
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            pass  # the client has gone
+
+    server = Server(("", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    server.timeout = 0  # a client that has gone again is not waited for
+    listener.setblocking(False)
+    events = Events()
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            events.on_signal(number, events.stop)
+        events.watch(listener.fileno(), server.handle_request)
+        ready()
+        events.run()
+    finally:
+        events.close()

@@ -1,0 +1,201 @@
+"""Mounting and unmounting: the caller's side, where options, driver, daemon and mount(2) come together."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from ..config import file as config_file
+from ..config.options import MountOptions, parse_mount_options
+from ..daemon import launch as daemons
+from ..daemon.messages import MountPlan, MountRequest
+from ..daemon.record import Record, boot_id, read_all, start_of
+from ..daemon.remains import owner_of, sweep
+from ..errors import MountError, UsageError
+from ..kernel import mountpoint
+from ..oci.location import Location
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+GONE_DEADLINE = 15.0  # seconds for a daemon to clean up after the unmount
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def choose_driver(source: Location, options: MountOptions) -> tuple[str, str]:
+    """Return the driver for `-t erofs`, and why. Raises UsageError for one that was named and does not fit."""
+    local = source.kind == "file"
+    if options.driver == "local" and not local:
+        raise UsageError(f"{source} is not a local file: an image is mounted with -t erofs.nbd or -t erofs.fuse")
+    if options.driver != "auto":
+        return options.driver, "as asked"
+    if local:
+        return "local", f"{source} is a local file or device"
+    from ..kernel import nbd
+
+    if nbd.load_module():
+        return "nbd", "the kernel has NBD"
+    return "fuse", "the kernel has no NBD"
+
+
+def mount(
+    source: str,
+    target: str,
+    options: Sequence[str] | str = (),
+    *,
+    fstype: str = "erofs",
+    verbosity: int = 0,
+    report: Callable[[str], None] = _ignore,
+    watch: Callable[[str], None] | None = None,
+) -> None:
+    """Mount EROFS at the directory `target`, and return when it is usable.
+
+    What is mounted is all layers of an image as one, one of them, or a local image file. An image of ordinary layers is
+    converted first, by this process.
+
+    `source`: an image's reference, oci:DIR[:NAME], an archive (oci/location.py), or a path; `options`: as after -o;
+    `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with the
+    registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
+    PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
+    """
+    texts = [options] if isinstance(options, str) else list(options)
+    defaults = config_file.load().defaults(source)
+    parsed = parse_mount_options(texts, fstype, defaults)
+    for warning in parsed.warnings if not parsed.quiet else ():
+        report(warning)
+    if os.geteuid() != 0:
+        raise UsageError("only root can mount; `pyerofs read`, `serve` and `inspect` work for everyone")
+    target = mountpoint.check_target(target)
+    if parsed.upper:
+        from ..kernel.overlay import Upper, check_upper
+
+        check_upper(Upper(*parsed.upper))
+    location = Location.parse(source, image=parsed.is_oci)
+    driver, why = choose_driver(location, parsed)
+    if verbosity >= 1:
+        report(f"driver {driver}: {why}")
+    if driver == "local":
+        mountpoint.mount_local(source, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop)
+        return
+    daemon = daemons.start(target)
+    with ExitStack() as held:
+
+        def convert(task: dict[str, Any]) -> None:
+            from ..images.convert_cache import convert as convert_image
+            from ..images.progress import Console, Lines
+            from ..source.converted_cache import ConversionRequest
+
+            say, seen = (_ignore, None) if parsed.quiet else (report, watch)
+            shown = Lines(Console(say if seen else _ignore, seen))
+            held.enter_context(convert_image(ConversionRequest(**task), parsed.oci, say, shown))
+            daemon.send(converted=True)
+
+        try:
+            request = MountRequest(
+                source=str(location),
+                location=location.as_list(),
+                fstype=fstype,
+                options=texts,
+                defaults=defaults,
+                driver=driver,
+                target=target,
+                verbosity=verbosity,
+                directory=os.getcwd(),
+                environment=dict(os.environ),
+            )
+            daemon.send(**request.to_json())
+            plan = daemon.wait_for("mount", report, {"convert": convert})
+            _mount(MountPlan.from_json(plan), target, parsed)
+            try:
+                daemon.send(mounted=True)
+                daemon.wait_for("done", report)
+            except BaseException:
+                mountpoint.umount(target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
+                raise
+        except BaseException:
+            if daemon.give_up():
+                sweep()
+            raise
+    daemon.let_go()
+
+
+def _mount(plan: MountPlan, target: str, options: MountOptions) -> None:
+    """Mounts what the daemon has attached."""
+    if not plan.directory:
+        [layer] = plan.layers
+        data = ",".join(filter(None, [options.data, *(f"device={path}" for path in layer.devices)]))
+        mountpoint.mount(layer.path, target, "erofs", options.flags, data)
+        return
+    from ..kernel.overlay import Lower, Upper, mount_stack
+
+    stack = [
+        Lower(layer.path, f"layer {layer.layer}", options.data, layer.devices, layer.names) for layer in plan.layers
+    ]
+    upper = Upper(*options.upper) if options.upper else None
+    mount_stack(stack, plan.source, target, plan.directory, options.flags, upper)
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """Unmounts what is mounted at `target`, and returns when its daemon and device have gone.
+
+    Raises UsageError, MountError. `lazy`: detach it even while it is busy; the rest goes when the last user has.
+    """
+    target = os.path.realpath(target)
+    found = mountpoint.find(target)
+    if found is None:
+        raise UsageError(f"{target} is not a mount point")
+    record = next((r for r in read_all(dead=True) if r.device == found.source and r.boot == boot_id()), None)
+    if found.fstype != "erofs" and not record and not owner_of(found.source):
+        raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
+    with ExitStack() as stack:
+        processes = open_processes(record, stack) if record else []
+        mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))
+        if not lazy and not _still_mounted(found) and not wait_gone(processes, GONE_DEADLINE):
+            raise MountError(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")
+    if not processes and (record or owner_of(found.source)):
+        sweep()  # nobody else is left to do it
+
+
+def _still_mounted(found: mountpoint.MountInfo) -> bool:
+    return any(m.device == found.device and m.source == found.source for m in mountpoint.mountinfo())
+
+
+def open_processes(record: Record, stack: ExitStack) -> list[int]:
+    """Return pidfds of its supervisor and its daemon, as far as they live; the stack owns them.
+
+    They cannot come to mean other processes.
+    """
+    found = []
+    for pid, started in ((record.supervisor, record.supervisor_started), (record.pid, record.started)):
+        try:
+            fd = os.pidfd_open(pid) if pid else -1
+        except OSError:
+            continue  # it has ended
+        if fd >= 0:
+            stack.callback(os.close, fd)
+            if start_of(pid) == started:
+                found.append(fd)
+    return found
+
+
+def wait_gone(processes: Sequence[int], seconds: float) -> bool:
+    """Whether all of them end within so many seconds."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    for fd in processes:
+        poll.register(fd, select.POLLIN)
+    left = set(processes)
+    while left:
+        ended = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+        if not ended:
+            return False
+        for fd in ended:
+            poll.unregister(fd)
+            left.discard(fd)
+    return True

@@ -1,0 +1,1 @@
+"""Names and documents of images. Opens no connection."""

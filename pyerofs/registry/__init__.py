@@ -1,0 +1,4 @@
+"""Blobs and manifests at registries and their mirrors.
+
+Public: client, credentials, download, hosts, range_response, upload.
+"""

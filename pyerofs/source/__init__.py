@@ -1,0 +1,4 @@
+"""Where a layer's bytes come from.
+
+Public: base, blobs, checked, chunked, connect, converted_cache, image_reader, index_file, kinds, local, open, resolve.
+"""

@@ -1,0 +1,59 @@
+"""The Source protocol: where a layer's bytes come from, with exact size and identity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..erofs.layer import Layer, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .blobs import Connections
+
+    # Opens a source; it is given where a line goes for what a person may want to know.
+    Opener = Callable[[Callable[[str], None]], "Source"]
+
+
+class Source(Protocol):
+    """Where a blob's bytes come from.
+
+    `size` in bytes; `digest`: the layer's; `name` and `layer` for messages. `origin`: the layer as it can be opened
+    again without its manifest; `storage`: how its bytes are kept. `connections`: it may share them with others.
+    """
+
+    size: int
+    digest: str
+    name: str
+    layer: int
+    connections: Connections
+
+    @property
+    def origin(self) -> Layer: ...
+
+    @property
+    def storage(self) -> Storage: ...
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Callable[[int, bytes], bool],
+        *,
+        whole: Callable[[], None],
+        cancel: Callable[[], bool],
+    ) -> None:
+        """One attempt at bytes [offset, offset + length), each piece given to sink(offset, piece) in order.
+
+        `whole` is called before the first piece if it is the whole blob that comes, from 0 on. A sink that returns
+        False wants no more. Raises RegistryError; everything that sink has been given before is good, unless it is a
+        SpoiledError, with which all of it is not. Any thread.
+        """
+
+    def content(self) -> str | None:
+        """Return the digest that the whole must have, as far as that is known. Any thread."""
+
+    def complete(self) -> None:
+        """All of it is in the cache, so that what is kept for reading may go. It may be read again. Any thread."""
+
+    def close(self) -> None: ...

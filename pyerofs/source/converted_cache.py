@@ -1,0 +1,249 @@
+"""Ordinary images made native in the cache, once, so that they are mounted as native ones are.
+
+    DIRECTORY/converted/ALGORITHM-HEX/        of the manifest of the ordinary image
+        image   one line of JSON, then the manifest of what it became
+        lock    held while it is being made; its mtime is the last use
+        work    what is unpacked meanwhile
+
+The layers are entries of the cache like all others, each of whose bytes has been checked against its chunk index; there
+is no other copy. So they are found spoiled, evicted, verified and shared as those are, and a conversion brings back
+what has been lost, for mounts too that are open. `image` is written when all layers are complete, and counts only as
+long as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from ..cache.directory import EntryInfo, describe_key, hold
+from ..cache.files import open_file
+from ..cache.lock import lock_entry
+from ..cache.paths import chosen_directory, entry_path
+from ..erofs.foreign import obstacle, summary
+from ..erofs.layer import Layer, describe
+from ..errors import ImageError, MountError, UnavailableError
+from ..oci.manifest import MAX_SIZE, Manifest, parse, verify_digest
+from .blobs import CacheOnlyBlobs, NoConnections
+from .open import with_index
+from .plan import plan_from_manifest
+from .resolve import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..cache.entry import Entry
+    from ..config.options import ReadOptions
+    from ..erofs.compose import PlannedLayer
+    from ..erofs.foreign import NotErofsError
+    from .base import Opener
+
+NAME = "converted"
+VERSION = 1  # of what a conversion makes: one by another version is made again
+_HEAD_MAX = 4096  # bytes
+IMAGE, WORK = "image", "work"
+
+
+class ConvertedImage:
+    """A converted image, all of which is in the cache, and stays there until close()."""
+
+    def __init__(self, image: Image, held: list[Entry]) -> None:
+        self.image = image
+        self._held = held
+
+    def parts(self, options: ReadOptions, cancel: Callable[[], bool]) -> list[tuple[PlannedLayer, Opener]]:
+        """As find_parts(). Raises ImageError."""
+        blobs = CacheOnlyBlobs(self.image.name)
+        return plan_from_manifest(
+            self.image, blobs, NoConnections(), with_index(options), cancel=cancel, converted=True
+        )
+
+    def close(self) -> None:
+        for entry in self._held:
+            entry.close()
+        self._held = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ConversionInfo(NamedTuple):
+    """A converted image for people. `digest`: of the ordinary image's manifest; `keys`: its layers' in the cache."""
+
+    path: str
+    name: str
+    digest: str
+    keys: tuple[str, ...]
+
+
+class ConversionRequest(NamedTuple):
+    """What is to be converted.
+
+    `source`: as Location.parse() has it; `name` of the image for messages, `digest` of its manifest; `summary`: what it
+    is made of.
+    """
+
+    source: str
+    name: str
+    digest: str
+    summary: str
+
+
+def get_converted(
+    source: str, ordinary: NotErofsError, options: ReadOptions, ask: Callable[[ConversionRequest], bool]
+) -> ConvertedImage:
+    """Return the converted image; where there is none yet, `ask` has it made, and tells whether it is done.
+
+    Raises NotErofsError where it must not be or cannot be converted, MountError where it was not done.
+    """
+    if options.convert == "no" or obstacle(ordinary.manifest):
+        raise ordinary
+    directory = chosen_directory(options)
+    found = find_converted(directory, ordinary.digest, ordinary.name)
+    if found is None and ask(ConversionRequest(source, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
+        found = find_converted(directory, ordinary.digest, ordinary.name)
+    if found is None:
+        raise MountError(f"{ordinary.name} has not been converted")
+    return found
+
+
+def path_of(directory: str, digest: str) -> str:
+    return os.path.join(directory, NAME, digest.replace(":", "-"))
+
+
+def find_converted(directory: str, digest: str, name: str) -> ConvertedImage | None:
+    """Return what the image with this manifest became; None where it is not converted, or something of it is lost.
+
+    `name`: of the image, for messages. Raises UsageError, UnavailableError.
+    """
+    kept = _read(path_of(directory, digest))
+    if kept is None or kept[0].digest != digest:
+        return None
+    manifest = kept[1]
+    found = ConvertedImage(Image(name, digest, manifest, digest, manifest), [])
+    try:
+        for number in range(len(manifest.layers)):
+            entry = hold_complete(directory, describe(manifest, number))
+            if entry is None:
+                found.close()
+                return None
+            found._held.append(entry)
+    except BaseException:
+        found.close()
+        raise
+    with contextlib.suppress(OSError):  # at worst it is removed too early
+        os.utime(os.path.join(path_of(directory, digest), "lock"), follow_symlinks=False)
+    return found
+
+
+def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
+    try:
+        with open(open_file(os.path.join(path, IMAGE), os.O_RDONLY), "rb") as file:
+            head = json.loads(file.readline(_HEAD_MAX))
+            body = file.read(MAX_SIZE + 1)
+        if head["version"] != VERSION:
+            return None
+        verify_digest(body, head["digest"])
+        manifest = parse(body)
+        if not isinstance(manifest, Manifest):
+            return None
+        layers = [describe(manifest, number) for number in range(len(manifest.layers))]
+        if not all(layer.index for layer in layers):
+            return None
+        keys = tuple(layer.verified_key for layer in layers)
+        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys), manifest
+    except (OSError, ValueError, KeyError, TypeError, ImageError):
+        return None
+
+
+def scan(directory: str) -> list[ConversionInfo]:
+    """Every converted image, complete or not, by name."""
+    return sorted((found[0] for path in _paths(directory) if (found := _read(path))), key=lambda row: row.name)
+
+
+def _paths(directory: str) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(os.path.join(directory, NAME))]
+    except FileNotFoundError:
+        return []
+
+
+def prune(directory: str) -> list[str]:
+    """Remove images whose layers have gone, and what killed conversions have left; return the names of the former.
+
+    Raises UsageError, UnavailableError.
+    """
+    gone = []
+    for path in _paths(directory):
+        found = _read(path)
+        if found and all(_is_complete(directory, key) for key in found[0].keys):
+            continue
+        if remove(path) and found:
+            gone.append(found[0].name)
+    return gone
+
+
+def _is_complete(directory: str, key: str) -> bool:
+    contents = describe_key(directory, key)
+    return contents is not None and contents.complete
+
+
+def remove(path: str) -> bool:
+    """Remove what is there but for the layers; return False while it is being converted. Raises UnavailableError."""
+    try:
+        lock = lock_entry(path, _busy)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UnavailableError(f"{path}: {error.strerror}") from None
+    if lock is None:
+        return True
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, IMAGE))
+        shutil.rmtree(os.path.join(path, WORK), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, "lock"))
+        # Whoever comes in this moment has made a new lock in it, or will make a new directory.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _busy() -> None:
+    raise BlockingIOError
+
+
+def hold_complete(directory: str, layer: Layer) -> Entry | None:
+    """Open the layer's cache entry, in use by the caller; None where anything of it is missing."""
+    from .index_file import find_index
+
+    if layer.index is None or find_index(layer, directory) is None:
+        return None
+    key = layer.verified_key
+    entry = hold(EntryInfo(entry_path(directory, key), key, 0, 0.0))
+    if entry is not None and entry.present() != entry.size:
+        entry.close()
+        return None
+    return entry
+
+
+@contextlib.contextmanager
+def locked(path: str, waiting: Callable[[], None]) -> Iterator[None]:
+    lock = None
+    while lock is None:  # it was removed between the two steps
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, mode=0o700)
+        lock = lock_entry(path, waiting)
+    try:
+        yield
+    finally:
+        os.close(lock)

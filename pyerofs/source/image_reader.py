@@ -1,0 +1,137 @@
+"""Read images: from a repository at a registry, an OCI layout directory, or a docker archive.
+
+A reader is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ..config.options import ReadOptions
+from ..oci.layout import Layout
+from ..oci.location import Kind, Location
+from ..oci.manifest import Descriptor, digest_as, parse
+from ..oci.raw_manifest import RawManifest
+from ..registry.download import download
+from .connect import connect
+from .resolve import get_answer
+
+Progress = Callable[[int], None]  # bytes so far
+
+Trace = Callable[[str], None] | None
+
+
+class ImageReader(Protocol):
+    """Where an image comes from. `name` is for people."""
+
+    name: str
+
+    def root(self) -> RawManifest: ...
+
+    def document(self, entry: Descriptor) -> RawManifest:
+        """Return a document. Raises ImageError where it is another one than its descriptor says, RegistryError."""
+        ...
+
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> AbstractContextManager[str]:
+        """Give the path of a file with the blob, which has been verified.
+
+        It may lie in `directory`, and may be moved from there. None: wherever there is room.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class RegistryReader:
+    """An image at a registry. Owns its connections until close()."""
+
+    def __init__(self, text: str, options: ReadOptions, trace: Trace = None) -> None:
+        self.reference, self.registry, self._transport = connect(text, options, trace=trace)
+        self.name = str(self.reference)
+        self._timeout = options.timeout
+
+    def root(self) -> RawManifest:
+        return self._get(self.reference.manifest_reference)
+
+    def document(self, entry: Descriptor) -> RawManifest:
+        return self._get(entry.digest)
+
+    def _get(self, what: str) -> RawManifest:
+        answer = get_answer(self.registry, what, timeout=self._timeout)
+        return RawManifest(answer.body, parse(answer.body, answer.media_type).media_type, digest_as(what, answer.body))
+
+    @contextlib.contextmanager
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> Iterator[str]:
+        descriptor, path = tempfile.mkstemp(prefix="pyerofs-", dir=directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                download(self.registry.blob(entry.digest, entry.size), file, progress)
+            yield path
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class LayoutReader:
+    """An image in a layout directory."""
+
+    def __init__(self, location: Location) -> None:
+        self.name = str(location)
+        self._layout = Layout(location.path)
+        self._tag = location.name
+
+    def root(self) -> RawManifest:
+        return self._layout.document(self._layout.find(self._tag))
+
+    def document(self, entry: Descriptor) -> RawManifest:
+        return self._layout.document(entry)
+
+    @contextlib.contextmanager
+    def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> Iterator[str]:
+        path = self._layout.check(entry.digest, entry.size)
+        progress(entry.size)
+        yield path
+
+    def close(self) -> None:
+        pass
+
+
+def _layout_origin(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+    return LayoutReader(location)
+
+
+def _registry_origin(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+    return RegistryReader(location.path, options, trace)
+
+
+def _layout_archive(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+    from .layout_archive import LayoutArchive
+
+    return LayoutArchive(location)
+
+
+def _docker_archive(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+    from ..oci.docker_archive import ArchiveReader
+
+    return ArchiveReader(location)
+
+
+_ORIGINS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
+    "registry": _registry_origin,
+    "oci": _layout_origin,
+    "oci-archive": _layout_archive,
+    "docker-archive": _docker_archive,
+}
+
+
+def open_reader(location: Location, options: ReadOptions, trace: Trace = None) -> ImageReader:
+    """Open where an image comes from. Raises UsageError, ImageError."""
+    return _ORIGINS[location.kind](location, options, trace)

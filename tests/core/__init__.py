@@ -1,0 +1,1 @@
+"""The C core, through pyerofs.core, and its run under sanitizers."""
