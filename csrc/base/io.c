@@ -7,39 +7,62 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Sends until all has gone or an error comes; the vector is what is left then. */
-static int send_vector(int fd, struct iovec **iov, int *count, int flags)
+/* Takes so many bytes off the beginning of a vector. */
+static void advance(struct iovec **iov, int *count, size_t n)
 {
-	while (*count > 0) {
-		struct msghdr message = { .msg_iov = *iov, .msg_iovlen = (size_t)*count };
-		ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
-
-		if (n < 0) {
-			if (errno == EINTR)
-				continue;
-			return -errno;
-		}
-		while (*count > 0 && (size_t)n >= (*iov)->iov_len) {
-			n -= (ssize_t)(*iov)->iov_len;
-			++*iov;
-			--*count;
-		}
-		if (*count > 0) {
-			(*iov)->iov_base = (char *)(*iov)->iov_base + n;
-			(*iov)->iov_len -= (size_t)n;
-		}
+	while (*count > 0 && n >= (*iov)->iov_len) {
+		n -= (*iov)->iov_len;
+		++*iov;
+		--*count;
 	}
-	return 0;
+	if (*count > 0) {
+		(*iov)->iov_base = (char *)(*iov)->iov_base + n;
+		(*iov)->iov_len -= n;
+	}
+}
+
+static ssize_t send_some(int fd, struct iovec *iov, int count, int flags)
+{
+	struct msghdr message = { .msg_iov = iov, .msg_iovlen = (size_t)count };
+	ssize_t n;
+
+	do
+		n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
 }
 
 int io_sendv(int fd, struct iovec *iov, int count, int flags)
 {
-	return send_vector(fd, &iov, &count, flags);
+	while (count > 0) {
+		ssize_t n = send_some(fd, iov, count, flags);
+
+		if (n < 0)
+			return (int)n;
+		advance(&iov, &count, (size_t)n);
+	}
+	return 0;
 }
 
-int io_sendv_now(int fd, struct iovec **iov, int *count)
+int io_sendv_now(int fd, struct iovec **iov, int *count, size_t most)
 {
-	return send_vector(fd, iov, count, MSG_DONTWAIT);
+	size_t left = most, cut = 0;
+	int used = 0;
+	ssize_t n;
+
+	while (used < *count && left) {
+		size_t length = (*iov)[used++].iov_len;
+
+		cut = length > left ? length - left : 0;
+		left -= length - cut;
+	}
+	(*iov)[used - 1].iov_len -= cut;
+	n = send_some(fd, *iov, used, MSG_DONTWAIT);
+	(*iov)[used - 1].iov_len += cut;
+	if (n < 0)
+		return (int)n;
+	advance(iov, count, (size_t)n);
+	return *count > 0 ? IO_MORE : IO_DONE;
 }
 
 int io_wait_writable(int fd)

@@ -8,8 +8,12 @@
 
 /* The vector is used up on the way. flags are added to MSG_NOSIGNAL. */
 int io_sendv(int fd, struct iovec *iov, int count, int flags);
-/* As io_sendv, but waits for nothing: -EAGAIN, and what is left of the vector, when the socket takes no more now. */
-int io_sendv_now(int fd, struct iovec **iov, int *count);
+/*
+ * Sends at most so many bytes of the vector, which is what is left then, and waits for nothing: -EAGAIN when the socket
+ * takes no more now.
+ */
+enum { IO_DONE = 0, IO_MORE = 1 };
+int io_sendv_now(int fd, struct iovec **iov, int *count, size_t most);
 /* Until the socket takes more, or is over. */
 int io_wait_writable(int fd);
 int io_send(int fd, const void *buffer, size_t length, int flags);

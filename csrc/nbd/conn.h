@@ -15,6 +15,7 @@ enum {
 	CONN_BUFFER = 64 << 10, /* of requests that are read at once */
 	CONN_DEPTH = 4096, /* parked requests; beyond it no more are read */
 	CONN_BYTES = 64 << 20, /* what they ask for: so much memory they may take where there is no cache */
+	REPLY_SLICE = 256 << 10, /* sent between two looks at the data file */
 	REPLY_BATCH = 64, /* replies in one system call */
 	REPLY_VECTORS = 3, /* of each: its header, its data, the zeros behind them */
 	REPLY_LONG = 256 << 10, /* a reply as long as this is sent alone, and compared in a buffer of its own */

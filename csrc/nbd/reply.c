@@ -111,37 +111,46 @@ static int take_copy(struct pe_conn *c, struct reply_batch *batch, struct iovec 
 	return 0;
 }
 
+/* Looks at the data file, and takes copies of those bytes of a vector that are doubted. */
+static int look_again(struct pe_conn *c, struct reply_batch *batch, struct iovec *iov, int count)
+{
+	uint32_t epoch = store_look(c->store);
+	int err = 0;
+
+	for (int i = 0; i < count && !err; i++)
+		if (!is_good(c->store, epoch, &iov[i]))
+			err = take_copy(c, batch, &iov[i]);
+	return err && err != -ENOMEM ? -EIO : err;
+}
+
 /*
  * The kernel copies bytes of the data file when the client makes room for them, which may be long after they were
- * looked at. So it is only ever asked to copy what there is room for now, right after a look; what is doubted then is
- * taken from a copy.
+ * looked at. So it is only ever asked to copy what there is room for now, a slice at a time and each right after a look;
+ * what is doubted then is taken from a copy.
  */
 static int send_batch(struct pe_conn *c, struct reply_batch *batch)
 {
 	struct pe_store *s = c->store;
 	struct iovec *iov = batch->iov;
-	int count = (int)batch->vectors, err;
+	int count = (int)batch->vectors, err = 0;
+	bool fresh = batch->count == 1; /* then the look for it was the last thing that was done */
 
-	while ((err = io_sendv_now(c->fd, &iov, &count)) == -EAGAIN || err == -EFAULT) {
-		uint32_t epoch;
-
-		if (err == -EFAULT) {
-			if (!s->checked.words)
-				return err;
+	for (;;) {
+		if (!fresh)
+			err = look_again(c, batch, iov, count);
+		fresh = false;
+		if (!err)
+			err = io_sendv_now(c->fd, &iov, &count, REPLY_SLICE);
+		if (err == -EFAULT && s->checked.words) {
 			checked_end(&s->checked); /* an error that the look had not shown */
-		} else {
-			err = io_wait_writable(c->fd);
-			if (err)
-				return err;
+			err = IO_MORE;
 		}
-		epoch = store_look(s);
-		for (int i = 0; i < count; i++) {
-			err = is_good(s, epoch, &iov[i]) ? 0 : take_copy(c, batch, &iov[i]);
-			if (err)
-				return err == -ENOMEM ? err : -EIO;
-		}
+		if (err == -EAGAIN)
+			err = io_wait_writable(c->fd) ? -EPIPE : IO_MORE;
+		if (err != IO_MORE)
+			return err;
+		err = 0;
 	}
-	return err;
 }
 
 static void free_copies(struct reply_batch *batch)
