@@ -90,7 +90,7 @@ static void save_rest(char *tail, uint64_t offset, const char *bytes, uint64_t l
 		memcpy(tail + from % PE_GRANULE, bytes + (from - offset), offset + length - from);
 }
 
-/* Hands a span to the reads that need it for themselves: what is not in the file to all, else to the mistrustful. */
+/* Hands a span to the reads that need it for themselves: what is not in the file to all, else to those that read again. */
 static void hand_over(struct pe_store *s, const struct span *span)
 {
 	struct waiter *next;
