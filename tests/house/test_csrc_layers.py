@@ -59,6 +59,7 @@ def test_stub_names_what_the_core_has() -> None:
     assert set(re.findall(r"^    (?:def )?(\w+)[:(]", stub, re.MULTILINE)) == set(dir(lib))
 
 
+@pytest.mark.system
 def test_sources_have_the_form_that_clang_format_gives() -> None:
     program = need("clang-format-14", "clang-format-14")
     done = subprocess.run([program, "--dry-run", "--Werror", CSRC / "pyerofs.h", *FILES], check=False)
