@@ -149,7 +149,7 @@ class Worker:
                 image = self._held.enter_context(
                     converted_cache.get_converted(source, ordinary, oci, self._have_converted)
                 )
-                found = image.parts(oci, gone)
+                found = image.parts(self._location, oci, gone)
             for chosen, open_ in found:
                 tree = choose_tree(chosen, self._options, source, self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)

@@ -183,6 +183,12 @@ def _left_out(found: Counter[LeftOut]) -> str:
     return f"left out {found.total()} extended attributes that Linux cannot store: {listed(kinds)}"
 
 
+def left_out_line(found: Counter[str]) -> str:
+    """Say in one line which extended attributes could not be taken over."""
+    kinds = [f"{show(os.fsencode(what))} ({count})" for what, count in found.most_common()]
+    return f"left out {found.total()} extended attributes that Linux cannot store: {listed(kinds)}"
+
+
 def _ordinary(index: Index) -> list[Descriptor]:
     """Return the entries to convert: no attestations, and no EROFS manifest beside the ordinary one it was made of."""
     images = [entry for entry in index.manifests if not is_attestation(entry)]

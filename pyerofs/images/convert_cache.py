@@ -8,33 +8,37 @@ import os
 import shutil
 import signal
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..cache.files import replace_file
 from ..cache.paths import chosen_directory, make_directory
-from ..erofs.layer import Layer, describe
-from ..errors import UnavailableError
-from ..export.base import Export
+from ..erofs import chunk_index
+from ..erofs.compose import ROLE
+from ..erofs.device_file import DeviceFile
+from ..erofs.foreign import obstacle
+from ..errors import ImageError, UnavailableError
+from ..oci.image_config import make_manifest, read_config
 from ..oci.location import Location
-from ..oci.manifest import Descriptor, Manifest
-from ..source.blobs import FileBlobs, NoConnections
-from ..source.converted_cache import IMAGE, NAME, VERSION, WORK, find_converted, hold_complete, locked, path_of
+from ..oci.manifest import Descriptor, Manifest, parse
+from ..oci.raw_manifest import descriptor
+from ..source import kept_layers
+from ..source.converted_cache import IMAGE, NAME, VERSION, WORK, find_converted, locked, path_of
 from ..source.image_reader import open_reader
-from ..source.kinds import open_source
-from ..source.open import with_index
-from .convert import convert_document
-from .layer import Recipe
+from ..source.merged import lay_primary
+from ..tar.allowance import Allowance
+from .cached_layers import CachedLayers, HeldLayer, store_device
+from .convert import left_out_line, read_blob
+from .layer import MEDIA_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from ..cache.entry import Entry
     from ..config.options import ReadOptions
-    from ..oci.raw_manifest import RawManifest
+    from ..erofs.layer import Layer
+    from ..erofs.merge import MergedImage
     from ..source.converted_cache import ConversionRequest, ConvertedImage
+    from ..source.kept_layers import KeptLayer
     from .copy import Meter
-    from .layer import BuiltLayer
 
 
 def convert(
@@ -44,7 +48,7 @@ def convert(
 
     `report` gets a line before it begins and one for what cannot be taken over, `shown` how far it is. Raises
     PyerofsError. A conversion that fails or is interrupted leaves the layers that were complete, which the next one
-    uses, and nothing else that counts; one that is killed also leaves what it had unpacked, which the next one removes.
+    uses, and nothing else that counts; one that is killed also leaves what it was making, which the next one removes.
     """
     directory = chosen_directory(options)
     path = path_of(directory, task.digest)
@@ -69,22 +73,64 @@ def _convert(
     task: ConversionRequest, directory: str, options: ReadOptions, shown: Meter, report: Callable[[str], None]
 ) -> ConvertedImage:
     path = path_of(directory, task.digest)
-
-    def warn(text: str) -> None:
-        report(f"{task.name}: {text}")
-
     with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
-        origin = open_reader(Location.parse(task.source), options)
-        stack.callback(origin.close)
-        root = origin.document(Descriptor("", task.digest, 0))  # whatever the tag means by now
-        target = _CacheWriter(task, directory, options)
-        stack.callback(target.close)
-        room = os.environ.get("TMPDIR") or work
-        convert_document(origin, target, root, Recipe(), shown, warn, options.unpacked_max, room)
+        reader = open_reader(Location.parse(task.source), options)
+        stack.callback(reader.close)
+        try:
+            manifest = parse(reader.document(Descriptor("", task.digest, 0)).body)  # whatever the tag means by now
+            problem = obstacle(manifest) if isinstance(manifest, Manifest) else "it is an index"
+            if problem or not isinstance(manifest, Manifest) or manifest.config is None:
+                raise ImageError(problem)
+            _, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
+            allowance = Allowance(sum(layer.size for layer in manifest.layers), options.unpacked_max)
+            layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
+            held = layers.get_all(manifest.layers, diff_ids)
+            device = stack.enter_context(DeviceFile(work))
+            merged = _lay_primary(layers, held, device)
+        except ImageError as error:
+            raise ImageError(f"{task.name}: {error}") from None
+        if merged.left_out:
+            report(f"{task.name}: {left_out_line(merged.left_out)}")
+        about = chunk_index.describe(device.size, device.index)
+        primary = kept_layers.device_of(task.digest, device.size, about[chunk_index.DIGEST], len(device.index))
+        stack.callback(store_device(directory, primary, device, options, task.name).close)
+        devices = [layer for number in merged.devices if (layer := held[number].kept.device)]
+        _write_image(task, path, devices, primary, [layer.digest for layer in manifest.layers])
         found = find_converted(directory, task.digest, task.name)
     if found is None:
-        raise UnavailableError(f"{task.name} was converted, but is not in {directory}: who has removed it?")
+        raise UnavailableError(f"{task.name} was converted, but parts of it in {directory} are gone again")
     return found
+
+
+def _lay_primary(layers: CachedLayers, held: Sequence[HeldLayer], device: DeviceFile) -> MergedImage:
+    by_digest = {layer.kept.digest: layer for layer in held}
+
+    def read(kept: KeptLayer, offset: int, length: int) -> bytes:
+        return layers.contents(by_digest[kept.digest], offset, length)
+
+    return lay_primary([layer.kept for layer in held], device, read)
+
+
+def _write_image(
+    task: ConversionRequest, path: str, devices: Sequence[Layer], primary: Layer, layers: Sequence[str]
+) -> None:
+    """Write what the image became, as a manifest, after all that it names: from now on it is found."""
+    descriptors = [_describe(layer, "device") for layer in devices] + [_describe(primary, "overlay-lower")]
+    document = make_manifest(b"{}", descriptors, {})
+    head: dict[str, Any] = {
+        "version": VERSION,
+        "name": task.name,
+        "of": task.digest,
+        "layers": list(layers),
+        "digest": document.digest,
+    }
+    replace_file(os.path.join(path, IMAGE), json.dumps(head).encode() + b"\n" + document.body, durable=True)
+
+
+def _describe(layer: Layer, role: str) -> dict[str, Any]:
+    assert layer.index is not None  # noqa: S101 - a device has one
+    where = {chunk_index.RANGE: f"{layer.index.offset}:{layer.index.end}", chunk_index.DIGEST: layer.index.digest}
+    return descriptor(MEDIA_TYPE, layer.digest, layer.size, {ROLE: role, **where})
 
 
 @contextlib.contextmanager
@@ -101,7 +147,7 @@ def _work_directory(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, so that what was unpacked is removed. Only a main thread can see to that."""
+    """Treat SIGTERM as Ctrl-C, so that what was being made is removed. Only a main thread can see to that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,72 +156,3 @@ def _ended_in_order() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _CacheWriter:
-    """A Receiver: layers become complete entries of the cache, in use until close()."""
-
-    def __init__(self, task: ConversionRequest, directory: str, options: ReadOptions) -> None:
-        self.name = directory
-        self._task = task
-        self._directory = directory
-        self._options = replace(with_index(options), fill="none")
-        self._held: list[Entry] = []
-
-    def add_file(self, digest: str, path: str, progress: Callable[[int], None]) -> str:
-        """Ignore the config, which no mount needs."""
-        return "not kept"
-
-    def add_layer(self, made: BuiltLayer, progress: Callable[[int], None]) -> str:
-        found = made.description
-        descriptor = Descriptor(found["mediaType"], made.digest, made.size, found["annotations"])
-        layer = describe(Manifest("", (descriptor,)), 0)
-        how = "already there"
-        entry = hold_complete(self._directory, layer)
-        if entry is None:
-            self._write(layer, made.path, progress)
-            how, entry = "written", hold_complete(self._directory, layer)
-        if entry is None:
-            raise UnavailableError(
-                f"cannot keep the converted layers of {self._task.name} in {self._directory}: "
-                f"{self._problem or 'they are gone again'}"
-            )
-        self._held.append(entry)
-        return how
-
-    _problem = ""  # what the cache said last
-
-    def _write(self, layer: Layer, path: str, progress: Callable[[int], None]) -> None:
-        """Read the layer through the cache.
-
-        Each chunk is checked, and what other mounts have lost of it is restored.
-        """
-
-        def log(text: str) -> None:
-            self._problem = text
-
-        blobs = FileBlobs(lambda _: path)
-        source = open_source(self._task.name, layer, blobs, NoConnections(), self._options, log=log)
-        export = Export(source, self._options, log)
-        try:
-            buffer = memoryview(bytearray(min(1 << 20, export.size)))
-            for at in range(0, export.size, len(buffer)):
-                export.read_into(buffer[: export.size - at], at)
-                progress(min(at + len(buffer), export.size))
-        finally:
-            export.close()
-
-    def add_document(self, document: RawManifest, *, root: bool) -> None:
-        head: dict[str, Any] = {
-            "version": VERSION,
-            "name": self._task.name,
-            "of": self._task.digest,
-            "digest": document.digest,
-        }
-        path = os.path.join(path_of(self._directory, self._task.digest), IMAGE)
-        replace_file(path, json.dumps(head).encode() + b"\n" + document.body, durable=True)
-
-    def close(self) -> None:
-        for entry in self._held:
-            entry.close()
-        self._held = []

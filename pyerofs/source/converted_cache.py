@@ -3,12 +3,12 @@
     DIRECTORY/converted/ALGORITHM-HEX/        of the manifest of the ordinary image
         image   one line of JSON, then the manifest of what it became
         lock    held while it is being made; its mtime is the last use
-        work    what is unpacked meanwhile
+        work    the devices as they are made
 
-The layers are entries of the cache like all others, each of whose bytes has been checked against its chunk index; there
-is no other copy. So they are found spoiled, evicted, verified and shared as those are, and a conversion brings back
-what has been lost, for mounts too that are open. `image` is written when all layers are complete, and counts only as
-long as they are.
+What it became is one EROFS image: a primary device, and a device for each layer with much content. They are entries of
+the cache like all others, each of whose bytes is checked against its chunk index. So they are found spoiled, evicted,
+verified and shared as those are; what has been lost is made again out of the registry's layers (remade.py). `image` is
+written when all devices are complete, and counts only as long as they are.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from ..erofs.foreign import obstacle, summary
 from ..erofs.layer import Layer, describe
 from ..errors import ImageError, MountError, UnavailableError
 from ..oci.manifest import MAX_SIZE, Manifest, parse, verify_digest
-from .blobs import CacheOnlyBlobs, NoConnections
-from .open import with_index
-from .plan import plan_from_manifest
+from . import kept_layers
+from .plan import plan_from_manifest, with_index
 from .resolve import Image
 
 if TYPE_CHECKING:
@@ -39,27 +38,31 @@ if TYPE_CHECKING:
     from ..config.options import ReadOptions
     from ..erofs.compose import PlannedLayer
     from ..erofs.foreign import NotErofsError
+    from ..oci.location import Location
     from .base import Opener
+    from .remade import RemadeBlobs
 
 NAME = "converted"
-VERSION = 1  # of what a conversion makes: one by another version is made again
-_HEAD_MAX = 4096  # bytes
+VERSION = 2  # of what a conversion makes: one by another version is made again
+_HEAD_MAX = 1 << 20  # bytes
 IMAGE, WORK = "image", "work"
 
 
 class ConvertedImage:
     """A converted image, all of which is in the cache, and stays there until close()."""
 
-    def __init__(self, image: Image, held: list[Entry]) -> None:
+    def __init__(self, image: Image, layers: tuple[str, ...], held: list[Entry]) -> None:
+        """`layers`: the digests of the ordinary image's."""
         self.image = image
+        self.layers = layers
         self._held = held
 
-    def parts(self, options: ReadOptions, cancel: Callable[[], bool]) -> list[tuple[PlannedLayer, Opener]]:
-        """As find_parts(). Raises ImageError."""
-        blobs = CacheOnlyBlobs(self.image.name)
-        return plan_from_manifest(
-            self.image, blobs, NoConnections(), with_index(options), cancel=cancel, converted=True
-        )
+    def parts(
+        self, location: Location, options: ReadOptions, cancel: Callable[[], bool]
+    ) -> list[tuple[PlannedLayer, Opener]]:
+        """Return the parts as plan_layers() does; `location` of the ordinary image. Raises ImageError."""
+        blobs = remade_blobs(location, self.image.name, options)
+        return plan_from_manifest(self.image, blobs, blobs, with_index(options), cancel=cancel, converted=True)
 
     def close(self) -> None:
         for entry in self._held:
@@ -74,12 +77,14 @@ class ConvertedImage:
 
 
 class ConversionInfo(NamedTuple):
-    """A converted image for people. `digest`: of the ordinary image's manifest; `keys`: its layers' in the cache."""
+    """A converted image for people. `digest`: of the ordinary image's manifest; `keys`: its devices' in the cache;
+    `layers`: the digests of the ordinary image's layers."""
 
     path: str
     name: str
     digest: str
     keys: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 class ConversionRequest(NamedTuple):
@@ -113,6 +118,19 @@ def get_converted(
     return found
 
 
+def remade_blobs(location: Location, name: str, options: ReadOptions) -> RemadeBlobs:
+    """Return what makes lost bytes of converted images again; `name` of the image, for messages."""
+    from .remade import RemadeBlobs
+
+    directory = chosen_directory(options)
+
+    def layers_of(digest: str) -> tuple[str, ...] | None:
+        found = _read(path_of(directory, digest))
+        return found[0].layers if found else None
+
+    return RemadeBlobs(location, name, options, layers_of)
+
+
 def path_of(directory: str, digest: str) -> str:
     return os.path.join(directory, NAME, digest.replace(":", "-"))
 
@@ -126,7 +144,7 @@ def find_converted(directory: str, digest: str, name: str) -> ConvertedImage | N
     if kept is None or kept[0].digest != digest:
         return None
     manifest = kept[1]
-    found = ConvertedImage(Image(name, digest, manifest, digest, manifest), [])
+    found = ConvertedImage(Image(name, digest, manifest, digest, manifest), kept[0].layers, [])
     try:
         for number in range(len(manifest.layers)):
             entry = hold_complete(directory, describe(manifest, number))
@@ -157,7 +175,7 @@ def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
         if not all(layer.index for layer in layers):
             return None
         keys = tuple(layer.verified_key for layer in layers)
-        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys), manifest
+        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, tuple(head["layers"])), manifest
     except (OSError, ValueError, KeyError, TypeError, ImageError):
         return None
 
@@ -186,6 +204,7 @@ def prune(directory: str) -> list[str]:
             continue
         if remove(path) and found:
             gone.append(found[0].name)
+    kept_layers.prune(directory, {digest for row in scan(directory) for digest in row.layers})
     return gone
 
 

@@ -6,7 +6,6 @@ What source/base.py does for the first, and the same for the others, whose blobs
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..erofs.foreign import NotErofsError
@@ -17,7 +16,7 @@ from ..oci.manifest import Descriptor, Index, Manifest, parse
 from ..oci.platforms import Platform
 from . import from_registry, plan
 from . import resolve as source_resolve
-from .blobs import CacheOnlyBlobs, FileBlobs, NoConnections
+from .blobs import FileBlobs, NoConnections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,15 +83,13 @@ def reopen_layers(
     """
     name = name or str(location)
     if any(layer.converted for layer, _ in layers):
-        return plan.reopen_known(name, layers, CacheOnlyBlobs(name), NoConnections(), with_index(options))
+        from .converted_cache import remade_blobs
+
+        blobs = remade_blobs(location, name, options)
+        return plan.reopen_known(name, layers, blobs, blobs, plan.with_index(options))
     if location.is_local:
         return plan.reopen_known(name, layers, _Blobs(location), NoConnections(), options)
     return from_registry.reopen_layers(location.path, layers, options, trace=trace)
-
-
-def with_index(options: ReadOptions) -> ReadOptions:
-    """For the layers of a converted image, which have no place in the cache but the one that goes by their indexes."""
-    return replace(options, verify="auto") if options.verify == "none" else options
 
 
 def resolve(location: Location, options: ReadOptions) -> Image:

@@ -26,6 +26,11 @@ def _never() -> bool:
     return False
 
 
+def with_index(options: ReadOptions) -> ReadOptions:
+    """Return the options for a converted image, whose devices have no place in the cache but that of their indexes."""
+    return replace(options, verify="auto") if options.verify == "none" else options
+
+
 def plan_from_manifest(
     image: Image,
     blobs: BlobStore,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ..errors import ImageError
 from ..quantity import show_bytes
 
@@ -11,16 +13,19 @@ _RATIO, _SMALL = 200, 1 << 30
 
 
 class Allowance:
-    """Bytes that may come of `size` bytes, or `limit` (oci.unpacked_max) where that is given. For one thread."""
+    """Bytes that may come of `size` bytes, or `limit` (oci.unpacked_max) where that is given. Thread-safe."""
 
     def __init__(self, size: int, limit: int | None) -> None:
         self.most = limit or max(_RATIO * size, _SMALL)
         self._left = self.most
+        self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
         """Count what has been decompressed. Raises ImageError where that is more than is left."""
-        self._left -= count
-        if self._left < 0:
+        with self._lock:
+            self._left -= count
+            left = self._left
+        if left < 0:
             raise self.exceeded()
 
     def check(self, size: int) -> None:

@@ -6,10 +6,9 @@ RFC 1952, RFC 8878. For one thread.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Generator, Iterator
+from typing import IO, Protocol, cast
 
 from ..errors import ImageError, UnavailableError
 from .allowance import Allowance
@@ -17,6 +16,7 @@ from .allowance import Allowance
 _PIECE = 256 << 10  # bytes
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_MAGIC = -4  # bytes, with which a frame begins: a minus tells them from four others
 _SKIPPABLE = 0x184D2A50  # to 0x184D2A5F: a frame without content
 _OTHERS = ((b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x5d\0\0", "lzma"))
 
@@ -27,7 +27,7 @@ class LayerStream:
     `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes.
     """
 
-    def __init__(self, file: BinaryIO, algorithm: str = "sha256", allowance: Allowance | None = None) -> None:
+    def __init__(self, file: Stream, algorithm: str = "sha256", allowance: Allowance | None = None) -> None:
         self._pieces = _pieces(file)
         self._piece = memoryview(b"")
         self._algorithm = algorithm
@@ -54,17 +54,39 @@ class LayerStream:
         return f"{self._algorithm}:{self._hasher.hexdigest()}"
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    head = file.read(6)
-    file.seek(0)
+class Stream(Protocol):
+    """What a layer's blob is read from: up to n bytes, and none only at the end."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+class _Peeked:
+    """A file whose first bytes have been looked at."""
+
+    def __init__(self, file: Stream, count: int) -> None:
+        self.head = b""
+        while len(self.head) < count and (piece := file.read(_PIECE)):
+            self.head += piece
+        self._left, self._file = self.head, file
+
+    def read(self, count: int = -1, /) -> bytes:
+        if self._left:
+            found, self._left = self._left[:count], self._left[count:]
+            return found
+        return self._file.read(count)
+
+
+def _pieces(file: Stream) -> Iterator[bytes]:
+    peeked = _Peeked(file, 6)
+    head = peeked.head[:6]
     if head.startswith(_GZIP):
-        return _gunzip(file.read)
+        return _gunzip(peeked.read)
     if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # or a skippable frame
-        return _unzstd(file)
+        return _unzstd(peeked)
     for magic, name in _OTHERS:
         if head.startswith(magic):
             raise ImageError(f"the layer is compressed with {name}, which images may not be: gzip and zstd are known")
-    return iter(lambda: file.read(_PIECE), b"")
+    return iter(lambda: peeked.read(_PIECE), b"")
 
 
 def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -91,56 +113,79 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
             raise ImageError("the layer's gzip stream is followed by something else")
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+def _unzstd(file: _Peeked) -> Iterator[bytes]:
     try:
         import zstandard  # few layers need it
     except ImportError:
         raise UnavailableError(
             "a layer is compressed with zstd, for which a module is missing: pip install zstandard"
         ) from None
-    with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False) as reader:
+    walked = _Walked(file)
+    with zstandard.ZstdDecompressor().stream_reader(
+        cast("IO[bytes]", walked), read_across_frames=True, closefd=False
+    ) as reader:
         try:
             while piece := reader.read(_PIECE):
                 yield piece
-            _check_frames(file)  # for a stream that is cut short is taken for one that has ended
+            walked.finish()  # for a stream that is cut short is taken for one that has ended
         except zstandard.ZstdError as error:
             raise ImageError(f"the layer's zstd stream is corrupt: {error}") from None
 
 
-def _check_frames(file: BinaryIO) -> None:
-    """Go from block to block of a zstd stream, up to its end. Raises ImageError where that comes too early.
+class _Walked:
+    """A zstd stream that is followed from block to block while it is read, so that its end can be told.
 
     RFC 8878, 3.1. What is wrong in any other way is left to the decompressor.
     """
-    end = file.seek(0, os.SEEK_END)
-    at = 0
 
-    def number(offset: int, length: int) -> int:
-        file.seek(offset)
-        field = file.read(length)
-        if len(field) < length:
-            raise _cut_short()
-        return int.from_bytes(field, "little")
+    def __init__(self, file: _Peeked) -> None:
+        self._file = file
+        self._walk = _blocks()
+        self._skip, self._want = next(self._walk)  # bytes to pass over, and to look at then
+        self._seen = b""
+        self._lost = False  # what comes is no zstd
 
-    while at < end:
-        magic = number(at, 4)
+    def read(self, count: int = -1, /) -> bytes:
+        piece = self._file.read(count)
+        self._follow(memoryview(piece))
+        return piece
+
+    def _follow(self, piece: memoryview) -> None:
+        while piece and not self._lost:
+            passed = min(self._skip, len(piece))
+            self._skip -= passed
+            taken = piece[passed : passed + abs(self._want) - len(self._seen)]
+            self._seen += taken
+            piece = piece[passed + len(taken) :]
+            if len(self._seen) == abs(self._want):
+                seen, self._seen = self._seen, b""
+                try:
+                    self._skip, self._want = self._walk.send(int.from_bytes(seen, "little"))
+                except StopIteration:
+                    self._lost = True
+
+    def finish(self) -> None:
+        """Raise ImageError where the stream has ended within a frame."""
+        if not self._lost and (self._skip or self._seen or self._want != _MAGIC):
+            raise ImageError("the layer's zstd stream is cut short")
+
+
+def _blocks() -> Generator[tuple[int, int], int]:
+    """Yield how many bytes to pass over, and how many to send as a number then; return at what is no frame."""
+    skip = 0
+    while True:
+        magic = yield skip, _MAGIC
         if magic >> 4 == _SKIPPABLE >> 4:
-            at += 8 + number(at + 4, 4)
+            skip = yield 0, 4
         elif magic == int.from_bytes(_ZSTD, "little"):
-            descriptor = number(at + 4, 1)
+            descriptor = yield 0, 1
             single = descriptor >> 5 & 1
-            at += 5 + (not single) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
+            skip = (not single) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
             last = False
             while not last:
-                header = number(at, 3)
+                header = yield skip, 3
                 last = bool(header & 1)
-                at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)  # a run is one byte, said so many times
-            at += 4 if descriptor & 4 else 0  # a checksum
+                skip = 1 if header >> 1 & 3 == 1 else header >> 3  # a run is one byte, said so many times
+            skip += 4 if descriptor & 4 else 0  # a checksum
         else:
             return
-    if at > end:
-        raise _cut_short()
-
-
-def _cut_short() -> ImageError:
-    return ImageError("the layer's zstd stream is cut short")

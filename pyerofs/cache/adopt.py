@@ -1,0 +1,89 @@
+"""Entries of the cache made of files that are there whole: each byte has been hashed, none is copied.
+
+What is written is what landing would have written, in the same order of belief: sums, seal, and last a live map with
+all bits set. It is durable like any other entry once its first user has synced it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from array import array
+from typing import TYPE_CHECKING
+
+from ..core import GRANULE, crc32c
+from . import mark
+from .entry import MAP_OFFSET, Entry
+from .files import open_file
+from .lock import lock_entry
+from .paths import entry_path, make_directory
+
+if TYPE_CHECKING:
+    from ..erofs.device_file import DeviceFile
+
+_PIECE = 1 << 20  # bytes
+
+
+def adopt(directory: str, key: str, device: DeviceFile) -> bool:
+    """Make the file the entry `key` of the cache; return False where others use one that is not whole.
+
+    The entry's bytes are those of `device`, whose file is moved there; one that is there already and whole stays as it
+    is. Raises OSError, UsageError.
+    """
+    path = entry_path(directory, key)
+    make_directory(directory)
+    make_directory(os.path.dirname(path))
+    lock = None
+    while lock is None:  # it was evicted between the two steps
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, mode=0o700)
+        lock = lock_entry(path)
+    try:
+        there = Entry.look(path)
+        if there is not None:
+            try:
+                if there.size == device.size and there.present() == there.size:
+                    return True
+                if not _is_unused(there):
+                    return False
+            finally:
+                there.close()
+        _make_whole(path, device)
+        return True
+    finally:
+        os.close(lock)
+
+
+def _is_unused(entry: Entry) -> bool:
+    try:
+        fcntl.flock(entry.data_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make_whole(path: str, device: DeviceFile) -> None:
+    sums = _sums(device)
+    entry = Entry.__new__(Entry)
+    entry._begin(path, device.size)
+    try:
+        entry._drop("data", "sums", "live", "map", "index", mark.NAME, mark.HASHES)
+        device.move(entry._file("data"))
+        entry.data_fd = open_file(entry._file("data"), os.O_RDWR)
+        entry._seal = os.urandom(16)
+        os.pwrite(entry.data_fd, entry._trailer(), entry._seal_offset)
+        entry._make_sums()
+        os.pwrite(entry.sums_fd, sums, MAP_OFFSET)
+        bits = (1 << entry._granules) - 1
+        entry._make_live(bits.to_bytes(entry._map_bytes, "little"))
+    finally:
+        entry.close()
+
+
+def _sums(device: DeviceFile) -> bytes:
+    sums = array("I")
+    for at in range(0, device.size, _PIECE):
+        piece = memoryview(device.read(at, min(_PIECE, device.size - at)))
+        sums.extend(crc32c(piece[first : first + GRANULE]) for first in range(0, len(piece), GRANULE))
+    return sums.tobytes()

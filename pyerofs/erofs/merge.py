@@ -1,0 +1,75 @@
+"""The layers of an image as one filesystem: its metadata, and which layers' contents lie on which device.
+
+A layer with much content is a device of its own, so that images that share it share its bytes. The contents of small
+ones, of which an image may have dozens, lie behind the metadata on the primary device. The same tables give the same
+bytes. Pure values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import ImageError
+from .data_map import DataMap
+from .layer_table import LayerTable
+from .layer_tree import LayerTree
+from .writer import Device, Metadata, write_metadata
+
+SMALL_MAX = 4 << 20  # bytes of content: what is copied for each image that has the layer
+_PRIMARY = 0
+
+
+class LayerContent(NamedTuple):
+    """A layer by the digest of its blob, with the table of its entries."""
+
+    digest: str
+    table: LayerTable
+
+
+class MergedImage(NamedTuple):
+    """`metadata` of the image; `primary`: the layers whose contents follow it on the primary device, in that order;
+    `devices`: those that are devices of their own, in the order of the device= options; both by their number, a layer
+    that an image has twice by its first. `left_out`: extended attributes that could not be kept, by what they are."""
+
+    metadata: Metadata
+    primary: tuple[int, ...]
+    devices: tuple[int, ...]
+    left_out: Counter[str]
+
+
+def merge_layers(layers: Sequence[LayerContent]) -> MergedImage:
+    """Merge layers, the base first. Raises ImageError for what they cannot make together."""
+    tree = LayerTree()
+    contents = DataMap()
+    first: dict[str, int] = {}
+    primary: list[int] = []
+    devices: list[int] = []
+    shift = 0
+    for number, (digest, table) in enumerate(layers):
+        of = first.setdefault(digest, number)
+        small = table.device_size <= SMALL_MAX
+        layer = tree.begin()
+        try:
+            for entry, content in table.entries(contents, _PRIMARY if small else of + 1, shift if small else 0):
+                layer.add(entry, content)
+        except ImageError as error:
+            raise ImageError(f"layer {digest[:19]}: {error}") from None
+        layer.merge()
+        if of == number and table.device_size:
+            (primary if small else devices).append(number)
+            shift += table.device_size if small else 0
+    if tree.root < 0:
+        raise ImageError("the image has no layers")
+    metadata = write_metadata(
+        tree.tree,
+        tree.root,
+        contents,
+        Device(_PRIMARY, shift) if shift else None,
+        [
+            Device(number + 1, layers[number].table.device_size, layers[number].digest.partition(":")[2][:64].encode())
+            for number in devices
+        ],
+    )
+    return MergedImage(metadata, tuple(primary), tuple(devices), tree.left_out)

@@ -1,0 +1,106 @@
+"""What the cache keeps of tar layers that were read once: their tables, and their contents as entries like all others.
+
+    DIRECTORY/layers/ALGORITHM-HEX/     of the layer's blob
+        table   its entries, and where their contents lie (erofs/layertable.py)
+        lock    held while the layer is being read; its mtime is the last use
+
+A second image that shares a layer fetches and reads only what it does not share. The key is the blob's digest, which
+was compared with all of the blob before the table was written; a table of another version is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..cache.files import read_file, replace_file
+from ..cache.lock import lock_entry
+from ..erofs import chunk_index
+from ..erofs.chunk_index import IndexLocation
+from ..erofs.layer import Layer
+from ..erofs.layer_table import LayerTable
+from ..errors import UnavailableError
+
+if TYPE_CHECKING:
+    from ..erofs.device_file import DeviceFile
+
+NAME = "layers"
+_TABLE = "table"
+_TABLE_MAX = 4 << 30  # bytes
+
+
+class KeptLayer(NamedTuple):
+    """`digest` of the blob, `table` of its entries. `device`: its contents as a layer of a mount, None for none."""
+
+    digest: str
+    table: LayerTable
+    device: Layer | None
+
+
+def path_of(directory: str, digest: str) -> str:
+    return os.path.join(directory, NAME, digest.replace(":", "-"))
+
+
+def load(directory: str, digest: str) -> KeptLayer | None:
+    """Return what is kept of the layer; None where it is not, or cannot be believed."""
+    path = path_of(directory, digest)
+    try:
+        table = LayerTable.from_bytes(read_file(os.path.join(path, _TABLE), _TABLE_MAX))
+        kept = KeptLayer(digest, table, _device(digest, table))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    with contextlib.suppress(OSError):  # at worst it is removed too early
+        os.utime(os.path.join(path, "lock"), follow_symlinks=False)
+    return kept
+
+
+def _device(digest: str, table: LayerTable) -> Layer | None:
+    index = table.facts["index"]
+    return device_of(digest, table.device_size, index["digest"], index["size"]) if index else None
+
+
+def save(directory: str, digest: str, table: LayerTable, device: DeviceFile) -> KeptLayer:
+    """Keep a layer whose contents are in `device`; the caller holds its lock. Raises OSError."""
+    index = None
+    if device.size:
+        about = chunk_index.describe(device.size, device.index)
+        index = {"digest": about[chunk_index.DIGEST], "size": len(device.index)}
+    table.facts["index"] = index
+    replace_file(os.path.join(path_of(directory, digest), _TABLE), table.to_bytes())
+    return KeptLayer(digest, table, _device(digest, table))
+
+
+def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Layer:
+    """Describe `size` bytes of contents, made of the blob `digest`, as a layer that a chunk index vouches for."""
+    where = IndexLocation(size, size + index_size, index_digest, False)
+    return Layer(0, digest, size + index_size, index=where, converted=True)
+
+
+def prune(directory: str, used: set[str]) -> None:
+    """Remove the tables of layers that no converted image has (`used`: their digests), unless they are being made.
+    Raises UnavailableError."""
+    try:
+        names = os.listdir(os.path.join(directory, NAME))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UnavailableError(f"cannot look into the cache {directory}: {error.strerror}") from None
+    for name in names:
+        if name.replace("-", ":", 1) in used:
+            continue
+        path = os.path.join(directory, NAME, name)
+        try:
+            lock = lock_entry(path, _busy)
+        except (BlockingIOError, OSError):
+            continue
+        if lock is not None:
+            try:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _busy() -> None:
+    raise BlockingIOError
