@@ -157,7 +157,7 @@ def _describe(image: ConversionInfo, entries: list[tuple[EntryInfo, Contents]]) 
     state = "complete" if complete else "layers are missing: to be converted again"
     in_use = ", in use" if any(found.in_use for found in there) else ""
     disk = show_bytes(sum(place.disk for place, _ in its.values()))
-    return f"{image.digest}  {image.name}  converted, {_count(len(image.keys), 'layer')}, {disk}, {state}{in_use}"
+    return f"{image.digest}  {image.name}  converted, {_count(len(image.keys), 'device')}, {disk}, {state}{in_use}"
 
 
 def _row(place: EntryInfo, found: Contents, images: list[ConversionInfo]) -> dict[str, object]:

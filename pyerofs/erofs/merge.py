@@ -29,9 +29,12 @@ class LayerContent(NamedTuple):
 
 
 class MergedImage(NamedTuple):
-    """`metadata` of the image; `primary`: the layers whose contents follow it on the primary device, in that order;
+    """What layers became together.
+
+    `metadata` of the image; `primary`: the layers whose contents follow it on the primary device, in that order;
     `devices`: those that are devices of their own, in the order of the device= options; both by their number, a layer
-    that an image has twice by its first. `left_out`: extended attributes that could not be kept, by what they are."""
+    that an image has twice by its first. `left_out`: extended attributes that could not be kept, by what they are.
+    """
 
     metadata: Metadata
     primary: tuple[int, ...]

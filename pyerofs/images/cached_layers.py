@@ -17,12 +17,11 @@ from ..cache.adopt import adopt
 from ..cache.paths import make_directory
 from ..erofs.device_file import DeviceFile
 from ..erofs.layer_pass import read_layer
-from ..erofs.merge import SMALL_MAX
 from ..errors import ImageError, UnavailableError
 from ..export.base import Export
 from ..source import kept_layers
 from ..source.converted_cache import hold_complete, locked
-from ..source.index_file import find_index, keep_index
+from ..source.index_file import keep_index
 from ..source.kinds import open_source
 from ..source.layer_blob import can_share, stream_layer
 from ..source.plan import with_index
@@ -45,7 +44,7 @@ STREAMS = 8  # layers that are read at the same time
 
 
 class HeldLayer(NamedTuple):
-    """A layer that was read, and its contents in the cache, in use until close(); None for a layer without any."""
+    """A layer that was read, and its contents in the cache, in use until close(); None for a small layer."""
 
     kept: KeptLayer
     entry: Entry | None
@@ -136,23 +135,7 @@ class CachedLayers:
         if kept.device is None:
             return HeldLayer(kept, None)
         entry = hold_complete(self._directory, kept.device)
-        if entry is not None and kept.table.device_size <= SMALL_MAX and not self._is_sound(kept.device, entry):
-            entry.close()
-            return None
         return HeldLayer(kept, entry) if entry is not None else None
-
-    def _is_sound(self, device: Layer, entry: Entry) -> bool:
-        """Tell whether a small layer's contents, which are to be copied, still have the hashes of their index."""
-        found = find_index(device, self._directory)
-        if found is None:
-            return False
-        try:
-            for number in range(len(found.chunks)):
-                chunk = found.chunks.chunk(number)
-                chunk.verify(os.pread(entry.data_fd, chunk.length, chunk.start))
-        except ImageError:
-            return False
-        return True
 
     def _read(self, layer: Descriptor, diff_id: str) -> HeldLayer:
         def progress(done: int) -> None:
@@ -179,10 +162,6 @@ class CachedLayers:
 
     def _store(self, layer: Layer | None, device: DeviceFile) -> Entry | None:
         return store_device(self._directory, layer, device, self._options, self._reader.name) if layer else None
-
-    def contents(self, held: HeldLayer, offset: int, length: int) -> bytes:
-        """Return bytes of a small layer's contents, which have been compared with their index."""
-        return os.pread(held.entry.data_fd, length, offset) if held.entry is not None else b""
 
     def close(self) -> None:
         for held in self._held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from ..source.converted_cache import IMAGE, NAME, VERSION, WORK, find_converted,
 from ..source.image_reader import open_reader
 from ..source.merged import lay_primary
 from ..tar.allowance import Allowance
-from .cached_layers import CachedLayers, HeldLayer, store_device
+from .cached_layers import CachedLayers, store_device
 from .convert import left_out_line, read_blob
 from .layer import MEDIA_TYPE
 
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 
     from ..config.options import ReadOptions
     from ..erofs.layer import Layer
-    from ..erofs.merge import MergedImage
     from ..source.converted_cache import ConversionRequest, ConvertedImage
-    from ..source.kept_layers import KeptLayer
     from .copy import Meter
 
 
@@ -65,8 +64,10 @@ def convert(
                 found = _convert(task, directory, options, shown, report)
             return found
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UnavailableError(f"cannot convert {task.name}: {error.strerror or error}{where}") from None
+        why = f"cannot convert {task.name}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f"{why}: free some room in {directory}, or choose another directory with oci.cache=DIR"
+        raise UnavailableError(f"{why} ({error.filename})" if error.filename else why) from None
 
 
 def _convert(
@@ -86,7 +87,7 @@ def _convert(
             layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
             held = layers.get_all(manifest.layers, diff_ids)
             device = stack.enter_context(DeviceFile(work))
-            merged = _lay_primary(layers, held, device)
+            merged = lay_primary([layer.kept for layer in held], device)
         except ImageError as error:
             raise ImageError(f"{task.name}: {error}") from None
         if merged.left_out:
@@ -100,15 +101,6 @@ def _convert(
     if found is None:
         raise UnavailableError(f"{task.name} was converted, but parts of it in {directory} are gone again")
     return found
-
-
-def _lay_primary(layers: CachedLayers, held: Sequence[HeldLayer], device: DeviceFile) -> MergedImage:
-    by_digest = {layer.kept.digest: layer for layer in held}
-
-    def read(kept: KeptLayer, offset: int, length: int) -> bytes:
-        return layers.contents(by_digest[kept.digest], offset, length)
-
-    return lay_primary([layer.kept for layer in held], device, read)
 
 
 def _write_image(

@@ -77,8 +77,11 @@ class ConvertedImage:
 
 
 class ConversionInfo(NamedTuple):
-    """A converted image for people. `digest`: of the ordinary image's manifest; `keys`: its devices' in the cache;
-    `layers`: the digests of the ordinary image's layers."""
+    """What is known of a converted image.
+
+    `name` for messages; `digest`: of the ordinary image's manifest; `keys`: its devices' in the cache; `layers`: the
+    digests of the ordinary image's layers.
+    """
 
     path: str
     name: str

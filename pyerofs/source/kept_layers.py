@@ -1,8 +1,11 @@
-"""What the cache keeps of tar layers that were read once: their tables, and their contents as entries like all others.
+"""What the cache keeps of tar layers that were read once: their tables, and the contents of small ones.
 
     DIRECTORY/layers/ALGORITHM-HEX/     of the layer's blob
-        table   its entries, and where their contents lie (erofs/layertable.py)
-        lock    held while the layer is being read; its mtime is the last use
+        table       its entries, and where their contents lie (erofs/layer_table.py)
+        contents    the device of a small layer, which each image that has it copies to its primary device
+        lock        held while the layer is being read; its mtime is the last use
+
+The contents of all other layers are entries of the cache like all others.
 
 A second image that shares a layer fetches and reads only what it does not share. The key is the blob's digest, which
 was compared with all of the blob before the table was written; a table of another version is none.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cache.files import read_file, replace_file
@@ -21,22 +25,28 @@ from ..erofs import chunk_index
 from ..erofs.chunk_index import IndexLocation
 from ..erofs.layer import Layer
 from ..erofs.layer_table import LayerTable
+from ..erofs.merge import SMALL_MAX
 from ..errors import UnavailableError
 
 if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
 
 NAME = "layers"
-_TABLE = "table"
+_TABLE, _CONTENTS = "table", "contents"
 _TABLE_MAX = 4 << 30  # bytes
 
 
 class KeptLayer(NamedTuple):
-    """`digest` of the blob, `table` of its entries. `device`: its contents as a layer of a mount, None for none."""
+    """A layer that was read.
+
+    `digest` of the blob, `table` of its entries. `device`: its contents as a layer of a mount; None for a small one,
+    which has `contents`.
+    """
 
     digest: str
     table: LayerTable
     device: Layer | None
+    contents: bytes = b""
 
 
 def path_of(directory: str, digest: str) -> str:
@@ -48,12 +58,22 @@ def load(directory: str, digest: str) -> KeptLayer | None:
     path = path_of(directory, digest)
     try:
         table = LayerTable.from_bytes(read_file(os.path.join(path, _TABLE), _TABLE_MAX))
-        kept = KeptLayer(digest, table, _device(digest, table))
+        kept = KeptLayer(digest, table, _device(digest, table), _contents(path, table))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     with contextlib.suppress(OSError):  # at worst it is removed too early
         os.utime(os.path.join(path, "lock"), follow_symlinks=False)
     return kept
+
+
+def _contents(path: str, table: LayerTable) -> bytes:
+    """Return the contents of a small layer. Raises OSError, ValueError where they are not what they were."""
+    if table.facts["contents"] is None:
+        return b""
+    data = read_file(os.path.join(path, _CONTENTS), SMALL_MAX + 1)
+    if sha256(data).hexdigest() != table.facts["contents"]:
+        raise ValueError("the layer's contents are damaged")
+    return data
 
 
 def _device(digest: str, table: LayerTable) -> Layer | None:
@@ -63,13 +83,17 @@ def _device(digest: str, table: LayerTable) -> Layer | None:
 
 def save(directory: str, digest: str, table: LayerTable, device: DeviceFile) -> KeptLayer:
     """Keep a layer whose contents are in `device`; the caller holds its lock. Raises OSError."""
-    index = None
-    if device.size:
+    index, data = None, b""
+    path = path_of(directory, digest)
+    if device.size > SMALL_MAX:
         about = chunk_index.describe(device.size, device.index)
         index = {"digest": about[chunk_index.DIGEST], "size": len(device.index)}
-    table.facts["index"] = index
-    replace_file(os.path.join(path_of(directory, digest), _TABLE), table.to_bytes())
-    return KeptLayer(digest, table, _device(digest, table))
+    elif device.size:
+        data = device.read(0, device.size)
+        replace_file(os.path.join(path, _CONTENTS), data)
+    table.facts.update(index=index, contents=sha256(data).hexdigest() if data else None)
+    replace_file(os.path.join(path, _TABLE), table.to_bytes())
+    return KeptLayer(digest, table, _device(digest, table), data)
 
 
 def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Layer:
@@ -80,7 +104,9 @@ def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Lay
 
 def prune(directory: str, used: set[str]) -> None:
     """Remove the tables of layers that no converted image has (`used`: their digests), unless they are being made.
-    Raises UnavailableError."""
+
+    Raises UnavailableError.
+    """
     try:
         names = os.listdir(os.path.join(directory, NAME))
     except FileNotFoundError:

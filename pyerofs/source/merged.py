@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..erofs.merge import LayerContent, MergedImage, merge_layers
@@ -11,26 +11,18 @@ if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
     from .kept_layers import KeptLayer
 
-_PIECE = 1 << 20  # bytes
 
-
-def lay_primary(
-    layers: Sequence[KeptLayer], device: DeviceFile, read: Callable[[KeptLayer, int, int], bytes]
-) -> MergedImage:
+def lay_primary(layers: Sequence[KeptLayer], device: DeviceFile) -> MergedImage:
     """Lay the primary device of the merged layers, the base first, into `device`; the same layers give the same bytes.
 
-    `read(layer, offset, length)` gives a small layer's contents. Raises ImageError for what the layers cannot make
-    together, OSError, and what `read` raises.
+    Raises ImageError for what the layers cannot make together, and OSError.
     """
     merged = merge_layers([LayerContent(layer.digest, layer.table) for layer in layers])
     device.land(0, bytes(merged.metadata.data))
     at = len(merged.metadata.data)
     for number in merged.primary:
-        layer = layers[number]
-        for offset in range(0, layer.table.device_size, _PIECE):
-            data = read(layer, offset, min(_PIECE, layer.table.device_size - offset))
-            device.land(at, data)
-            at += len(data)
+        device.land(at, layers[number].contents)
+        at += len(layers[number].contents)
     device.settle(merged.metadata.size)
     device.finish()
     return merged

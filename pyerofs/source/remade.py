@@ -96,7 +96,7 @@ class RemadeBlobs:
             if kept is not None:
                 self._read_layer(kept, device, cancel)
             else:
-                self._lay_primary(digest, device, cancel)
+                self._lay_primary(digest, device)
         except BaseException:
             device.close()
             raise
@@ -117,28 +117,18 @@ class RemadeBlobs:
         finally:
             reader.close()
 
-    def _lay_primary(self, digest: str, device: DeviceFile, cancel: Cancel) -> None:
+    def _lay_primary(self, digest: str, device: DeviceFile) -> None:
         directory = chosen_directory(self._options)
         layers = []
-        for layer in self._layers_of(digest) or ():
+        names = self._layers_of(digest)
+        if names is None:
+            raise ImageError("what was kept of the image is gone: mount it once more, anywhere")
+        for layer in names:
             kept = kept_layers.load(directory, layer)
             if kept is None:
                 raise ImageError(f"what was kept of its layer {layer} is gone: mount the image once more, anywhere")
             layers.append(kept)
-        made: dict[str, DeviceFile] = {}
-
-        def read(layer: KeptLayer, offset: int, length: int) -> bytes:
-            if layer.digest not in made:
-                made[layer.digest] = DeviceFile(directory)
-                made[layer.digest].unname()
-                self._read_layer(layer, made[layer.digest], cancel)
-            return made[layer.digest].read(offset, length)
-
-        try:
-            lay_primary(layers, device, read)
-        finally:
-            for each in made.values():
-                each.close()
+        lay_primary(layers, device)
 
     def close(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from tests.support.scene import Scene
 from tests.support.tarballs import archive
 
 FUSE = "erofs.fuse"
+TWO = b"2" * (5 << 20)  # more than what is copied to the primary device
 
 
 def need_to_mount() -> None:
@@ -23,9 +24,9 @@ def need_to_mount() -> None:
 
 
 def small_image(scene: Scene) -> tuple[Layout, str]:
-    """An image of two layers with a file of some size in each, and its name."""
+    """An image of two layers with a file of some size in each, and its name: a small layer, and a large one."""
     made = Layout(scene.directory / "small")
-    content = [archive(file("one", b"1" * 300_000), file("both", b"1")), archive(file("two", b"2" * 300_000))]
+    content = [archive(file("one", b"1" * 300_000), file("both", b"1")), archive(file("two", TWO))]
     return made, made.tag(made.image(content), "small")
 
 
