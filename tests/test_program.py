@@ -37,10 +37,10 @@ def trap(tmp_path: Path) -> Path:
 def test_daemons_import_nothing_from_the_current_directory(trap: Path, module: str) -> None:
     code = (
         "import os, socket, sys\n"
-        "from pyerofs import daemon\n"
+        "from pyerofs.daemon import launch\n"
         f"os.chdir({str(trap)!r})\n"
         "ours, theirs = socket.socketpair()\n"
-        f"pid = daemon.spawn({module!r}, '/mnt', socket_=theirs)\n"
+        f"pid = launch.spawn({module!r}, '/mnt', socket_=theirs)\n"
         "theirs.close()\n"
         "ours.shutdown(socket.SHUT_WR)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..core import GRANULE, crc32c
 from . import mark
-from .entry import MAP_OFFSET, Entry
+from .entry import Entry
+from .entry_format import MAP_OFFSET
 from .files import open_file
 from .lock import lock_entry
 from .paths import entry_path, make_directory
@@ -72,7 +73,7 @@ def _make_whole(path: str, device: DeviceFile) -> None:
         device.move(entry._file("data"))
         entry.data_fd = open_file(entry._file("data"), os.O_RDWR)
         entry._seal = os.urandom(16)
-        os.pwrite(entry.data_fd, entry._trailer(), entry._seal_offset)
+        entry._write_seal(entry._seal)
         entry._make_sums()
         os.pwrite(entry.sums_fd, sums, MAP_OFFSET)
         bits = (1 << entry._granules) - 1

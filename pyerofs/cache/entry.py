@@ -24,8 +24,7 @@ The rules that keep it from ever handing out a wrong byte:
    another name, fsync, rename. A machine that stops in between has the previous map.
 4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
 5. `data` is flocked, shared, by everybody who uses it. Whoever removes an entry (cache/directory.py) holds its lock,
-and
-   removes the lock last: a lock that is not there any more under its name is worth nothing.
+   and removes the lock last: a lock that is not there any more under its name is worth nothing.
 6. A granule is compared with its sum before it is sent (csrc/store/checked.h). One that was spoiled is fetched anew,
    and so is what a data file lacks that was cut short; sync() then writes the seal again.
 7. An entry becomes everybody's by a rename, when all of it has the digest that its mark names. What it lacks later is
@@ -42,13 +41,12 @@ import errno
 import fcntl
 import os
 import re
-import struct
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from ..core import GRANULE
 from ..errors import UnavailableError, UsageError
+from . import entry_format
 from . import mark as entry_mark
+from .entry_format import MAP_OFFSET
 from .files import open_file, read_file, replace_file, sync_directory, write_all
 from .lock import lock_entry
 from .paths import entry_path, make_directory, make_entry
@@ -56,22 +54,8 @@ from .paths import entry_path, make_directory, make_entry
 if TYPE_CHECKING:
     from ..core import Store
 
-MAP_OFFSET = 4096  # where the bits begin in both maps, and the sums in theirs: behind a page
-SHARED_OFFSET = 2048  # from here to the bits the live map's page is the C core's (csrc/store/bitmap.h)
-SEAL = struct.Struct("<16s16sQ")  # magic, seal, size of the blob
-SEAL_MAGIC = b"pyerofs data 1\n\0"
-HEADER = struct.Struct("<16s16s16sQ32s")  # magic, seal, boot, size, SHA-256 of the bits (durable map only)
-HEADER_MAGIC = b"pyerofs map 2\n\0\0"
-SUMS_MAGIC = b"pyerofs sums 1\n\0"
-NO_CHECKSUM = bytes(32)
-NO_BOOT = bytes(16)
 # What a disk says that will do again some day: not the fault of whoever chose the directory.
 NOT_NOW = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
-
-
-def _boot() -> bytes:
-    with open("/proc/sys/kernel/random/boot_id", "rb") as f:
-        return bytes.fromhex(f.read().decode().strip().replace("-", ""))
 
 
 class Entry:
@@ -121,17 +105,14 @@ class Entry:
         entry = cls.__new__(cls)
         try:
             with open(open_file(os.path.join(path, "data"), os.O_RDONLY), "rb") as f:
-                end = os.fstat(f.fileno()).st_size
-                trailer = os.pread(f.fileno(), SEAL.size, max(0, end - SEAL.size))
+                size = entry_format.stated_size(f.fileno())
         except OSError as e:
             if e.errno in NOT_NOW:
                 raise
             return None
-        if len(trailer) < SEAL.size:
+        if size is None:
             return None
-        entry._begin(path, SEAL.unpack(trailer)[2])
-        if entry._seal_offset + SEAL.size != end:
-            return None
+        entry._begin(path, size)
         seal = entry._open_data()
         if seal is None:
             return None
@@ -172,8 +153,8 @@ class Entry:
         self.size = size
         self.data_fd = self.map_fd = self.sums_fd = -1
         self.problem: str | None = None
-        self._granules = (size + GRANULE - 1) // GRANULE
-        self._map_bytes = (self._granules + 63) // 64 * 8
+        self._granules = entry_format.granules(size)
+        self._map_bytes = entry_format.map_bytes(size)
         self._seal = b""
         self._synced: bytes | None = None
 
@@ -212,22 +193,16 @@ class Entry:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._file(name))
 
-    @property
-    def _seal_offset(self) -> int:
-        return (self.size + GRANULE - 1) // GRANULE * GRANULE
-
     def _open_data(self) -> bytes | None:
         """Return the seal of the data file; None where there is none that can be believed."""
         try:
             fd = open_file(self._file("data"), os.O_RDWR)
         except OSError:
             return None
-        trailer = os.pread(fd, SEAL.size + 1, self._seal_offset)
-        if len(trailer) == SEAL.size:
-            magic, seal, size = SEAL.unpack(trailer)
-            if magic == SEAL_MAGIC and size == self.size:
-                self.data_fd = fd
-                return bytes(seal)
+        seal = entry_format.seal_of(fd, self.size)
+        if seal is not None:
+            self.data_fd = fd
+            return seal
         os.close(fd)
         return None
 
@@ -235,17 +210,11 @@ class Entry:
         self._drop("data", "live", "map", entry_mark.NAME, entry_mark.HASHES)
         seal = os.urandom(16)
         self.data_fd = open_file(self._file("data"), os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        os.pwrite(self.data_fd, SEAL.pack(SEAL_MAGIC, seal, self.size), self._seal_offset)
+        self._write_seal(seal)
         return seal
 
-    def _trailer(self) -> bytes:
-        return SEAL.pack(SEAL_MAGIC, self._seal, self.size)
-
-    def _header(self, boot: bytes, checksum: bytes = NO_CHECKSUM, magic: bytes = HEADER_MAGIC) -> bytes:
-        return HEADER.pack(magic, self._seal, boot, self.size, checksum).ljust(MAP_OFFSET, b"\0")
-
-    def _sums_header(self) -> bytes:
-        return self._header(NO_BOOT, magic=SUMS_MAGIC)
+    def _write_seal(self, seal: bytes) -> None:
+        os.pwrite(self.data_fd, entry_format.trailer(seal, self.size), entry_format.seal_offset(self.size))
 
     def _open_sums(self) -> bool:
         """They need not be whole: what is not there agrees with nothing, and its granule is fetched anew."""
@@ -253,7 +222,7 @@ class Entry:
             fd = open_file(self._file("sums"), os.O_RDWR)
         except OSError:
             return False
-        if os.pread(fd, MAP_OFFSET, 0) == self._sums_header():
+        if os.pread(fd, MAP_OFFSET, 0) == entry_format.sums_header(self._seal, self.size):
             self.sums_fd = fd
             return True
         os.close(fd)
@@ -262,7 +231,7 @@ class Entry:
     def _make_sums(self) -> None:
         self._drop("sums", "live", "map")  # without sums no map is worth anything
         self.sums_fd = open_file(self._file("sums"), os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        write_all(self.sums_fd, self._sums_header())
+        write_all(self.sums_fd, entry_format.sums_header(self._seal, self.size))
         os.truncate(self.sums_fd, MAP_OFFSET + 4 * self._granules)
 
     def _open_live(self) -> bool:
@@ -271,7 +240,8 @@ class Entry:
         except OSError:
             return False
         whole = os.fstat(fd).st_size == MAP_OFFSET + self._map_bytes
-        if whole and os.pread(fd, SHARED_OFFSET, 0) == self._header(_boot())[:SHARED_OFFSET]:
+        header = entry_format.live_header(self._seal, self.size)
+        if whole and os.pread(fd, len(header), 0) == header:
             self.map_fd = fd
             return True
         os.close(fd)
@@ -283,9 +253,7 @@ class Entry:
             found = read_file(self._file("map"), MAP_OFFSET + self._map_bytes + 1)
         except OSError:
             return b""
-        header, bits = found[:MAP_OFFSET], found[MAP_OFFSET:]
-        whole = len(bits) == self._map_bytes
-        return bits if whole and header == self._header(NO_BOOT, sha256(bits).digest()) else b""
+        return entry_format.durable_bits(found, self._seal, self.size)
 
     def _make_live(self, bits: bytes) -> None:
         self._drop("live")
@@ -303,7 +271,7 @@ class Entry:
             os.truncate(self.map_fd, MAP_OFFSET + self._map_bytes)
         os.pwrite(self.map_fd, bits, MAP_OFFSET)
         # The header last: a process that dies before this leaves a map that nobody believes.
-        os.pwrite(self.map_fd, self._header(_boot())[:SHARED_OFFSET], 0)
+        os.pwrite(self.map_fd, entry_format.live_header(self._seal, self.size), 0)
 
     def sync(self, store: Store) -> None:
         """Make what is present now survive a crash of the machine.
@@ -313,14 +281,14 @@ class Entry:
         self.touch()
         if self.problem:
             return
-        if os.pread(self.data_fd, SEAL.size, self._seal_offset) != self._trailer():
-            os.pwrite(self.data_fd, self._trailer(), self._seal_offset)  # the file was cut short
+        if entry_format.seal_of(self.data_fd, self.size) != self._seal:
+            self._write_seal(self._seal)  # the file was cut short
         bits = store.copy_map()
         if bits == self._synced or not self._is_listed():
             return
         os.fdatasync(self.data_fd)
         os.fdatasync(self.sums_fd)
-        replace_file(self._file("map"), self._header(NO_BOOT, sha256(bits).digest()) + bits, durable=True)
+        replace_file(self._file("map"), entry_format.durable_map(self._seal, self.size, bits), durable=True)
         sync_directory(self.path)
         self._synced = bits
 
@@ -353,10 +321,7 @@ class Entry:
         """Bytes of the blob that are there: of the live map where that is believed, else of the durable one."""
         live = self.map_fd >= 0
         bits = os.pread(self.map_fd, self._map_bytes, MAP_OFFSET) if live else self._durable_bits()
-        number = int.from_bytes(bits, "little")
-        granules = (self.size + GRANULE - 1) // GRANULE
-        beyond = granules * GRANULE - self.size if number >> (granules - 1) & 1 else 0
-        return number.bit_count() * GRANULE - beyond
+        return entry_format.bytes_present(bits, self.size)
 
     def _mark(self) -> entry_mark.Mark | None:
         """Return the mark, if it is for what these bytes are to be.

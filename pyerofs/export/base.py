@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..cache.entry import MAP_OFFSET
+from ..cache.entry_format import MAP_OFFSET
 from ..cache.paths import chosen_directory
 from ..cache.sharing import forget, open_entry
 from ..core import GRANULE, Store

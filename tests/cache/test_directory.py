@@ -15,8 +15,10 @@ import pytest
 
 from pyerofs.cache import directory as cache_directory
 from pyerofs.cache import entry as module
+from pyerofs.cache import entry_format
 from pyerofs.cache.directory import Contents, EntryInfo, describe, drop, evict, find_entry, scan
-from pyerofs.cache.entry import MAP_OFFSET, Entry
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET
 from pyerofs.core import GRANULE, Store
 from pyerofs.errors import UnavailableError, UsageError
 from pyerofs.quantity import Limit
@@ -87,7 +89,7 @@ def test_what_is_present(
     """By the live map, and after a reboot by the durable one."""
     fill(directory, DIGESTS[0], granules)
     if reboot:
-        monkeypatch.setattr(module, "_boot", lambda: bytes(16))
+        monkeypatch.setattr(entry_format, "boot_id", lambda: bytes(16))
     assert contents(directory) == Contents(SIZE, present)
     assert contents(directory).complete == (present == SIZE)
 
@@ -95,13 +97,13 @@ def test_what_is_present(
 def test_after_a_reboot_only_the_durable_map_counts(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(directory, DIGESTS[0], durable=False)
     assert contents(directory).complete
-    monkeypatch.setattr(module, "_boot", lambda: bytes(16))
+    monkeypatch.setattr(entry_format, "boot_id", lambda: bytes(16))
     assert contents(directory) == Contents(SIZE, 0)
 
 
 def test_a_look_changes_nothing(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fill(directory, DIGESTS[0], used=77)
-    monkeypatch.setattr(module, "_boot", lambda: bytes(16))
+    monkeypatch.setattr(entry_format, "boot_id", lambda: bytes(16))
     before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes()) for file in path.iterdir()}
     contents(directory)
     assert before == {
@@ -123,8 +125,8 @@ def empty(path: Path) -> None:
 
 def another_size(path: Path) -> None:
     with (path / "data").open("r+b") as file:
-        file.seek(-module.SEAL.size, os.SEEK_END)
-        file.write(module.SEAL.pack(module.SEAL_MAGIC, bytes(16), 2**64 - 1))
+        file.seek(-entry_format.SEAL.size, os.SEEK_END)
+        file.write(entry_format.SEAL.pack(entry_format.SEAL_MAGIC, bytes(16), 2**64 - 1))
 
 
 def a_directory(path: Path) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from pyerofs.cache import entry as module
-from pyerofs.cache.entry import MAP_OFFSET, Entry
+from pyerofs.cache import entry_format
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET
 from pyerofs.cache.paths import default_directory
 from pyerofs.core import GRANULE, Store
 from pyerofs.errors import UnavailableError, UsageError
@@ -104,7 +106,7 @@ def test_kill_9_loses_nothing(rig: Rig) -> None:
 def reboot(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another boot, as far as maps can tell."""
     boot = random.randbytes(16)
-    monkeypatch.setattr(module, "_boot", lambda: boot)
+    monkeypatch.setattr(entry_format, "boot_id", lambda: boot)
 
 
 def test_a_reboot_loses_nothing_that_was_closed_in_good_order(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +158,7 @@ def a_link(entry: Path) -> None:
 
 def another_magic(entry: Path) -> None:
     with (entry / "data").open("r+b") as file:
-        file.seek(-module.SEAL.size, os.SEEK_END)
+        file.seek(-entry_format.SEAL.size, os.SEEK_END)
         file.write(b"pyerofs data 2\n\0")
 
 
@@ -205,7 +207,7 @@ def test_a_map_that_was_cut(rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
     assert len(rig.ranges) > before
 
 
-@pytest.mark.parametrize("offset", [0, 20, 40, 60, module.SHARED_OFFSET - 1])
+@pytest.mark.parametrize("offset", [0, 20, 40, 60, entry_format.SHARED_OFFSET - 1])
 def test_a_live_map_with_a_wrong_header(rig: Rig, offset: int) -> None:
     reference, data = rig.publish(SIZE)
     assert read(rig, reference) == data

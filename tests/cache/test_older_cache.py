@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from pyerofs.cache import directory as cache_directory
-from pyerofs.cache.entry import MAP_OFFSET, SEAL, Entry
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET, SEAL
 from pyerofs.cli import main
 from pyerofs.config.options import parse_oci_options
 from pyerofs.core import GRANULE, crc32c
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.export.base import Export
 from pyerofs.export.file import BlobFile
+from pyerofs.oci.location import Location
 from pyerofs.source.open import reopen_layers
 from tests.support.blobs import Rig, wrong
 from tests.support.fakeregistry import FakeRegistry
@@ -124,7 +126,7 @@ def test_a_mount_of_that_version_is_taken_over(rig: Rig, hashed: bool) -> None:
         "content": Layer(data).digest, "converted": False,
     }  # fmt: skip
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
-    [open_] = reopen_layers(reference, [(Described.from_dict(origin), SIZE)], options)
+    [open_] = reopen_layers(Location.parse(reference), [(Described.from_dict(origin), SIZE)], options)
     with BlobFile(Export(open_(rig.log.append), options, rig.log.append)) as blob:
         assert rig.fake.requests() == []
         used.close()

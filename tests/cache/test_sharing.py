@@ -15,7 +15,8 @@ import pytest
 
 from pyerofs.cache import directory as cache_directory
 from pyerofs.cache import sharing
-from pyerofs.cache.entry import MAP_OFFSET, Entry
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET
 from pyerofs.cli import main
 from pyerofs.core import GRANULE
 from pyerofs.erofs.layer import Storage

@@ -78,7 +78,7 @@ def test_input_that_is_closed(scene: Scene) -> None:
 
 def test_what_is_closed_is_opened_before_anything_else(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pyerofs import terminal; terminal.open_standard_files(); "
+        "import os, sys; from pyerofs.cli import terminal; terminal.open_standard_files(); "
         "fd = os.open('/dev/null', os.O_RDONLY); os.write(3, str((fd, sys.stdout is None)).encode())"
     )
     script = f'exec "$@" 3>{tmp_path}/out <&- >&- 2>&-'

@@ -38,7 +38,7 @@ def tenant() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_namespace_of_the_machine_is_not_private(tenant: subprocess.Popen[bytes]) -> None:
-    code = "from pyerofs import tenancy; print(tenancy.is_private())"
+    code = "from pyerofs.daemon import tenancy; print(tenancy.is_private())"
     for prefix, expected in ((["nsenter", "-t", "1", "-m"], b"False\n"), (["unshare", "--mount"], b"True\n")):
         done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, check=True)
         assert done.stdout == expected

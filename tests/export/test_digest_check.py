@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import pyerofs
-from pyerofs.cache.entry import MAP_OFFSET, Entry
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET
 from pyerofs.core import GRANULE, Store, crc32c
 from pyerofs.export import digest_check, fill
 from pyerofs.export.digest_check import NICE, DigestCheck, digest_of

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from pyerofs.cache import entry as module
-from pyerofs.cache.entry import MAP_OFFSET, Entry
+from pyerofs.cache import entry_format
+from pyerofs.cache.entry import Entry
+from pyerofs.cache.entry_format import MAP_OFFSET
 from pyerofs.core import GRANULE, Store, crc32c
 from tests.support.coreharness import bits_of
 
@@ -194,7 +196,7 @@ def check(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Opens what the crash has left, in another boot. How many granules it claims."""
     directory.chmod(0o700)
     (directory / "sha256").chmod(0o700)
-    monkeypatch.setattr(module, "_boot", lambda: b"another boot now")
+    monkeypatch.setattr(entry_format, "boot_id", lambda: b"another boot now")
     entry = Entry(str(directory), DIGEST, SIZE)
     present = bits_of(os.pread(entry.map_fd, SIZE, MAP_OFFSET))
     for granule in present:

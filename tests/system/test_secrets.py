@@ -200,7 +200,7 @@ def sources() -> Iterator[list[Path]]:
 
 
 def test_curl_is_never_asked_to_talk(sources: list[Path]) -> None:
-    """libcurl's own trace has every header in it; ours is written by http/transport.py."""
+    """libcurl's own trace has every header in it; ours is written by http/exchange.py."""
     for path in sources:
         assert not re.search(r"pycurl\.(VERBOSE|DEBUGFUNCTION|STDERR)", path.read_text()), path
 
