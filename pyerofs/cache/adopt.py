@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from array import array
 from typing import TYPE_CHECKING
 
-from ..core import GRANULE, crc32c
 from . import mark
 from .entry import Entry
 from .entry_format import MAP_OFFSET
@@ -22,8 +20,6 @@ from .paths import entry_path, make_directory
 
 if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
-
-_PIECE = 1 << 20  # bytes
 
 
 def adopt(directory: str, key: str, device: DeviceFile) -> bool:
@@ -65,7 +61,6 @@ def _is_unused(entry: Entry) -> bool:
 
 
 def _make_whole(path: str, device: DeviceFile) -> None:
-    sums = _sums(device)
     entry = Entry.__new__(Entry)
     entry._begin(path, device.size)
     try:
@@ -75,16 +70,8 @@ def _make_whole(path: str, device: DeviceFile) -> None:
         entry._seal = os.urandom(16)
         entry._write_seal(entry._seal)
         entry._make_sums()
-        os.pwrite(entry.sums_fd, sums, MAP_OFFSET)
+        os.pwrite(entry.sums_fd, device.sums.tobytes(), MAP_OFFSET)
         bits = (1 << entry._granules) - 1
         entry._make_live(bits.to_bytes(entry._map_bytes, "little"))
     finally:
         entry.close()
-
-
-def _sums(device: DeviceFile) -> bytes:
-    sums = array("I")
-    for at in range(0, device.size, _PIECE):
-        piece = memoryview(device.read(at, min(_PIECE, device.size - at)))
-        sums.extend(crc32c(piece[first : first + GRANULE]) for first in range(0, len(piece), GRANULE))
-    return sums.tobytes()

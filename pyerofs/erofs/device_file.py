@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from array import array
 from typing import Self
 
+from ..core import GRANULE, crc32c
 from . import chunk_index
 
 CHUNK = chunk_index.CHUNK_SIZE  # bytes
@@ -19,7 +21,8 @@ CHUNK = chunk_index.CHUNK_SIZE  # bytes
 class DeviceFile:
     """Owns its file until close(), which removes it unless it has been moved. For one thread. Raises OSError.
 
-    `path` of the file; `size`: bytes that are settled. `index`: after finish(), a chunk index of all of them.
+    `path` of the file; `size`: bytes that are settled. `index`: after finish(), a chunk index of all of them; `sums`:
+    CRC32C of each granule, as the cache keeps them.
     """
 
     def __init__(self, directory: str) -> None:
@@ -27,6 +30,7 @@ class DeviceFile:
         self.size = 0
         self.index = b""
         self._fd, self.path = tempfile.mkstemp(dir=directory, prefix="device-")
+        self.sums = array("I")
         self._hashed = 0
         self._entries: list[tuple[int, int, bytes]] = []
 
@@ -55,6 +59,8 @@ class DeviceFile:
 
     def _hash(self, length: int) -> None:
         data = os.pread(self.fileno(), length, self._hashed)
+        granules = memoryview(data)
+        self.sums.extend(crc32c(granules[at : at + GRANULE]) for at in range(0, len(data), GRANULE))
         self._entries.append((self._hashed, self._hashed, hashlib.sha256(data).digest()))
         self._hashed += length
 

@@ -7,6 +7,7 @@ by one, so that two conversions that share some wait for each other there only.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -30,7 +31,7 @@ from ..tar.allowance import Allowance
 from .copy import short_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
@@ -89,6 +90,10 @@ class CachedLayers:
         self._total = sum(layer.size for layer in layers)
         make_directory(self._directory)
         make_directory(os.path.join(self._directory, kept_layers.NAME))
+        with _uncollected():
+            return self._get_all(layers, diff_ids)
+
+    def _get_all(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[HeldLayer]:
         threads = min(STREAMS, len(layers)) if can_share(self._reader) else 1
         with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="pyerofs-layer") as pool:
             futures = [
@@ -173,6 +178,22 @@ class CachedLayers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, through entries that are in no cycle.
+
+    It takes a third of the time that a layer takes.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def store_device(directory: str, layer: Layer, device: DeviceFile, options: ReadOptions, name: str) -> Entry:
