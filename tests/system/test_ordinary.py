@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pyerofs.kernel import mountpoint
 from pyerofs.mounting import mount as mounting
 from tests.support import skopeo
 from tests.support.dockerregistry import DockerRegistry
-from tests.support.fakeregistry import FakeRegistry, stall
+from tests.support.fakeregistry import Exchange, FakeRegistry, honest, short, stall
 from tests.support.needs import need
 from tests.support.ordinary import LAYERS, TAR, Layout, file, tars
 from tests.support.ordinaryscene import FUSE, TWO, digest_of_image, entries, home, need_to_mount, small_image
@@ -273,6 +274,44 @@ def test_layers_that_were_finished_are_used(scene: Scene, fake: FakeRegistry, sm
     before = len(fake.requests(f"/blobs/{first}"))
     scene.mount_image(image, fstype=FUSE)
     assert len(fake.requests(f"/blobs/{first}")) == before
+    by_pyerofs(scene)
+
+
+def test_a_second_tag_brings_only_what_it_does_not_share(
+    scene: Scene, fake: FakeRegistry, small: tuple[Layout, str]
+) -> None:
+    scene.mount_image(put(fake, small[0]), fstype=FUSE)
+    by_pyerofs(scene)
+    base = [archive(file("one", b"1" * 300_000), file("both", b"1")), archive(file("two", TWO))]
+    small[0].tag(small[0].image([*base, archive(file("three", b"3" * 5000))]), "other")
+    image = put(fake, small[0], "other")
+    layers = [each["digest"] for each in json.loads(fake.blobs[digest_of_image(small[0], "other")])["layers"]]
+    before = {digest: len(fake.requests(f"/blobs/{digest}")) for digest in layers}
+    scene.mount_image(image, fstype=FUSE)
+    asked = [len(fake.requests(f"/blobs/{digest}")) - before[digest] for digest in layers]
+    assert asked == [0, 0, 1]
+    assert ((scene.mnt / "two").read_bytes(), (scene.mnt / "three").read_bytes()) == (TWO, b"3" * 5000)
+    by_pyerofs(scene)
+
+
+def test_a_stream_that_breaks_off_goes_on(scene: Scene, fake: FakeRegistry) -> None:
+    content = random.Random(1).randbytes(400_000)
+    layout = Layout(scene.directory / "broken")
+    layout.tag(layout.image([archive(file("a", content))]), "small")
+    image = put(fake, layout)
+    layer = json.loads(fake.blobs[digest_of_image(layout)])["layers"][0]["digest"]
+
+    def breaking(exchange: Exchange) -> None:
+        if layer in exchange.path and len(fake.requests(layer)) < 4:
+            short(70_000)(exchange)
+        else:
+            honest(exchange)
+
+    fake.default = breaking
+    scene.mount_image(image, fstype=FUSE)
+    assert (scene.mnt / "a").read_bytes() == content
+    firsts = [seen.headers["range"].removeprefix("bytes=").split("-")[0] for seen in fake.requests(layer)]
+    assert firsts == ["0", "70000", "140000", "210000"]
     by_pyerofs(scene)
 
 
