@@ -179,7 +179,7 @@ def render(found: dict[str, Any]) -> str:
     if mount["error"]:
         lines.append(f"mount: no: {mount['error']}")
     elif mount["convert"]:
-        lines.append(f"mount: all layers, stacked, once they have been converted ({mount['convert']})")
+        lines.append(f"mount: all layers as one filesystem, once they have been converted ({mount['convert']})")
     else:
         how = "stacked" if mount["stacked"] else "by itself" if len(mount["layers"]) == 1 else "with its devices"
         numbers = ", ".join(map(str, mount["layers"]))

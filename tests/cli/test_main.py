@@ -146,7 +146,7 @@ def test_inspect_of_what_would_be_converted(scene: Scene, published: Published) 
     assert (mount["layers"], mount["error"], mount["convert"]) == ([], None, "1 layer of tar, 10.0 KiB")
     said = scene.run("inspect", published.tar).out.splitlines()
     assert said[-2].endswith("  an ordinary tar layer")
-    assert said[-1] == "mount: all layers, stacked, once they have been converted (1 layer of tar, 10.0 KiB)"
+    assert said[-1] == "mount: all layers as one filesystem, once they have been converted (1 layer of tar, 10.0 KiB)"
 
 
 def test_inspect_says_the_conversation(scene: Scene, published: Published) -> None:
