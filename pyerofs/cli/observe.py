@@ -157,8 +157,13 @@ def _is_loopback(address: str) -> bool:
 def config(arguments: argparse.Namespace, write: Write) -> None:
     from ..config.file import load
     from ..config.render import example, render
+    from ..oci.location import Location
 
-    write(example() if arguments.example else render(load(), arguments.image))
+    if arguments.example:
+        write(example())
+        return
+    location = Location.parse(arguments.image, image=False) if arguments.image else None
+    write(render(load(), location))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Write], None]] = {"stat": stat, "metrics": metrics, "config": config}

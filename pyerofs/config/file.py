@@ -25,6 +25,7 @@ from .options import GROUPS, LOG_LEVELS, find_row, is_secret, parse_oci_options,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ..oci.location import Location
     from .options import Defaults, Kind, ReadOptions
 
 SYSTEM_FILE = "/etc/pyerofs/config.toml"
@@ -57,19 +58,19 @@ class Config(NamedTuple):
     layers: tuple[ConfigLayer, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
 
-    def layers_for(self, source: str) -> list[ConfigLayer]:
-        """Those that concern this image (or anything else that can be mounted), the strongest first."""
-        registry = _registry_of(source) if any(layer.registry for layer in self.layers) else ""
+    def layers_for(self, location: Location | None = None) -> list[ConfigLayer]:
+        """Return those that concern what is there, the strongest first; None: those that concern everything."""
+        registry = location.registry if location else ""
         return [layer for layer in self.layers if layer.registry in ("", registry)]
 
-    def defaults(self, source: str) -> list[list[tuple[str, str]]]:
+    def defaults(self, location: Location | None = None) -> list[list[tuple[str, str]]]:
         """Return what options.parse_...() takes as defaults. It survives JSON, and may hold secrets."""
-        return [list(layer.values) for layer in self.layers_for(source)]
+        return [list(layer.values) for layer in self.layers_for(location)]
 
 
-def oci_options(texts: Sequence[str], source: str = "") -> ReadOptions:
+def oci_options(texts: Sequence[str], location: Location | None = None) -> ReadOptions:
     """Parse the `-o` strings of a command that mounts nothing, with this machine's configuration. Raises UsageError."""
-    return parse_oci_options(texts, load().defaults(source))
+    return parse_oci_options(texts, load().defaults(location))
 
 
 def without_secrets(defaults: Defaults) -> list[list[tuple[str, str]]]:
@@ -118,15 +119,6 @@ def _from_variable(environ: Mapping[str, str]) -> Iterator[ConfigLayer]:
         raise UsageError(f"{LOG_VARIABLE}: {error}") from None
     if values:
         yield ConfigLayer(LOG_VARIABLE, "", values)
-
-
-def _registry_of(source: str) -> str:
-    from ..oci.reference import Reference  # few configurations speak of registries
-
-    try:
-        return Reference.parse(source).registry
-    except UsageError:
-        return ""  # it is a local file, or whoever opens it will say what is wrong
 
 
 def _read(path: str, *, needed: bool, own: bool) -> tuple[list[ConfigLayer], str]:

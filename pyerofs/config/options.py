@@ -67,7 +67,7 @@ class ReadOptions:
 class MountOptions:
     """Options of a mount.
 
-    `flags` and `data` are for mount(2); `warnings` are for the user; `is_oci`: some oci option was given. `log_to`: one
+    `flags` and `data` are for mount(2); `warnings` are for the user. `log_to`: one
     of LOG_PLACES or an absolute path; `verity`: how a layer's dm-verity tree is used.
     """
 
@@ -76,7 +76,6 @@ class MountOptions:
     data: str = ""
     warnings: tuple[str, ...] = ()
     oci: ReadOptions = ReadOptions()
-    is_oci: bool = False
     loop: bool = False
     attach: Attach = "auto"
     device: str | None = None
@@ -267,10 +266,14 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
         data=data,
         warnings=warnings,
         oci=_oci_options(values),
-        is_oci=any(name.startswith("oci") for name in names),
         loop="loop" in rest,
         **{row.field: values[row.field] for row in _MOUNT_ROWS if row.field in values},
     )
+
+
+def names_image(texts: Sequence[str]) -> bool:
+    """Whether some oci option is among them, so that what is mounted must be an image. Raises UsageError."""
+    return any(item.startswith("oci") for text in texts for item in split(text))
 
 
 def parse_oci_options(texts: Sequence[str], defaults: Defaults = ()) -> ReadOptions:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from .file import SYSTEM_FILE, TYPES, Config
 from .options import ROWS, MountOptions, OptionRow, ReadOptions, chosen, is_secret
 
+if TYPE_CHECKING:
+    from ..oci.location import Location
 
-def render(config: Config, source: str = "") -> str:
-    """Render every option with its value for images such as `source`, and where that comes from.
+
+def render(config: Config, location: Location | None = None) -> str:
+    """Render every option with its value for images such as the one there, and where that comes from.
 
     The result is a configuration file itself, but that secrets are shown as ***.
     """
-    layers = config.layers_for(source)
+    layers = config.layers_for(location)
     counts = chosen((), [layer.values for layer in layers])
     lines = [f"# {path}: {state}" for path, state in config.files]
     for section, rows in _sections():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..config.options import LogLevel
+    from ..oci.location import Location
 
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
 _ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
@@ -35,7 +36,8 @@ class _Message:
 class MountRequest(_Message):
     """Ask a worker for a mount.
 
-    `source`: for messages; `location`: what Location.as_list() gave, empty in a request of an earlier version;
+    `source`: for messages; `location`: what Location.as_list() gave, as get_location() has it again, empty in a request
+    of an earlier version;
     `options`: the -o strings; `defaults`: those of the configuration; `driver`: nbd or fuse; `target`: the mount point;
     `verbosity`: 2 for a trace; `directory`: where relative paths are meant; `environment`: the caller's.
     """
@@ -50,6 +52,19 @@ class MountRequest(_Message):
     verbosity: int = 0
     directory: str = "/"
     environment: dict[str, str] = field(default_factory=dict)
+
+    def get_location(self) -> Location:
+        """Return where the image is.
+
+        In a request of an earlier version there is only what the user wrote, relative to `directory`, which is to be
+        the current one. Raises UsageError.
+        """
+        from ..config.options import names_image
+        from ..oci.location import Location
+
+        if self.location:
+            return Location.from_list(self.location)
+        return Location.parse(self.source, image=names_image(self.options))
 
     def with_more(
         self, options: Sequence[str] = (), defaults: Sequence[Sequence[tuple[str, str]]] = ()

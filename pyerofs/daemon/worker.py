@@ -24,7 +24,6 @@ from ..erofs.layer import Layer
 from ..errors import InternalError, MountError, PyerofsError, UsageError, to_json
 from ..export.base import Export
 from ..kernel.mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, umount
-from ..oci.location import Location
 from ..source.local import LocalSource
 from ..source.open import plan_layers, reopen_layers
 from .caller import Caller
@@ -68,7 +67,7 @@ class Worker:
         self._target = request.target
         self._driver = request.driver
         self._options: MountOptions = parse_mount_options(request.options, request.fstype, request.defaults)
-        self._location = Location.of_request(request.to_json(), self._options.is_oci)
+        self._location = request.get_location()
         self._id = resume.record.id if resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
         self._alone = False
         self._held = ExitStack()  # what must not leave the cache before all parts are open
@@ -125,7 +124,7 @@ class Worker:
         oci = self._options.oci
         traced = self._request.verbosity >= 2 or self._options.log_level == "debug"
         trace = self._trace if traced else None
-        if self._location.kind == "file":
+        if self._location.is_file:
             local = LocalSource(self._location.path)
             if self._resume and local.identity != self._resume.record.identity:
                 local.close()
@@ -140,23 +139,23 @@ class Worker:
                 yield Piece(open_, part.layer, part.role)
         else:
             kept = ManifestCache(chosen_directory(oci), self.log)
-            source, gone = str(self._location), self._caller.gone
+            gone = self._caller.gone
             try:
                 found = plan_layers(self._location, oci, trace=trace, cancel=gone, kept=kept)
             except NotErofsError as ordinary:
                 from ..source import converted_cache
 
                 image = self._held.enter_context(
-                    converted_cache.get_converted(source, ordinary, oci, self._have_converted)
+                    converted_cache.get_converted(self._location, ordinary, oci, self._have_converted)
                 )
                 found = image.parts(self._location, oci, gone)
             for chosen, open_ in found:
-                tree = choose_tree(chosen, self._options, source, self.log)
+                tree = choose_tree(chosen, self._options, str(self._location), self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
     def _have_converted(self, request: ConversionRequest) -> bool:
         """Ask the caller to convert: this process is to stay small, and lives as long as the mount."""
-        self._caller.send(convert=request._asdict())
+        self._caller.send(convert=request.to_json())
         return bool(self._caller.receive().get("converted"))
 
     def _log_of(self, layer: int, text: str) -> None:

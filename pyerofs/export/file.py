@@ -40,10 +40,10 @@ def open_export(
 ) -> Export:
     """Open the export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
-    oci = oci_options(texts, source)
     location = Location.parse(source, image=any(texts))
-    if location.kind == "file":
-        return Export(LocalSource(source), oci, log)
+    oci = oci_options(texts, location)
+    if location.is_file:
+        return Export(LocalSource(location.path), oci, log)
     kept = ManifestCache(chosen_directory(oci), log)
     return Export(open_layer(location, oci, trace=trace, kept=kept, log=log), oci, log)
 

@@ -19,7 +19,6 @@ from ..erofs.device_file import DeviceFile
 from ..erofs.foreign import obstacle
 from ..errors import ImageError, UnavailableError
 from ..oci.image_config import make_manifest, read_config
-from ..oci.location import Location
 from ..oci.manifest import Descriptor, Manifest, parse
 from ..oci.raw_manifest import descriptor
 from ..source import kept_layers
@@ -75,7 +74,7 @@ def _convert(
 ) -> ConvertedImage:
     path = path_of(directory, task.digest)
     with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
-        reader = open_reader(Location.parse(task.source), options)
+        reader = open_reader(task.location, options)
         stack.callback(reader.close)
         try:
             manifest = parse(reader.document(Descriptor("", task.digest, 0)).body)  # whatever the tag means by now

@@ -12,17 +12,14 @@ from ..erofs.native import foreign_format, is_native, native_layers
 from ..errors import ImageError
 from ..oci.location import Location
 from ..oci.manifest import CONFIGS, Index, Manifest
-from ..oci.platforms import Platform
 from ..printable import every_text
-from ..source.connect import connect
-from ..source.resolve import resolve
+from ..source.open import resolve_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..cache.directory import Contents
     from ..config.options import ReadOptions
-    from ..source.resolve import Image
 
 
 _CHUNK_INDEX = "org.erofs.chunk-index.range"
@@ -34,9 +31,9 @@ def inspect(
     image: str, options: Sequence[str] | str = (), *, trace: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Return the platforms of an image and the layers of the one that fits. Raises PyerofsError."""
-    oci = oci_options([options] if isinstance(options, str) else list(options), image)
     location = Location.parse(image)
-    chosen, giver = _resolve(location, oci, trace)
+    oci = oci_options([options] if isinstance(options, str) else list(options), location)
+    chosen, giver = resolve_image(location, oci, trace)
     root = chosen.root
     found: dict[str, Any] = {"reference": chosen.name, "digest": chosen.root_digest, "media_type": root.media_type}
     if isinstance(root, Index):
@@ -74,18 +71,6 @@ def _obstacle(manifest: Manifest, location: Location, oci: ReadOptions) -> str:
     finally:
         origin.close()
     return ""
-
-
-def _resolve(location: Location, oci: ReadOptions, trace: Callable[[str], None] | None) -> tuple[Image, str]:
-    if location.is_local:
-        from ..source import open as source_open
-
-        return source_open.resolve(location, oci), source_open.giver_of(location)
-    reference, registry, transport = connect(location.path, oci, trace=trace)
-    try:
-        return resolve(registry, reference, oci.platform or Platform.host(), timeout=oci.timeout), registry.giver
-    finally:
-        transport.close()
 
 
 def _layer(index: int, manifest: Manifest, directory: str, giver: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A writer is for one thread at a time.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from ..config.options import ReadOptions
@@ -13,10 +14,9 @@ from ..errors import UsageError
 from ..files import regular
 from ..http.request import Content
 from ..oci.layout import Layout
-from ..oci.location import Location
+from ..oci.location import Kind, Location
 from ..oci.manifest import Descriptor
 from ..oci.raw_manifest import RawManifest
-from ..oci.reference import Reference
 from ..registry.upload import Uploads, scopes
 from ..source.connect import connect
 from ..source.image_reader import ImageReader, Progress, RegistryReader, Trace
@@ -59,15 +59,17 @@ class CopyWriter(ImageWriter, Protocol):
 class RegistryWriter:
     """A repository at a registry. `origin`: where its images will come from, if that is known."""
 
-    def __init__(self, text: str, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None) -> None:
-        reference = Reference.parse(text)
+    def __init__(
+        self, location: Location, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None
+    ) -> None:
+        self.reference = reference = location.reference
         if reference.digest:
-            raise UsageError(f"{text!r}: where an image goes is named by a tag, not by a digest")
+            raise UsageError(f"{location.path!r}: where an image goes is named by a tag, not by a digest")
         self._neighbour = ""  # the repository at the same registry that has the blobs already
         if isinstance(origin, RegistryReader) and origin.reference.host == reference.host:
             self._neighbour = origin.reference.repository
         wanted = scopes(reference.repository, self._neighbour)
-        self.reference, registry, self._transport = connect(text, options, trace=trace, scopes=wanted)
+        registry, self._transport = connect(reference, options, trace=trace, scopes=wanted)
         self.name = str(self.reference)
         self._uploads = Uploads(registry)
 
@@ -148,8 +150,17 @@ def open_writer(
     location: Location, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None
 ) -> CopyWriter:
     """Open where an image goes. Raises UsageError, ImageError."""
-    if location.kind == "oci":
-        return LayoutWriter(location)
-    if location.kind == "registry":
-        return RegistryWriter(location.path, options, trace, origin)
-    raise UsageError(f"{location}: an archive is read only; write an image to a registry or to oci:DIR[:NAME]")
+    writer = _WRITERS.get(location.kind)
+    if writer is None:
+        raise UsageError(f"{location}: an archive is read only; write an image to a registry or to oci:DIR[:NAME]")
+    return writer(location, options, trace, origin)
+
+
+def _layout(location: Location, options: ReadOptions, trace: Trace, origin: ImageReader | None) -> CopyWriter:
+    return LayoutWriter(location)
+
+
+_WRITERS: dict[Kind, Callable[[Location, ReadOptions, Trace, ImageReader | None], CopyWriter]] = {
+    "registry": RegistryWriter,
+    "oci": _layout,
+}

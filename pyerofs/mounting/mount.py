@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..config import file as config_file
-from ..config.options import MountOptions, parse_mount_options
+from ..config.options import MountOptions, names_image, parse_mount_options
 from ..daemon import launch as daemons
 from ..daemon.messages import MountPlan, MountRequest
 from ..daemon.record import Record, boot_id, read_all, start_of
@@ -30,12 +30,11 @@ def _ignore(_: str) -> None:
 
 def choose_driver(source: Location, options: MountOptions) -> tuple[str, str]:
     """Return the driver for `-t erofs`, and why. Raises UsageError for one that was named and does not fit."""
-    local = source.kind == "file"
-    if options.driver == "local" and not local:
+    if options.driver == "local" and not source.is_file:
         raise UsageError(f"{source} is not a local file: an image is mounted with -t erofs.nbd or -t erofs.fuse")
     if options.driver != "auto":
         return options.driver, "as asked"
-    if local:
+    if source.is_file:
         return "local", f"{source} is a local file or device"
     from ..kernel import nbd
 
@@ -65,7 +64,8 @@ def mount(
     PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     texts = [options] if isinstance(options, str) else list(options)
-    defaults = config_file.load().defaults(source)
+    location = Location.parse(source, image=names_image(texts))
+    defaults = config_file.load().defaults(location)
     parsed = parse_mount_options(texts, fstype, defaults)
     for warning in parsed.warnings if not parsed.quiet else ():
         report(warning)
@@ -76,12 +76,13 @@ def mount(
         from ..kernel.overlay import Upper, check_upper
 
         check_upper(Upper(*parsed.upper))
-    location = Location.parse(source, image=parsed.is_oci)
     driver, why = choose_driver(location, parsed)
     if verbosity >= 1:
         report(f"driver {driver}: {why}")
     if driver == "local":
-        mountpoint.mount_local(source, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop)
+        mountpoint.mount_local(
+            location.path, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop
+        )
         return
     daemon = daemons.start(target)
     with ExitStack() as held:
@@ -93,7 +94,7 @@ def mount(
 
             say, seen = (_ignore, None) if parsed.quiet else (report, watch)
             shown = Lines(Console(say if seen else _ignore, seen))
-            held.enter_context(convert_image(ConversionRequest(**task), parsed.oci, say, shown))
+            held.enter_context(convert_image(ConversionRequest.from_json(task), parsed.oci, say, shown))
             daemon.send(converted=True)
 
         try:

@@ -69,7 +69,8 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
         answer = _hand_over(record)
         if answer is None:
             _end(processes)
-            request = MountRequest.from_json(record.request).with_more(defaults=_configured(record, report))
+            request = MountRequest.from_json(record.request)
+            request = request.with_more(defaults=_configured(record, request, report))
             if record.secrets and not texts:
                 report(f"{record.target}: its password was not kept; -o oci.password_file= gives it again")
         else:
@@ -87,13 +88,13 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
         wait_gone(processes, GONE)
 
 
-def _configured(record: Record, report: Callable[[str], None]) -> Defaults:
+def _configured(record: Record, request: MountRequest, report: Callable[[str], None]) -> Defaults:
     """Return the configuration's defaults: what the record lacks, since it is secret, may still be there.
 
     A broken configuration is no reason to give up a mount.
     """
     try:
-        return config_file.load().defaults(record.source)
+        return config_file.load().defaults(request.get_location())
     except UsageError as e:
         report(f"{record.target}: {e}")
         return []

@@ -7,16 +7,16 @@
     docker-archive:FILE[:NAME]    one in an archive of `docker save`
 
 NAME is the image's tag or reference there, @DIGEST, or @NUMBER (from 0, in the order in which they are listed); FILE
-may be `-`, standard input. A new kind is a row of _FORMS, and one of each table that opens it: source/image_reader.py,
-source/open.py.
+may be `-`, standard input. A new kind is a row of _FORMS, and one of each table that opens it: source/open.py,
+source/image_reader.py, images/writer.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ..errors import UsageError
@@ -60,11 +60,20 @@ ARCHIVES = "oci-archive:FILE[:NAME], or docker-archive:FILE[:NAME]"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """`path` of the file or directory, absolute, or the reference itself; `name`: which of several images there."""
+    """Where an image is.
+
+    `path` of the file or directory, absolute, or the reference as it was written; `name`: which of several images
+    there. Raises UsageError for what is no reference.
+    """
 
     kind: Kind
     path: str
     name: str | None = None
+    _reference: Reference | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.kind == "registry":
+            object.__setattr__(self, "_reference", Reference.parse(self.path))
 
     @classmethod
     def parse(cls, text: str, *, image: bool = True) -> Location:
@@ -77,7 +86,6 @@ class Location:
             return cls("file", os.path.abspath(text))
         if colon and kind in _FOREIGN:
             raise UsageError(f"{text!r}: images in {kind}: are not read: {_FOREIGN[kind]}")
-        Reference.parse(text)
         return cls("registry", text)
 
     @classmethod
@@ -94,14 +102,29 @@ class Location:
         return cls(kind, path if path == STDIN else os.path.abspath(path), name or None)
 
     def as_list(self) -> list[str | None]:
-        """For a message or a record."""
+        """Return the arguments that make it again, for a message or a record."""
         return [self.kind, self.path, self.name]
 
     @classmethod
-    def of_request(cls, request: Mapping[str, Any], image: bool) -> Location:
-        """Return what as_list() put into a request for a mount; in one of an older version there is the text alone."""
-        made = request.get("location")
-        return cls(*made) if made else cls.parse(request["source"], image=image)
+    def from_list(cls, values: Sequence[Any]) -> Location:
+        """Return the one that as_list() was asked of, in another process."""
+        return cls(*values)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is an image file or a block device, and no image of layers."""
+        return self.kind == "file"
+
+    @property
+    def reference(self) -> Reference:
+        """What of it a registry understands; there is none but of kind "registry"."""
+        assert self._reference is not None, self  # noqa: S101 - __post_init__() has parsed it
+        return self._reference
+
+    @property
+    def registry(self) -> str:
+        """The registry's name, as a reference has it; "" where none is asked."""
+        return self._reference.registry if self._reference else ""
 
     @property
     def is_local(self) -> bool:
@@ -142,4 +165,4 @@ def _split(rest: str, form: _Form) -> tuple[str, str]:
 
 def same_registry(source: Location, dest: Location) -> bool:
     """Whether only one registry takes part."""
-    return len({Reference.parse(place.path).host for place in (source, dest) if place.kind == "registry"}) < 2
+    return len({place.reference.host for place in (source, dest) if place.registry}) < 2

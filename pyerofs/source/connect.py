@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from ..config.options import ReadOptions
-from ..oci.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..http.transport import Transport
+    from ..oci.reference import Reference
     from ..registry.client import Registry
     from ..registry.hosts import HostConfig, Roots
 
@@ -20,8 +20,12 @@ _FROM_MIRRORS = frozenset(("pull", "resolve"))  # who names a mirror on the comm
 
 
 def connect(
-    text: str, options: ReadOptions, *, trace: Callable[[str], None] | None = None, scopes: tuple[str, ...] = ()
-) -> tuple[Reference, Registry, Transport]:
+    reference: Reference,
+    options: ReadOptions,
+    *,
+    trace: Callable[[str], None] | None = None,
+    scopes: tuple[str, ...] = (),
+) -> tuple[Registry, Transport]:
     """Return the registry of a reference; no request is made. The caller closes the transport. Raises UsageError.
 
     `scopes`: what its tokens must be good for, beside what it asks for.
@@ -31,7 +35,6 @@ def connect(
     from ..registry.client import Registry
     from ..registry.credentials import from_options
 
-    reference = Reference.parse(text)
     credentials = from_options(options.username, options.password, options.password_file)
     config = host_config(reference.registry, options)
     transport = Transport(
@@ -55,7 +58,7 @@ def connect(
     except BaseException:
         transport.close()
         raise
-    return reference, registry, transport
+    return registry, transport
 
 
 def host_config(registry: str, options: ReadOptions, roots: Roots | None = None) -> HostConfig:

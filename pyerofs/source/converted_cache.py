@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..cache.directory import EntryInfo, describe_key, hold
 from ..cache.files import open_file
@@ -26,19 +26,19 @@ from ..cache.paths import chosen_directory, entry_path
 from ..erofs.foreign import obstacle, summary
 from ..erofs.layer import Layer, describe
 from ..errors import ImageError, MountError, UnavailableError
+from ..oci.location import Location
 from ..oci.manifest import MAX_SIZE, Manifest, parse, verify_digest
 from . import kept_layers
 from .plan import plan_from_manifest, with_index
 from .resolve import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
     from ..erofs.compose import PlannedLayer
     from ..erofs.foreign import NotErofsError
-    from ..oci.location import Location
     from .base import Opener
     from .remade import RemadeBlobs
 
@@ -93,18 +93,24 @@ class ConversionInfo(NamedTuple):
 class ConversionRequest(NamedTuple):
     """What is to be converted.
 
-    `source`: as Location.parse() has it; `name` of the image for messages, `digest` of its manifest; `summary`: what it
-    is made of.
+    `name` of the image for messages, `digest` of its manifest; `summary`: what it is made of.
     """
 
-    source: str
+    location: Location
     name: str
     digest: str
     summary: str
 
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "location": self.location.as_list()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "location": Location.from_list(values["location"])})
+
 
 def get_converted(
-    source: str, ordinary: NotErofsError, options: ReadOptions, ask: Callable[[ConversionRequest], bool]
+    location: Location, ordinary: NotErofsError, options: ReadOptions, ask: Callable[[ConversionRequest], bool]
 ) -> ConvertedImage:
     """Return the converted image; where there is none yet, `ask` has it made, and tells whether it is done.
 
@@ -114,7 +120,7 @@ def get_converted(
         raise ordinary
     directory = chosen_directory(options)
     found = find_converted(directory, ordinary.digest, ordinary.name)
-    if found is None and ask(ConversionRequest(source, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
+    if found is None and ask(ConversionRequest(location, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
         found = find_converted(directory, ordinary.digest, ordinary.name)
     if found is None:
         raise MountError(f"{ordinary.name} has not been converted")

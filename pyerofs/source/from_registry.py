@@ -1,4 +1,4 @@
-"""Open or plan the layers of an image at a registry."""
+"""Plan the layers of an image at a registry, or open those that have been open before; look up its manifest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 from ..config.options import ReadOptions
 from ..erofs.compose import PlannedLayer
 from ..erofs.layer import Layer
-from ..erofs.native import choose_layer
 from ..oci.manifest import Manifest
 from ..oci.platforms import Platform
-from .base import Source
 from .connect import connect
 from .plan import plan_from_manifest, reopen_known
 from .resolve import resolve
@@ -19,41 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..cache.manifests import ManifestCache
+    from ..oci.reference import Reference
     from .base import Opener
+    from .resolve import Image
 
 
 def _never() -> bool:
     return False
 
 
-def _ignore(_: str) -> None:
-    pass
-
-
-def open_layer(
-    text: str,
-    options: ReadOptions,
-    *,
-    trace: Callable[[str], None] | None = None,
-    cancel: Callable[[], bool] = _never,
-    kept: ManifestCache | None = None,
-    log: Callable[[str], None] = _ignore,
-) -> Source:
-    """Resolve a reference to the layer that the options name. Raises UsageError, RegistryError, ImageError.
-
-    `trace` gets a line for each exchange with the registry, then and later, `log` one for the user. `kept`: manifests
-    of earlier times, for when the registry cannot be reached.
-    """
-
-    def choose(manifest: Manifest) -> tuple[PlannedLayer, ...]:
-        return (PlannedLayer(*choose_layer(manifest, options.layer, options.blob)),)
-
-    [(_, open_)] = plan_layers(text, options, choose, trace=trace, cancel=cancel, kept=kept)
-    return open_(log)
-
-
 def plan_layers(
-    text: str,
+    reference: Reference,
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None = None,
     *,
@@ -66,7 +40,7 @@ def plan_layers(
     None is opened yet: its function does that, from any thread, and raises RegistryError, ImageError, UnavailableError.
     They share their connections; the first that is closed closes those that are idle, and the others make new ones.
     """
-    reference, registry, transport = connect(text, options, trace=trace)
+    registry, transport = connect(reference, options, trace=trace)
     try:
         image = resolve(registry, reference, options.platform or Platform.host(), cancel, options.timeout, kept)
         return plan_from_manifest(image, registry, transport, options, choose, cancel=cancel)
@@ -76,7 +50,7 @@ def plan_layers(
 
 
 def reopen_layers(
-    text: str,
+    reference: Reference,
     layers: Sequence[tuple[Layer, int]],
     options: ReadOptions,
     *,
@@ -86,5 +60,17 @@ def reopen_layers(
 
     What is in the cache is not asked for. Raises UsageError.
     """
-    reference, registry, transport = connect(text, options, trace=trace)
+    registry, transport = connect(reference, options, trace=trace)
     return reopen_known(str(reference), layers, registry, transport, options)
+
+
+def resolve_image(
+    reference: Reference, options: ReadOptions, trace: Callable[[str], None] | None = None
+) -> tuple[Image, str]:
+    """Return the image that fits the platform, and who gave it. Raises UsageError, RegistryError, ImageError."""
+    registry, transport = connect(reference, options, trace=trace)
+    try:
+        platform = options.platform or Platform.host()
+        return resolve(registry, reference, platform, timeout=options.timeout), registry.giver
+    finally:
+        transport.close()

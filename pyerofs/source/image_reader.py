@@ -17,6 +17,7 @@ from ..oci.layout import Layout
 from ..oci.location import Kind, Location
 from ..oci.manifest import Descriptor, digest_as, parse
 from ..oci.raw_manifest import RawManifest
+from ..oci.reference import Reference
 from ..registry.download import download
 from .connect import connect
 from .resolve import get_answer
@@ -50,8 +51,9 @@ class ImageReader(Protocol):
 class RegistryReader:
     """An image at a registry. Owns its connections until close()."""
 
-    def __init__(self, text: str, options: ReadOptions, trace: Trace = None) -> None:
-        self.reference, self.registry, self._transport = connect(text, options, trace=trace)
+    def __init__(self, reference: Reference, options: ReadOptions, trace: Trace = None) -> None:
+        self.reference = reference
+        self.registry, self._transport = connect(reference, options, trace=trace)
         self.name = str(self.reference)
         self._timeout = options.timeout
 
@@ -104,12 +106,12 @@ class LayoutReader:
         pass
 
 
-def _layout_origin(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+def _layout(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
     return LayoutReader(location)
 
 
-def _registry_origin(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
-    return RegistryReader(location.path, options, trace)
+def _registry(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+    return RegistryReader(location.reference, options, trace)
 
 
 def _layout_archive(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
@@ -124,9 +126,9 @@ def _docker_archive(location: Location, options: ReadOptions, trace: Trace) -> I
     return ArchiveReader(location)
 
 
-_ORIGINS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
-    "registry": _registry_origin,
-    "oci": _layout_origin,
+_READERS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
+    "registry": _registry,
+    "oci": _layout,
     "oci-archive": _layout_archive,
     "docker-archive": _docker_archive,
 }
@@ -134,4 +136,4 @@ _ORIGINS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
 
 def open_reader(location: Location, options: ReadOptions, trace: Trace = None) -> ImageReader:
     """Open where an image comes from. Raises UsageError, ImageError."""
-    return _ORIGINS[location.kind](location, options, trace)
+    return _READERS[location.kind](location, options, trace)

@@ -1,12 +1,13 @@
 """Images wherever they are: at a registry, in an OCI layout directory, in an archive.
 
-What source/base.py does for the first, and the same for the others, whose blobs are in files of this machine.
+Each kind of place is a row of _KINDS. from_registry.py does the work for the first; the others, whose blobs are in
+files of this machine, are below.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..erofs.foreign import NotErofsError
 from ..erofs.native import choose_layer
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .blobs import BlobReader
     from .resolve import Image
 
+    Layers = Sequence[tuple[Layer, int]]  # each with the bytes that its source had
+
 
 def plan_layers(
     location: Location,
@@ -41,13 +44,14 @@ def plan_layers(
     cancel: Callable[[], bool] = lambda: False,
     kept: ManifestCache | None = None,
 ) -> list[tuple[PlannedLayer, Opener]]:
-    """As from_registry.plan_layers(). Raises NotErofsError where there is no EROFS layer."""
-    if not location.is_local:
-        return from_registry.plan_layers(location.path, options, choose, trace=trace, cancel=cancel, kept=kept)
-    image = resolve(location, options)
-    if location.kind == "docker-archive":  # which has nothing but tar archives in it
-        raise NotErofsError(image.name, image.digest, image.manifest)
-    return plan.plan_from_manifest(image, _Blobs(location), NoConnections(), options, choose, cancel=cancel)
+    """Find every part of what the options name, a layer or the whole image, each with its opener.
+
+    `choose` says which, instead of the options. None is opened yet: its function does that, from any thread, and raises
+    RegistryError, ImageError, UnavailableError. `trace` gets a line for each exchange with the registry, then and
+    later. `kept`: manifests of earlier times, for when the registry cannot be reached. Raises UsageError,
+    RegistryError, ImageError, NotErofsError where there is no EROFS layer.
+    """
+    return _KINDS[location.kind].plan(location, options, choose, trace=trace, cancel=cancel, kept=kept)
 
 
 def open_layer(
@@ -56,9 +60,9 @@ def open_layer(
     *,
     trace: Callable[[str], None] | None = None,
     kept: ManifestCache | None = None,
-    log: Callable[[str], None],
+    log: Callable[[str], None] = lambda _: None,
 ) -> Source:
-    """As from_registry.open_layer()."""
+    """Open the layer that the options name; `log` gets a line for the user. Raises as plan_layers() does."""
 
     def choose(manifest: Manifest) -> tuple[PlannedLayer, ...]:
         from ..erofs.compose import PlannedLayer
@@ -71,15 +75,16 @@ def open_layer(
 
 def reopen_layers(
     location: Location,
-    layers: Sequence[tuple[Layer, int]],
+    layers: Layers,
     options: ReadOptions,
     name: str = "",
     *,
     trace: Callable[[str], None] | None = None,
 ) -> list[Opener]:
-    """Return openers of layers that have been opened before, as from_registry.reopen_layers() does.
+    """Return openers of layers that have been opened before, each with the number of bytes that its source had.
 
-    Also of a converted image, which is in the cache and nowhere else. `name`: what the image was called.
+    What is in the cache is not asked for. Also of a converted image, which is in the cache and nowhere else. `name`:
+    what the image was called. Raises UsageError.
     """
     name = name or str(location)
     if any(layer.converted for layer, _ in layers):
@@ -87,16 +92,84 @@ def reopen_layers(
 
         blobs = remade_blobs(location, name, options)
         return plan.reopen_known(name, layers, blobs, blobs, plan.with_index(options))
-    if location.is_local:
-        return plan.reopen_known(name, layers, _Blobs(location), NoConnections(), options)
-    return from_registry.reopen_layers(location.path, layers, options, trace=trace)
+    return _KINDS[location.kind].reopen(location, layers, options, name, trace)
 
 
-def resolve(location: Location, options: ReadOptions) -> Image:
-    """Resolve an image in a file or directory, as resolve.resolve() does at a registry.
+def resolve_image(
+    location: Location, options: ReadOptions, trace: Callable[[str], None] | None = None
+) -> tuple[Image, str]:
+    """Return the image for the platform, and who gives it (BlobStore.giver).
 
-    Raises UsageError, ImageError.
+    Raises UsageError, RegistryError, ImageError.
     """
+    return _KINDS[location.kind].resolve(location, options, trace)
+
+
+def _plan_at_registry(
+    location: Location,
+    options: ReadOptions,
+    choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
+    *,
+    trace: Callable[[str], None] | None,
+    cancel: Callable[[], bool],
+    kept: ManifestCache | None,
+) -> list[tuple[PlannedLayer, Opener]]:
+    return from_registry.plan_layers(location.reference, options, choose, trace=trace, cancel=cancel, kept=kept)
+
+
+def _plan_in_place(
+    location: Location,
+    options: ReadOptions,
+    choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
+    *,
+    trace: Callable[[str], None] | None,
+    cancel: Callable[[], bool],
+    kept: ManifestCache | None,
+) -> list[tuple[PlannedLayer, Opener]]:
+    image = _resolve(location, options)
+    return plan.plan_from_manifest(image, _Blobs(location), NoConnections(), options, choose, cancel=cancel)
+
+
+def _plan_docker_archive(
+    location: Location,
+    options: ReadOptions,
+    choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
+    *,
+    trace: Callable[[str], None] | None,
+    cancel: Callable[[], bool],
+    kept: ManifestCache | None,
+) -> list[tuple[PlannedLayer, Opener]]:
+    """Raise NotErofsError: such an archive has nothing but tar archives in it."""
+    image = _resolve(location, options)
+    raise NotErofsError(image.name, image.digest, image.manifest)
+
+
+def _reopen_at_registry(
+    location: Location, layers: Layers, options: ReadOptions, name: str, trace: Callable[[str], None] | None
+) -> list[Opener]:
+    return from_registry.reopen_layers(location.reference, layers, options, trace=trace)
+
+
+def _reopen_in_place(
+    location: Location, layers: Layers, options: ReadOptions, name: str, trace: Callable[[str], None] | None
+) -> list[Opener]:
+    return plan.reopen_known(name, layers, _Blobs(location), NoConnections(), options)
+
+
+def _resolve_at_registry(
+    location: Location, options: ReadOptions, trace: Callable[[str], None] | None
+) -> tuple[Image, str]:
+    return from_registry.resolve_image(location.reference, options, trace)
+
+
+def _resolve_in_place(
+    location: Location, options: ReadOptions, trace: Callable[[str], None] | None
+) -> tuple[Image, str]:
+    return _resolve(location, options), giver_of(location)
+
+
+def _resolve(location: Location, options: ReadOptions) -> Image:
+    """Follow the index of an image in a file or directory. Raises UsageError, ImageError."""
     if location.path == STDIN:
         raise UsageError(f"{location}: what comes through a pipe can be read only once: save it to a file first")
     from .image_reader import open_reader  # deferred: a mount from a registry is to start without it
@@ -154,4 +227,18 @@ def _of_archive(location: Location, digest: str, size: int) -> BlobReader:
         archive.close()
 
 
+class _Kind(NamedTuple):
+    """How images of one kind are planned, opened once more and resolved: as the functions of those names above."""
+
+    plan: Callable[..., list[tuple[PlannedLayer, Opener]]]
+    reopen: Callable[[Location, Layers, ReadOptions, str, Callable[[str], None] | None], list[Opener]]
+    resolve: Callable[[Location, ReadOptions, Callable[[str], None] | None], tuple[Image, str]]
+
+
+_KINDS: dict[Kind, _Kind] = {
+    "registry": _Kind(_plan_at_registry, _reopen_at_registry, _resolve_at_registry),
+    "oci": _Kind(_plan_in_place, _reopen_in_place, _resolve_in_place),
+    "oci-archive": _Kind(_plan_in_place, _reopen_in_place, _resolve_in_place),
+    "docker-archive": _Kind(_plan_docker_archive, _reopen_in_place, _resolve_in_place),
+}
 _BLOBS: dict[Kind, Callable[[Location, str, int], BlobReader]] = {"oci": _of_layout, "oci-archive": _of_archive}

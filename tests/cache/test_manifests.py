@@ -15,8 +15,9 @@ from pyerofs.cache.manifests import CachedManifest, ManifestCache
 from pyerofs.config.options import ReadOptions, parse_oci_options
 from pyerofs.errors import NotFoundError, RegistryError
 from pyerofs.http.curlerror import TransportError
+from pyerofs.oci.location import Location
 from pyerofs.registry.client import ManifestResponse
-from pyerofs.source.from_registry import open_layer
+from pyerofs.source.open import open_layer
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import Exchange, FakeRegistry, reset
 from tests.support.images import FakePusher, Layer, push_image, push_index
@@ -189,7 +190,7 @@ def test_the_unused_are_removed(kept: ManifestCache) -> None:
 
 
 def chosen(reference: str, kept: ManifestCache, *options: str) -> tuple[str, int]:
-    source = open_layer(reference, parse_oci_options(list(options)), kept=kept)
+    source = open_layer(Location.parse(reference), parse_oci_options(list(options)), kept=kept)
     try:
         return source.digest, source.size
     finally:
@@ -258,10 +259,10 @@ def test_what_a_tag_was_by_another_way_does_not_count(kept: ManifestCache, log: 
 def test_without_kept_manifests_nothing_changes(tmp_path: Path) -> None:
     with FakeRegistry() as fake:
         push_image(FakePusher(fake), "app", "1", [PLAIN])
-        open_layer(f"{fake.host}/app:1", ReadOptions(cache=str(tmp_path / "cache"))).close()
+        open_layer(Location.parse(f"{fake.host}/app:1"), ReadOptions(cache=str(tmp_path / "cache"))).close()
         assert not (tmp_path / "cache").exists()
     with pytest.raises(RegistryError):
-        open_layer(f"{fake.host}/app:1", ReadOptions(cache=str(tmp_path / "cache"), timeout=0.2))
+        open_layer(Location.parse(f"{fake.host}/app:1"), ReadOptions(cache=str(tmp_path / "cache"), timeout=0.2))
 
 
 def test_a_whole_blob_is_read_with_the_registry_away(tmp_path: Path) -> None:

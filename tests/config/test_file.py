@@ -25,6 +25,7 @@ from pyerofs.config.options import (
 )
 from pyerofs.errors import UsageError
 from pyerofs.export.file import open_export
+from pyerofs.oci.location import Location
 from pyerofs.oci.platforms import Platform
 from pyerofs.quantity import Limit
 from pyerofs.secret import Secret
@@ -49,12 +50,16 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
+def at(source: str) -> Location | None:
+    return Location.parse(source, image=False) if source else None
+
+
 def mount_options(environ: dict[str, str], *texts: str, source: str = "", fstype: str = "erofs") -> MountOptions:
-    return parse_mount_options(texts, fstype, load(environ).defaults(source))
+    return parse_mount_options(texts, fstype, load(environ).defaults(at(source)))
 
 
 def oci(environ: dict[str, str], *texts: str, source: str = "") -> ReadOptions:
-    return parse_oci_options(texts, load(environ).defaults(source))
+    return parse_oci_options(texts, load(environ).defaults(at(source)))
 
 
 # What it says
@@ -135,10 +140,10 @@ def test_texts_are_taken_as_they_are(write: Write) -> None:
     assert found.password == Secret('"x\\,')
 
 
-def test_it_does_not_make_a_local_file_an_image(write: Write) -> None:
+def test_the_configuration_fits_a_mount_of_a_local_file_too(write: Write) -> None:
     environ = write("[oci]\nlayer = 0\ncache = '/c'\n[nbd]\nattach = 'netlink'")
     for fstype in ("erofs", "erofs.local", "erofs.fuse"):
-        assert not mount_options(environ, fstype=fstype).is_oci
+        assert mount_options(environ, fstype=fstype).attach == "netlink"
 
 
 # How it goes with what is written after -o
@@ -206,9 +211,9 @@ def test_a_user_has_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     system.write_text("[oci]\ntimeout = 60\nlayer = 1\n[registry.'quay.io'.oci]\ncache = '/system'")
     home.write_text("[oci]\ntimeout = 61\ncache = '/home'")
     assert load(environ, 1000).files == ((str(home), "read"), (str(system), "read"))
-    users = parse_oci_options([], load(environ, 1000).defaults("quay.io/x"))
+    users = parse_oci_options([], load(environ, 1000).defaults(at("quay.io/x")))
     assert users == ReadOptions(timeout=61, layer=1, cache="/system")  # of one registry before of all
-    roots = parse_oci_options([], load(environ, 0).defaults("app"))
+    roots = parse_oci_options([], load(environ, 0).defaults(at("app")))
     assert roots == ReadOptions(timeout=60, layer=1)
     assert load({"HOME": str(tmp_path)}, 1000).files[0][0] == f"{tmp_path}/.config/pyerofs/config.toml"
     assert load({}, 2**31 - 7).files == ((str(system), "read"),)  # whom the system does not list
@@ -333,13 +338,13 @@ def test_without_secrets_it_still_makes_sense(write: Write) -> None:
         "[oci]\nusername = 'a'\npassword = 'sesame'\nproxy = 'http://me:sesame@p'\ntimeout = 5\n"
         "[registry.'quay.io'.oci]\nusername = 'b'\npassword_file = '/p'\nproxy = 'http://p'"
     )
-    defaults = load(environ).defaults("quay.io/app")
+    defaults = load(environ).defaults(at("quay.io/app"))
     kept = config_file.without_secrets(defaults)
     assert "sesame" in str(defaults)
     assert "sesame" not in str(kept)
     assert kept[1] == [("oci.timeout", "5")]
     assert parse_oci_options([], kept) == parse_oci_options([], defaults)  # which the other section has overridden
-    everywhere = load(environ).defaults("app")
+    everywhere = load(environ).defaults(at("app"))
     assert parse_oci_options([], config_file.without_secrets(everywhere)) == ReadOptions(timeout=5)
     assert parse_oci_options([], [*config_file.without_secrets(everywhere), *everywhere]) == parse_oci_options(
         [], everywhere
@@ -352,7 +357,7 @@ def test_without_secrets_it_still_makes_sense(write: Write) -> None:
 def test_what_counts_and_why(write: Write) -> None:
     environ = write(REGISTRIES + "\n[log]\nto = 'syslog'") | {"PYEROFS_LOG": "debug"}
     path = environ["PYEROFS_CONFIG"]
-    lines = render.render(load(environ), "localhost:5000/app").splitlines()
+    lines = render.render(load(environ), at("localhost:5000/app")).splitlines()
     assert lines[0] == f"# {path}: read"
     assert f'blob = "{DIGEST}"  # {path} [registry."localhost:5000"]' in lines
     assert f"timeout = 60  # {path}" in lines

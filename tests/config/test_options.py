@@ -14,6 +14,7 @@ from pyerofs.config import options
 from pyerofs.config.options import (
     MountOptions,
     ReadOptions,
+    names_image,
     parse_mount_options,
     parse_oci_options,
     split,
@@ -147,7 +148,7 @@ def test_quiet_and_loop() -> None:
 def test_an_upper_directory_makes_it_writable() -> None:
     upper = "oci.upperdir=/up,oci.workdir=/work"
     assert parse(upper).upper == ("/up", "/work")
-    assert parse(upper).is_oci
+    assert names_image([upper])
     for text, read_only in (("", 0), ("rw", 0), ("ro", o.MS_RDONLY), ("rw,ro", o.MS_RDONLY), ("ro,rw", 0)):
         found = parse(upper, text, "nosuid")
         assert (found.flags, found.warnings) == (read_only | o.MS_NOSUID, ())
@@ -307,7 +308,7 @@ def test_refused(text: str, message: str) -> None:
 )
 def test_oci(text: str, expected: ReadOptions) -> None:
     options = parse(text, fstype="erofs.nbd")
-    assert options.is_oci
+    assert names_image([text])
     assert options.oci == expected
     assert options.data == ""
     assert parse_oci_options([text]) == expected
@@ -315,14 +316,15 @@ def test_oci(text: str, expected: ReadOptions) -> None:
 
 def test_a_limit_alone_does_not_make_the_source_an_image() -> None:
     options = parse("cache.max=1G")
-    assert not options.is_oci
+    assert not names_image(["cache.max=1G"])
     assert options.oci.cache_max == Limit(1 << 30)
 
 
 def test_nbd() -> None:
-    options = parse("nbd.attach=ioctl,nbd.device=/dev/nbd12", fstype="erofs.nbd")
+    text = "nbd.attach=ioctl,nbd.device=/dev/nbd12"
+    options = parse(text, fstype="erofs.nbd")
     assert (options.attach, options.device) == ("ioctl", "/dev/nbd12")
-    assert not options.is_oci
+    assert not names_image([text, "ro"])
     assert (parse().attach, parse().device) == ("auto", None)
 
 

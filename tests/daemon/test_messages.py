@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -24,6 +25,7 @@ from pyerofs.errors import (
     from_json,
     to_json,
 )
+from pyerofs.oci.location import Location
 
 REQUEST = MountRequest(
     source="r/app:1",
@@ -48,6 +50,16 @@ MESSAGES = [
     Watch(RECORD, None, 1, 120.0, "0", ("auto", "info")),
     Handover(REQUEST, {"pyerofs-1": 1}),
 ]
+
+
+def test_a_request_tells_where_the_image_is() -> None:
+    """As the front end has understood it, whatever exists by then; one of an earlier version has the user's text."""
+    made = Location.parse("oci:/d:x")
+    request = dataclasses.replace(REQUEST, location=made.as_list())
+    assert MountRequest.from_json(through_json(request.to_json())).get_location() == made
+    assert REQUEST.get_location() == Location.parse("r/app:1")
+    local = dataclasses.replace(REQUEST, source="/dev/null", options=["ro"])
+    assert local.get_location() == Location("file", "/dev/null")
 
 
 def through_json(values: dict[str, Any]) -> dict[str, Any]:

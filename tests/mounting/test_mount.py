@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyerofs.config.options import parse_mount_options
+from pyerofs.config.options import names_image, parse_mount_options
 from pyerofs.errors import MountError, UsageError
 from pyerofs.kernel import mountpoint, nbd
 from pyerofs.mounting import mount as mounting
@@ -226,7 +226,7 @@ def test_the_driver(
     monkeypatch.setattr(nbd, "load_module", lambda: module)
     monkeypatch.chdir("/dev")
     parsed = parse_mount_options([options], fstype)
-    driver, why = mounting.choose_driver(Location.parse(source, image=parsed.is_oci), parsed)
+    driver, why = mounting.choose_driver(Location.parse(source, image=names_image([options])), parsed)
     assert driver == expected
     assert why
 

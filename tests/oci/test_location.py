@@ -124,6 +124,15 @@ def test_same_registry(one: str, other: str, same: bool) -> None:
 def test_a_request_carries_it(text: str) -> None:
     """As it was made, whatever exists by then; one of an earlier version has the text."""
     made = Location.parse(text, image=False)
-    request = json.loads(json.dumps({"source": "anything", "location": made.as_list()}))
-    assert Location.of_request(request, image=False) == made
-    assert Location.of_request({"source": text}, image=False) == made
+    again = Location.from_list(json.loads(json.dumps(made.as_list())))
+    assert again == made
+    assert again.registry == made.registry
+
+
+def test_a_reference_is_parsed_once() -> None:
+    made = Location.parse("docker://quay.io/a:1")
+    assert (made.path, str(made.reference), made.registry) == ("docker://quay.io/a:1", "quay.io/a:1", "quay.io")
+    assert made.reference is made.reference
+    assert Location.parse("oci:d").registry == ""
+    with pytest.raises(UsageError):
+        Location("registry", "no image")

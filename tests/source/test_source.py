@@ -12,9 +12,10 @@ import pytest
 from pyerofs.config.options import parse_oci_options
 from pyerofs.erofs.compose import ROLE
 from pyerofs.errors import ImageError, NotFoundError, UsageError
+from pyerofs.oci.location import Location
 from pyerofs.oci.manifest import INDEX_DEPTH
-from pyerofs.source.from_registry import open_layer, plan_layers
 from pyerofs.source.local import LocalSource
+from pyerofs.source.open import open_layer, plan_layers
 from tests.support.fakeregistry import FakeRegistry
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, TAR, FakePusher, Layer, digest_of, push_image, push_index
 from tests.support.indexedlayers import compressed, image, stream
@@ -24,7 +25,7 @@ AMD64 = "oci.platform=linux/amd64"
 
 def layer_of(reference: str, *options: str) -> tuple[int, str, int]:
     """Index, digest and size of what was chosen."""
-    source = open_layer(reference, parse_oci_options(list(options)))
+    source = open_layer(Location.parse(reference), parse_oci_options(list(options)))
     try:
         return source.layer, source.digest, source.size
     finally:
@@ -79,7 +80,7 @@ def test_a_compressed_device(pusher: FakePusher, tmp_path: Path, device: Layer, 
     device.descriptor["mediaType"] = "application/vnd.example.blob+zstd"
     device.descriptor["annotations"] = {**device.descriptor["annotations"], ROLE: "device"}  # type: ignore[dict-item]
     push_image(pusher, "app", "1", [device, PLAIN])
-    (part, open_), _ = plan_layers(f"{pusher.host}/app:1", parse_oci_options([f"oci.cache={tmp_path}"]))
+    (part, open_), _ = plan_layers(Location.parse(f"{pusher.host}/app:1"), parse_oci_options([f"oci.cache={tmp_path}"]))
     assert (part.layer, part.role) == (0, "device")
     if error:
         with pytest.raises(ImageError, match=error) as caught:

@@ -14,8 +14,9 @@ from pyerofs.config.options import ReadOptions, parse_oci_options
 from pyerofs.erofs import chunk_index
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.errors import CorruptError, ImageError, PyerofsError, RegistryError
+from pyerofs.oci.location import Location
 from pyerofs.source import chunked
-from pyerofs.source.from_registry import open_layer, reopen_layers
+from pyerofs.source.open import open_layer, reopen_layers
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import Exchange, FakeRegistry, honest, status
 from tests.support.images import Layer
@@ -90,7 +91,7 @@ def test_every_place_flipped_is_caught_and_never_cached(rig: Rig, kind: str, mon
 
 
 def described(rig: Rig, reference: str) -> Described:
-    source = open_layer(reference, parse_oci_options([f"oci=0,oci.cache={rig.cache}"]))
+    source = open_layer(Location.parse(reference), parse_oci_options([f"oci=0,oci.cache={rig.cache}"]))
     source.close()
     return source.origin
 
@@ -217,10 +218,12 @@ def test_a_layer_is_opened_again_without_its_registry(rig: Rig, kind: str, verif
     reference = rig.push(KINDS[kind](DATA, CHUNK))
     options = parse_oci_options([f"oci=0,oci.verify={verify},oci.cache={rig.cache}"])
     assert rig.read(reference, f"oci=0,oci.verify={verify}")[: len(DATA)] == DATA
-    source = open_layer(reference, options)
+    source = open_layer(Location.parse(reference), options)
     source.close()
     asked = len(rig.fake.requests())
-    again = reopen_layers(source.name, [(Described.from_dict(source.origin.as_dict()), source.size)], options)[0](print)
+    again = reopen_layers(
+        Location.parse(source.name), [(Described.from_dict(source.origin.as_dict()), source.size)], options
+    )[0](print)
     again.close()
     assert (again.size, again.storage, again.origin) == (source.size, source.storage, source.origin)
     assert len(rig.fake.requests()) == asked
@@ -229,10 +232,10 @@ def test_a_layer_is_opened_again_without_its_registry(rig: Rig, kind: str, verif
 def test_one_that_would_not_be_the_same_is_refused(rig: Rig) -> None:
     reference = rig.push(raw(DATA, CHUNK))
     options = ReadOptions(cache=str(rig.cache))
-    source = open_layer(reference, options)
+    source = open_layer(Location.parse(reference), options)
     source.close()
     with pytest.raises(ImageError, match="bytes"):
-        reopen_layers(source.name, [(source.origin, source.size + 4096)], options)[0](print)
+        reopen_layers(Location.parse(source.name), [(source.origin, source.size + 4096)], options)[0](print)
 
 
 # All of it: reads at random, mirrors that are wrong at random

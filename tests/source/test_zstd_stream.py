@@ -15,8 +15,9 @@ from pyerofs.config.options import parse_oci_options
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.errors import ImageError, RegistryError, UnavailableError
 from pyerofs.export import fill
+from pyerofs.oci.location import Location
 from pyerofs.source import zstd_stream
-from pyerofs.source.from_registry import open_layer, reopen_layers
+from pyerofs.source.open import open_layer, reopen_layers
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import LIMIT, Exchange, FakeRegistry, honest, reset, short, stall, status
 from tests.support.images import FakePusher, Layer, push_image
@@ -390,9 +391,11 @@ def test_a_worker_that_takes_another_one_s_place(rig: Rig) -> None:
     layer = stream(DATA)
     reference = push(rig, layer)
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
-    source = open_layer(reference, options)
+    source = open_layer(Location.parse(reference), options)
     source.close()
-    again = reopen_layers(source.name, [(Described.from_dict(source.origin.as_dict()), len(DATA))], options)[0](print)
+    again = reopen_layers(
+        Location.parse(source.name), [(Described.from_dict(source.origin.as_dict()), len(DATA))], options
+    )[0](print)
     try:
         assert (again.size, again.storage) == (source.size, source.storage)
         got = bytearray()
@@ -405,9 +408,9 @@ def test_a_worker_that_takes_another_one_s_place(rig: Rig) -> None:
 def test_a_size_that_is_another_one_now(rig: Rig) -> None:
     reference = push(rig, stream(DATA))
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
-    source = open_layer(reference, options)
+    source = open_layer(Location.parse(reference), options)
     source.close()
-    again = reopen_layers(source.name, [(source.origin, len(DATA) - 4096)], options)[0](print)
+    again = reopen_layers(Location.parse(source.name), [(source.origin, len(DATA) - 4096)], options)[0](print)
     try:
         with pytest.raises(ImageError, match="by its superblock"):
             again.read_range(0, 5000, lambda at, piece: True, whole=lambda: None, cancel=lambda: False)
