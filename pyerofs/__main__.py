@@ -2,6 +2,7 @@ import sys
 
 from .cli import terminal
 from .daemon import launch
+from .errors import unexpected
 
 terminal.open_standard_files()  # before anything else is opened
 launch.start_early(sys.argv[1:])  # before the rest is imported
@@ -10,8 +11,9 @@ try:
 
     status = main()
 except (ImportError, MemoryError) as error:
-    terminal.say(f"a part of this program cannot be loaded: {error or 'out of memory'}: {terminal.LIMITS}")
-    status = 2
+    problem = unexpected(error)
+    terminal.say_error(problem, 0)
+    status = problem.status
 finally:
     launch.drop_spare()
 sys.exit(status)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+LIMITS = "this process may use less than it needs (ulimit -v and -u, or its cgroup's limits)"
+
+
 class PyerofsError(Exception):
     """Base of all; its text is the whole message for the user."""
 
@@ -54,9 +57,27 @@ class InternalError(PyerofsError):
         where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
         text = " ".join(str(error).split())[:200]
         what = type(error).__name__ + (f": {text}" if text else "")
-        found = cls(f"internal error{where} ({what}): this is a bug of pyerofs, please report it")
-        found.trace = "".join(traceback.format_exception(error))
-        return found
+        from . import __version__
+
+        bug = cls(f"internal error{where} ({what}): this is a bug of pyerofs {__version__}, please report it")
+        bug.trace = "".join(traceback.format_exception(error))
+        return bug
+
+
+def unexpected(error: BaseException) -> PyerofsError:
+    """Return the error for an exception that nobody expected.
+
+    It is what this machine lacks (memory, threads, a part of this program), or else a bug of ours.
+    """
+    if isinstance(error, PyerofsError):
+        return error
+    if isinstance(error, MemoryError):
+        return UnavailableError(f"out of memory: {LIMITS}")
+    if isinstance(error, ImportError):  # also where there is no memory for a library
+        return UnavailableError(f"a part of this program cannot be loaded: {error}")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # CPython has no type for it
+        return UnavailableError(f"no thread can be started: {LIMITS}")
+    return InternalError.of(error)
 
 
 class ImageError(PyerofsError):
@@ -115,7 +136,7 @@ def from_json(values: Mapping[str, object]) -> PyerofsError:
     return error
 
 
-_ATTRIBUTES = ("temporary", "retry_after", "end")
+_ATTRIBUTES = ("temporary", "retry_after", "end", "trace")
 
 
 def _classes(base: type[PyerofsError]) -> dict[str, type[PyerofsError]]:

@@ -1,4 +1,4 @@
-"""Files that somebody else names, and where a user's own are. Any thread.
+"""Files that somebody else names, files that are replaced as a whole, and where a user's own are. Any thread.
 
 A name may lead to a FIFO, which would hold up whoever opens it until another process comes, or to a device that does
 something as it is opened: open(path, opener=regular) gives what such a name is worth, an error.
@@ -6,6 +6,7 @@ something as it is opened: open(path, opener=regular) gives what such a name is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -42,6 +43,35 @@ def check_regular(found: os.stat_result, path: str) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if kind != stat.S_IFREG and not (kind == stat.S_IFCHR and found.st_rdev == _NULL):
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something else')}, not a regular file", path)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def atomic_write(path: str, data: bytes, *, durable: bool = False, mode: int = 0o600) -> None:
+    """Put `data` at `path`, with this mode: whole or not at all, as others see it, and what they had open stays theirs.
+
+    `durable`: whole or not at all after a crash of the machine too; which of both, the directory decides, which is the
+    caller's to sync. Raises OSError, and then nothing is left behind. Any number of threads and processes at once.
+    """
+    temporary = f"{path}.{os.urandom(6).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def remove_directories(path: str) -> None:

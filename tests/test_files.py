@@ -6,7 +6,9 @@ import os
 import pwd
 import shutil
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,41 @@ def test_a_directory_in_the_cache_is_healed(rig: Rig, name: str) -> None:
     assert rig.read(reference) == data
     assert not path.is_dir()
     shutil.rmtree(rig.cache)
+
+
+def test_a_file_is_replaced_whole_by_any_number_of_writers(tmp_path: Path) -> None:
+    """Each in a thread of one process, where a name made of its number would be one for all."""
+    path = tmp_path / "file"
+    texts = [bytes([65 + number]) * 100_000 for number in range(8)]
+    start = threading.Barrier(len(texts))
+
+    def write(text: bytes) -> None:
+        start.wait()
+        for _ in range(10):
+            files.atomic_write(str(path), text)
+            assert path.read_bytes() in texts
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(write, texts))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_replaced_file_has_its_mode_and_no_reader_loses_the_old_one(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as before:
+        files.atomic_write(str(path), b"new", durable=durable, mode=0o644)
+        assert (before.read(), path.read_text()) == ("old", "new")
+    assert path.stat().st_mode & 0o777 == 0o644
+    (tmp_path / "link").symlink_to(path)
+    files.atomic_write(str(tmp_path / "link"), b"mine")
+    assert (path.read_text(), (tmp_path / "link").is_symlink()) == ("new", False)
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    for name in ("directory", "none/file"):
+        with pytest.raises(OSError):
+            files.atomic_write(str(tmp_path / name), b"x")
+    assert os.listdir(tmp_path) == ["directory"]

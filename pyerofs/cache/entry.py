@@ -44,10 +44,11 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import UnavailableError, UsageError
+from ..files import atomic_write, write_all
 from . import entry_format
 from . import mark as entry_mark
 from .entry_format import MAP_OFFSET
-from .files import open_file, read_file, replace_file, sync_directory, write_all
+from .files import open_file, read_file, sync_directory
 from .lock import lock_entry
 from .paths import entry_path, make_directory, make_entry
 
@@ -82,7 +83,7 @@ class Entry:
                 self._open()
                 if giver and not os.path.lexists(self._file("giver")):
                     with contextlib.suppress(OSError):  # it is for people only
-                        replace_file(self._file("giver"), giver.encode())
+                        atomic_write(self._file("giver"), giver.encode())
             finally:
                 os.close(lock)
             self.touch()
@@ -288,7 +289,7 @@ class Entry:
             return
         os.fdatasync(self.data_fd)
         os.fdatasync(self.sums_fd)
-        replace_file(self._file("map"), entry_format.durable_map(self._seal, self.size, bits), durable=True)
+        atomic_write(self._file("map"), entry_format.durable_map(self._seal, self.size, bits), durable=True)
         sync_directory(self.path)
         self._synced = bits
 

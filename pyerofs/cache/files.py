@@ -25,31 +25,6 @@ def read_file(path: str, most: int) -> bytes:
         return file.read(most)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`. Raises OSError."""
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def replace_file(path: str, data: bytes, *, durable: bool = False) -> None:
-    """Put `data` at `path`, whole or not at all as other processes see it.
-
-    `durable`: after a crash of the machine too. Raises OSError. For one thread of a process at a time.
-    """
-    temporary = f"{path}.{os.getpid()}"
-    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        write_all(fd, data)
-        if durable:
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
-
-
 def sync_directory(path: str) -> None:
     """Make the directory's entries survive a crash of the machine. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -14,11 +14,11 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ImageError, RegistryError, UnavailableError
+from ..files import atomic_write
 from ..http.curlerror import TransportError
 from ..oci.manifest import MAX_SIZE, digest_as, verify_digest
 from ..oci.reference import is_digest
@@ -72,18 +72,11 @@ class ManifestCache:
     def keep(self, image: str, what: str, document: CachedManifest) -> None:
         """Remembers what the registry has answered. Where it cannot be remembered, that is worth a line."""
         head = {"image": image, "reference": what, "digest": document.digest, "media_type": document.media_type}
-        path = self._path(image, what)
-        temporary = f"{path}.{threading.get_native_id()}"
         try:
             make_directory(self._parent)
             make_directory(self._directory)
-            fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with open(fd, "wb") as f:
-                f.write(json.dumps(head).encode() + b"\n" + document.body)
-            os.rename(temporary, path)
+            atomic_write(self._path(image, what), json.dumps(head).encode() + b"\n" + document.body)
         except OSError as e:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             self._log(f"cannot keep the manifest of {image} in the cache: {e.strerror}")
 
     def get(

@@ -15,7 +15,8 @@ import struct
 from hashlib import sha256
 from typing import NamedTuple
 
-from .files import open_file, read_file, replace_file
+from ..files import atomic_write
+from .files import open_file, read_file
 
 NAME, HASHES = "verified", "hashes"
 _MARK = struct.Struct("<16s16sQ32s")  # magic, seal, size of the blob, SHA-256 of `hashes`
@@ -60,9 +61,9 @@ def write(path: str, seal: bytes, size: int, key: str, hashes: bytes) -> None:
 
     Raises OSError.
     """
-    replace_file(os.path.join(path, HASHES), hashes, durable=True)
+    atomic_write(os.path.join(path, HASHES), hashes, durable=True)
     mark = _MARK.pack(_MAGIC, seal, size, sha256(hashes).digest()) + key.encode()
-    replace_file(os.path.join(path, NAME), mark, durable=True)
+    atomic_write(os.path.join(path, NAME), mark, durable=True)
 
 
 def hashes(path: str, mark: Mark) -> bytes:

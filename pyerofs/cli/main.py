@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..config.options import MOUNT_HELP, OCI_HELP
-from ..errors import MountError, PyerofsError, UnavailableError, UsageError
+from ..errors import MountError, UsageError, unexpected
 from ..printable import every_text
 from . import cache as cache_commands
 from . import observe as observe_commands
 from .process_list import wipe_passwords
-from .terminal import LIMITS, open_standard_files, output_failed, say, say_bug, show, write
+from .terminal import open_standard_files, output_failed, say, say_error, show, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERRUPTED = 8  # mount(8)
-INTERNAL = 4
 
 
 class Parser(argparse.ArgumentParser):
@@ -335,23 +334,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         verbose = getattr(parsed, "verbose", 0)
         report = _silent if parsed.quiet else say
         _COMMANDS.get(parsed.command, _image)(parsed, report)
-    except PyerofsError as e:
-        say(str(e))
-        return e.status
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as e:
         return output_failed(e, 0)
-    except MemoryError:
-        say(f"out of memory: {LIMITS}")
-        return UnavailableError.status
-    except ImportError as e:  # also where there is no memory for a library
-        say(f"a part of this program cannot be loaded: {e}")
-        return UnavailableError.status
     except Exception as e:
-        if isinstance(e, RuntimeError) and "can't start new thread" in str(e):  # CPython has no type for it
-            say(f"no thread can be started: {LIMITS}")
-            return UnavailableError.status
-        say_bug(e, verbose)
-        return INTERNAL
+        error = unexpected(e)
+        say_error(error, verbose)
+        return error.status
     return 0

@@ -10,11 +10,10 @@ import io
 import os
 import sys
 
-from .. import __version__
+from ..errors import InternalError, PyerofsError
 from ..printable import many_lines, one_line
 
 CLEAR = "\x1b[H\x1b[J"  # the terminal, from its upper left corner on
-LIMITS = "this process may use less than it needs (ulimit -v and -u, or its cgroup's limits)"
 
 
 def open_standard_files() -> None:
@@ -73,17 +72,9 @@ def output_failed(error: OSError, status: int) -> int:
     return status or 2
 
 
-def say_bug(error: Exception, verbose: int) -> None:
-    """One line that asks for a report; with `verbose` also where it happened."""
-    import traceback
-
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    more = "" if verbose else ", which -v has more of"
-    say(
-        f"internal error: {error!r} at {os.path.basename(where.filename)}:{where.lineno}: "
-        f"a bug of pyerofs {__version__}{more}; please report it"
-    )
-    if verbose:
-        for lines in traceback.format_exception(error):
-            for line in lines.splitlines():
-                say(line)
+def say_error(error: PyerofsError, verbose: int) -> None:
+    """Say what went wrong; with `verbose` also where a bug is."""
+    say(str(error))
+    if verbose and isinstance(error, InternalError):
+        for line in error.trace.splitlines():
+            say(line)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError
+from ..files import atomic_write
 from ..kernel.nbd_node import backend_of
 
 if TYPE_CHECKING:
@@ -141,11 +142,7 @@ class Record:
             make_directory()
             if self.stacked:
                 os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            temporary = f"{self.path}.new"
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "w", encoding="utf-8") as f:
-                json.dump(asdict(self), f)
-            os.rename(temporary, self.path)
+            atomic_write(self.path, json.dumps(asdict(self)).encode())
         except OSError as e:
             raise UnavailableError(f"cannot write the record {self.path}: {e.strerror}") from None
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..kernel.mountpoint import MountInfo
 
-_NAME = re.compile(r"(pyerofs-([0-9]+)-[0-9a-f]+)(?:\.[0-9]+)?(?:\.json|\.json\.new|\.sock|\.d)?")
+_NAME = re.compile(r"(pyerofs-([0-9]+)-[0-9a-f]+)(?:\.[0-9]+)?(?:\.json(?:\.new|\.[0-9a-f]{12})?|\.sock|\.d)?")
 _GONE = 5.0  # seconds for nbdfuse to go once it has been killed
 
 

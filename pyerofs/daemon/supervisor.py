@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import replace
 
-from ..errors import PyerofsError
+from ..errors import InternalError, PyerofsError, unexpected
 from ..events import Events
 from ..kernel.mountpoint import MountWatch, mountinfo
 from ..kernel.nbd_node import attribute, index_of, node
@@ -129,7 +129,7 @@ class Supervisor:
         self._timeout = what.timeout
         self._oom_score = what.oom_score
         to, level = what.log
-        self._log = open_logger(to, level, lambda _: None, target=self._record.target, id=self._record.id)
+        self.logger = open_logger(to, level, lambda _: None, target=self._record.target, id=self._record.id)
         self._take_up(channel.take_fds()[0])
         with contextlib.suppress(OSError):  # it has died already: which is what we are here for
             channel.send({"ready": os.getpid()})
@@ -209,7 +209,7 @@ class Supervisor:
         return reading > 0
 
     def _kill(self, why: str) -> None:
-        self._log.warning(f"the daemon {self._record.pid} hangs, {why}: another one takes its place")
+        self.logger.warning(f"the daemon {self._record.pid} hangs, {why}: another one takes its place")
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -231,7 +231,7 @@ class Supervisor:
             self._clean_up()
         else:
             self._pause = longer(self._pause, time.monotonic() - self._began)
-            self._log.warning(f"the daemon {pid} has died: another one takes its place")
+            self.logger.warning(f"the daemon {pid} has died: another one takes its place")
             self._events.after(self._pause, self._restart)
 
     def _let_go(self) -> None:
@@ -252,7 +252,7 @@ class Supervisor:
     def _mourn(self, pid: int) -> None:
         """No other worker can take its place: what it has left is swept when the mount has ended."""
         target = self._record.target
-        self._log.error(
+        self.logger.error(
             f"the daemon {pid} has died, and nothing more can be read: `pyerofs umount {target}`, mount anew"
         )
         self._mounts = MountWatch()
@@ -279,7 +279,7 @@ class Supervisor:
         if time.monotonic() - self._handed_over < HANDOVER:
             self._events.after(SUCCESSOR_LOOK, self._see_successor)
             return
-        self._log.warning("nobody has taken over the mount")
+        self.logger.warning("nobody has taken over the mount")
         self._released = ""
         self._restart()
 
@@ -289,7 +289,7 @@ class Supervisor:
                 self._clean_up()
         except (PyerofsError, OSError, ValueError) as e:
             self._pause = longer(self._pause)
-            self._log.error(f"no new daemon comes up: {e}; again in {self._pause:g} s")
+            self.logger.error(f"no new daemon comes up: {e}; again in {self._pause:g} s")
             self._events.after(self._pause, self._restart)
 
     def _start_worker(self) -> bool:
@@ -316,7 +316,7 @@ class Supervisor:
                 [*(sock.fileno() for sock in sockets), theirs.fileno()],
                 request,
                 Resume(self._record, restarts, counts, os.getpid(), self._oom_score),
-                self._log.info,
+                self.logger.info,
                 patience=COME_UP,
             )
         except BaseException:
@@ -346,7 +346,12 @@ def main() -> int:
         return 0  # the mount has failed: there is nothing to watch
     supervisor = Supervisor(channel, Watch.from_json(what))
     leave_terminal()
-    supervisor.run()
+    try:
+        supervisor.run()
+    except Exception as e:
+        error = unexpected(e)
+        supervisor.logger.error(f"{error}\n{InternalError.of(e).trace}")
+        return error.status
     return 0
 
 

@@ -21,7 +21,7 @@ from ..cache.paths import chosen_directory
 from ..config.options import MountOptions, parse_mount_options
 from ..erofs.foreign import NotErofsError
 from ..erofs.layer import Layer
-from ..errors import InternalError, MountError, PyerofsError, UsageError, to_json
+from ..errors import InternalError, MountError, UsageError, to_json, unexpected
 from ..export.base import Export
 from ..kernel.mountpoint import MNT_DETACH, UMOUNT_NOFOLLOW, find, umount
 from ..source.local import LocalSource
@@ -312,15 +312,12 @@ def main() -> int:
         worker = Worker(caller, request, resume)
         os.chdir("/")
         worker.run()
-    except PyerofsError as e:
-        caller.send(**to_json(e))
-        return e.status
     except Exception as e:
-        bug = InternalError.of(e)
-        caller.send(**to_json(bug))
-        if worker is not None:
-            worker.logger.error(f"{bug}\n{bug.trace}")
-        return bug.status
+        error = unexpected(e)
+        caller.send(**to_json(error))
+        if worker is not None and isinstance(error, InternalError):
+            worker.logger.error(f"{error}\n{error.trace}")
+        return error.status
     return 0
 
 

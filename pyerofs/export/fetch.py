@@ -15,7 +15,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING
 
-from ..errors import CorruptError, PyerofsError, RegistryError, SpoiledError, UnavailableError
+from ..errors import CorruptError, PyerofsError, RegistryError, SpoiledError, UnavailableError, unexpected
 from ..retry import MAX, delay, pause
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Fetcher:
             error, until = errno.EIO, None
             try:
                 error, until = self._fetch(run)
-            except Exception as e:  # a bug, or no memory: without this thread all reads would hang
-                self._log(f"fetching {run.length} bytes at {run.offset} failed: internal error: {e!r}", None)
+            except Exception as e:  # without this thread all reads would hang
+                self._log(f"fetching {run.length} bytes at {run.offset} failed: {unexpected(e)}", None)
             finally:
                 self._store.finish(run.id, error, until)
                 self._tell_of_failed(known=error != 0)

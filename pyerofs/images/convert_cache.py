@@ -11,13 +11,13 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..cache.files import replace_file
 from ..cache.paths import chosen_directory, make_directory
 from ..erofs import chunk_index
 from ..erofs.compose import ROLE
 from ..erofs.device_file import DeviceFile
 from ..erofs.foreign import obstacle
 from ..errors import ImageError, UnavailableError
+from ..files import atomic_write
 from ..oci.image_config import make_manifest, read_config
 from ..oci.manifest import Descriptor, Manifest, parse
 from ..oci.raw_manifest import descriptor
@@ -115,7 +115,7 @@ def _write_image(
         "layers": list(layers),
         "digest": document.digest,
     }
-    replace_file(os.path.join(path, IMAGE), json.dumps(head).encode() + b"\n" + document.body, durable=True)
+    atomic_write(os.path.join(path, IMAGE), json.dumps(head).encode() + b"\n" + document.body, durable=True)
 
 
 def _describe(layer: Layer, role: str) -> dict[str, Any]:

@@ -5,11 +5,10 @@ What older readers of the text format, such as node_exporter's, do not know of i
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UnavailableError
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     import socket
@@ -120,18 +119,9 @@ def encode(text: str) -> bytes:
 
 
 def write_file(path: str, text: str) -> None:
-    """Atomic: a reader sees the file before or after. For everybody to read. Raises UnavailableError."""
-    temporary = f"{path}.{os.getpid()}"
+    """Replace the file, which everybody may read, as a whole. Raises UnavailableError."""
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            with open(fd, "wb") as file:
-                file.write(encode(text))
-            os.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        atomic_write(path, encode(text), mode=0o644)
     except OSError as error:
         raise UnavailableError(f"cannot write {path}: {error.strerror}") from None
 

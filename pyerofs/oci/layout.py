@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ImageError, UnavailableError, UsageError
-from ..files import regular
+from ..files import atomic_write, regular
 from .layout_index import choose
 from .location import Location
 from .manifest import MAX_SIZE, OCI_INDEX, Descriptor, Index, parse, verify_digest
@@ -54,9 +54,9 @@ class Layout:
             os.makedirs(f"{path}/blobs/sha256", exist_ok=True)
             with _locked(path):
                 if not os.path.exists(f"{path}/index.json"):
-                    _replace(f"{path}/index.json", dump(_EMPTY_INDEX))
+                    atomic_write(f"{path}/index.json", dump(_EMPTY_INDEX), durable=True, mode=0o644)
                 if not os.path.exists(f"{path}/oci-layout"):
-                    _replace(f"{path}/oci-layout", dump(_VERSION))
+                    atomic_write(f"{path}/oci-layout", dump(_VERSION), durable=True, mode=0o644)
         except OSError as error:
             raise UnavailableError(f"cannot make {path}: {error.strerror}") from None
         return cls(path)
@@ -113,7 +113,7 @@ class Layout:
         os.rename(path, self.blob_path(digest))
 
     def add_document(self, document: RawManifest) -> None:
-        _replace(self.blob_path(document.digest), document.body)
+        atomic_write(self.blob_path(document.digest), document.body, durable=True, mode=0o644)
 
     def document(self, entry: Descriptor) -> RawManifest:
         """Return the document that the descriptor names. Raises ImageError."""
@@ -143,7 +143,9 @@ class Layout:
         with _locked(self.path):
             index = self._load()
             kept = [other for other in index["manifests"] if not _replaced(other, document.digest, tag)]
-            _replace(f"{self.path}/index.json", dump({**index, "manifests": [*kept, entry]}))
+            atomic_write(
+                f"{self.path}/index.json", dump({**index, "manifests": [*kept, entry]}), durable=True, mode=0o644
+            )
 
     def _load(self) -> dict[str, Any]:
         path = f"{self.path}/index.json"
@@ -191,21 +193,6 @@ def _replaced(entry: dict[str, Any], digest: str, tag: str | None) -> bool:
     """Whether the entry makes place for another one with this digest and tag."""
     name = (entry.get("annotations") or {}).get(REF_NAME)
     return name == tag if tag is not None else name is None and entry["digest"] == digest
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    descriptor, name = tempfile.mkstemp(prefix=".pyerofs-", dir=os.path.dirname(path))
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        os.rename(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ import os
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..cache.files import read_file, replace_file
+from ..cache.files import read_file
 from ..cache.paths import entry_path
 from ..erofs import chunk_index
 from ..erofs.layer import section_of
 from ..errors import CorruptError, ImageError
+from ..files import atomic_write
 from ..retry import patiently
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def keep_index(path: str, section: bytes) -> None:
     """
     name = os.path.join(path, NAME)
     if _kept(name) != section:
-        replace_file(name, section)
+        atomic_write(name, section)
 
 
 def has_its_hashes(entry: Entry, key: str) -> bool | None:

@@ -19,7 +19,7 @@ import shutil
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..cache.files import read_file, replace_file
+from ..cache.files import read_file
 from ..cache.lock import lock_entry
 from ..erofs import chunk_index
 from ..erofs.chunk_index import IndexLocation
@@ -27,6 +27,7 @@ from ..erofs.layer import Layer
 from ..erofs.layer_table import LayerTable
 from ..erofs.merge import SMALL_MAX
 from ..errors import UnavailableError
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
@@ -90,9 +91,9 @@ def save(directory: str, digest: str, table: LayerTable, device: DeviceFile) -> 
         index = {"digest": about[chunk_index.DIGEST], "size": len(device.index)}
     elif device.size:
         data = device.read(0, device.size)
-        replace_file(os.path.join(path, _CONTENTS), data)
+        atomic_write(os.path.join(path, _CONTENTS), data)
     table.facts.update(index=index, contents=sha256(data).hexdigest() if data else None)
-    replace_file(os.path.join(path, _TABLE), table.to_bytes())
+    atomic_write(os.path.join(path, _TABLE), table.to_bytes())
     return KeptLayer(digest, table, _device(digest, table), data)
 
 

@@ -19,7 +19,7 @@ from ..core import GRANULE
 from ..erofs import superblock
 from ..erofs.layer import SIZE_MAX, Storage
 from ..erofs.zstd import Inflater
-from ..errors import ImageError, PyerofsError, RegistryError, SpoiledError, UnavailableError
+from ..errors import ImageError, PyerofsError, RegistryError, SpoiledError, UnavailableError, unexpected
 from ..retry import patiently
 from ..tar.allowance import Allowance
 
@@ -130,8 +130,8 @@ class StreamSource:
             error = UnavailableError(f"{self.name}: cannot keep what is decompressed in the cache: {e.strerror}")
         except PyerofsError as e:
             error = e
-        except Exception as e:  # a bug, or no memory: whoever waits would wait for ever
-            error = UnavailableError(f"{self.name}: internal error: {e!r}")
+        except Exception as e:  # whoever waits would wait for ever
+            error = unexpected(e)
         with self._changed:
             if isinstance(error, ImageError):  # the layer is no good, or the registry is not: either way none of it is
                 self._spoiled = SpoiledError(f"{self.name}: {error}")

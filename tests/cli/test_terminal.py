@@ -109,7 +109,7 @@ def test_little_memory(scene: Scene, published: Published, kibibytes: int) -> No
         (MemoryError(), "out of memory: this process may use less than it needs (ulimit -v", 2),
         (RuntimeError("can't start new thread"), "no thread can be started: this process may", 2),
         (ImportError("libx.so: cannot map"), "a part of this program cannot be loaded: libx.so", 2),
-        (ZeroDivisionError("7 by 0"), "internal error: ZeroDivisionError('7 by 0') at test_terminal.py:", 4),
+        (ZeroDivisionError("7 by 0"), "internal error at test_terminal.py:", 4),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device", 2),
     ],
 )

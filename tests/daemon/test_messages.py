@@ -24,6 +24,7 @@ from pyerofs.errors import (
     UsageError,
     from_json,
     to_json,
+    unexpected,
 )
 from pyerofs.oci.location import Location
 
@@ -136,3 +137,20 @@ def test_a_bug_is_one_line_with_its_place_and_its_trace_is_kept() -> None:
     assert "\n" not in str(bug) and "report" in str(bug)
     assert "Traceback" in bug.trace
     assert bug.status == 4
+    assert from_json(through_json(to_json(bug))).trace == bug.trace  # type: ignore[attr-defined] # it is another bug's
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (MemoryError(), UnavailableError, "out of memory: this process may use less"),
+        (RuntimeError("can't start new thread"), UnavailableError, "no thread can be started: this process"),
+        (ImportError("libx.so"), UnavailableError, "a part of this program cannot be loaded: libx.so"),
+        (RuntimeError("x"), InternalError, "internal error (RuntimeError: x): this is a bug of pyerofs"),
+        (UsageError("x"), UsageError, "x"),
+    ],
+)
+def test_an_unexpected_error_says_whose_fault_it_is(error: Exception, kind: type[PyerofsError], text: str) -> None:
+    found = unexpected(error)
+    assert type(found) is kind
+    assert str(found).startswith(text)

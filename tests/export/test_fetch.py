@@ -189,7 +189,7 @@ def test_a_bug_ends_no_thread(fake: FakeRegistry, tmp_path: Path, monkeypatch: p
     """A read fails, with a line for us; the next ones do not wait for ever."""
     monkeypatch.setattr(fetch, "THREADS", 1)
     with reading(fake, tmp_path, timeout=5) as reader:
-        for error in (ZeroDivisionError("7 by 0"), MemoryError()):
+        for error, words in ((ZeroDivisionError("7 by 0"), "please report it"), (MemoryError(), "out of memory")):
             with monkeypatch.context() as broken:
 
                 def fail(*_: object, error: Exception = error) -> None:
@@ -199,5 +199,5 @@ def test_a_bug_ends_no_thread(fake: FakeRegistry, tmp_path: Path, monkeypatch: p
                 for _ in range(2 * fetch.THREADS):
                     with pytest.raises(UnavailableError, match="Input/output"):
                         reader.read(1 << 20, 100)
-            assert any(f"internal error: {error!r}" in line for line in reader.lines)
+            assert any(words in line for line in reader.lines)
         assert reader.read(1 << 20, 100) == BLOB[1 << 20 :][:100]
