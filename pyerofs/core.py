@@ -164,7 +164,7 @@ class Store(_Handle):
         return _run(lib.pe_store_take(self._pointer, run), run)
 
     def take_fill(self, kind: int, length: int, pause: float) -> Run | None:
-        """Take a run that nobody has asked for, at most `length` bytes.
+        """Take a run that no read has asked for, at most `length` bytes.
 
         FILL: at any time; IDLE: when no read has waited for `pause` seconds. Blocks, also while nothing is absent; None
         when the store is stopped.
@@ -173,7 +173,7 @@ class Store(_Handle):
         return _run(lib.pe_store_take_fill(self._pointer, kind, length, int(pause * 1000), run), run)
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
-        """Land the run's next bytes. Returns False where more is left of it, but nobody wants it any more."""
+        """Land the run's next bytes. Returns False where more is left of it, but it is no longer wanted."""
         with ffi.from_buffer(piece) as view:
             result = lib.pe_store_land(self._pointer, run, offset, view, len(view))
         return _check(result) == lib.PE_GO_ON
@@ -191,7 +191,7 @@ class Store(_Handle):
         """End the run.
 
         `error`: an errno for the reads that still wait for bytes of the run, of those before `until` if that is not
-        None; all others are fetched anew. 0: no read fails.
+        None; all others are fetched again. 0: no read fails.
         """
         _check(lib.pe_store_finish(self._pointer, run, -error, until or 0))
 
@@ -223,7 +223,7 @@ class Store(_Handle):
         return _check(lib.pe_store_check(self._pointer, offset, length)) == lib.PE_RIGHT
 
     def epoch(self) -> int:
-        """Something that changes when anybody writes to the data file; 0 when somebody has just done so."""
+        """Return a number that changes when the data file is written to; 0 when that has just happened."""
         return _check(lib.pe_store_epoch(self._pointer))
 
     def trust(self, epoch: int) -> None:

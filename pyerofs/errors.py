@@ -13,7 +13,7 @@
      +- SpoiledError        all that a source has given so far is worth nothing
 
 The status is mount(8)'s: 1 invocation or permissions, 2 system error, 4 internal bug, 8 interrupt, 32 mount failure.
-A message is one line, names the thing and the way out, and never holds a secret: whoever raises it redacts.
+A message is one line, names the thing and the way out, and never holds a secret: the code that raises it redacts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class InternalError(PyerofsError):
 
     @classmethod
     def of(cls, error: BaseException) -> InternalError:
-        """Return the error for an exception that nobody expected, with the place that it came from."""
+        """Return the error for an unexpected exception, with the place where it was raised."""
         import os
         import traceback
 
@@ -59,7 +59,7 @@ class InternalError(PyerofsError):
         what = type(error).__name__ + (f": {text}" if text else "")
         from . import __version__
 
-        bug = cls(f"internal error{where} ({what}): this is a bug of pyerofs {__version__}, please report it")
+        bug = cls(f"internal error{where} ({what}): this is a bug in pyerofs {__version__}, please report it")
         bug.trace = "".join(traceback.format_exception(error))
         return bug
 
@@ -74,9 +74,9 @@ def unexpected(error: BaseException) -> PyerofsError:
     if isinstance(error, MemoryError):
         return UnavailableError(f"out of memory: {LIMITS}")
     if isinstance(error, ImportError):  # also where there is no memory for a library
-        return UnavailableError(f"a part of this program cannot be loaded: {error}")
+        return UnavailableError(f"cannot load a part of this program: {error}")
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # CPython has no type for it
-        return UnavailableError(f"no thread can be started: {LIMITS}")
+        return UnavailableError(f"cannot start a thread: {LIMITS}")
     return InternalError.of(error)
 
 

@@ -1,9 +1,9 @@
 """Programs that we start: where they are found, what they get of this process, and that none of them waits for us.
 
-A program is looked for in absolute directories only, and runs in /: so nobody's current directory decides what runs,
+A program is looked for in absolute directories only, and runs in /: so the current directory never decides what runs,
 not even where PATH, LD_LIBRARY_PATH or the like name places relative to it. Otherwise it gets the environment that we
 have. Each has a session of its own, so that it finds no terminal and can be ended with all that it has started; and
-each of its outputs is read to the end, kept for us or not: one that nobody reads would stop it for ever once the pipe
+each of its outputs is read to the end, kept for us or not: one that is not read would stop it for ever once the pipe
 is full.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from subprocess import Popen
 
-SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH
+SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"  # not in every user's PATH
 _END = 1.0  # seconds for a program to go once it has been killed: one that is stuck in the kernel does not
 _LINE_MAX = 4096  # bytes of a line; what is longer comes in pieces
 

@@ -48,7 +48,9 @@ def parse_limit(name: str, value: str) -> Limit:
         return Limit(int(match[1]), percent=True)
     number = _bytes(value)
     if match or not 0 < number < 1 << 62:
-        raise UsageError(f"{name}={value!r}: it is a size such as 20G (units K, M, G, T), or 1% to 100% of the disk")
+        raise UsageError(
+            f"{name}={value!r}: it must be a size such as 20G (units K, M, G, T), or 1% to 100% of the disk"
+        )
     return Limit(number)
 
 

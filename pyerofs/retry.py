@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ATTEMPTS = 7  # about six seconds, while somebody waits at a terminal, or a container's start does
+ATTEMPTS = 7  # about six seconds, while a user waits at a terminal, or a container waits to start
 FIRST = 0.1  # seconds; doubled at each attempt
 MAX = 10.0
 ASKED_MAX = 60.0  # seconds of a Retry-After that are honoured

@@ -1,5 +1,7 @@
-"""daemon/supervisor.py by its former name, which a daemon that was started before an upgrade still uses until
-`reattach`."""
+"""Run daemon/supervisor.py by its former name.
+
+A daemon that was started before an upgrade still uses that name until `reattach`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A cache directory as a whole: what is in it, and how entries leave it. What an entry is, cache/entry.py says.
 
-Nothing here disturbs anybody who uses an entry. Every call may be made from any thread of any process at any time;
+Nothing here disturbs a process that uses an entry. Every call may be made from any thread of any process at any time;
 where two remove at once, each finds the other's work done.
 """
 
@@ -47,7 +47,7 @@ class EntryInfo(NamedTuple):
 
     @property
     def giver(self) -> str:
-        """For whom asks whom it is; "" for everybody's."""
+        """The giver whose readers it is for; "" if it is shared."""
         if not self.is_given:
             return ""
         try:
@@ -57,7 +57,7 @@ class EntryInfo(NamedTuple):
 
     @property
     def is_given(self) -> bool:
-        """Whether it is as its giver has it, and not everybody's."""
+        """Whether it is as its giver has it, not shared."""
         return "@" in os.path.basename(self.path)
 
     @property
@@ -128,7 +128,7 @@ def _names(directory: str) -> list[str]:
 def _measure(path: str, digest: str) -> EntryInfo | None:
     """None: it has gone."""
     try:
-        used = os.lstat(path).st_mtime  # of a directory in which nobody has got as far as the lock
+        used = os.lstat(path).st_mtime  # of a directory whose maker has not got as far as the lock
     except FileNotFoundError:
         return None
     disk = 0
@@ -188,7 +188,7 @@ def hold(place: EntryInfo) -> Entry | None:
 
 
 def _in_use(path: str) -> bool:
-    """Whether anybody has the data file open for use. The entry's lock is held, so nobody begins to."""
+    """Whether a process has the data file open for use. The entry's lock is held, so none begins to."""
     try:
         fd = open_file(os.path.join(path, "data"), os.O_RDONLY)
     except OSError:
@@ -221,7 +221,7 @@ def drop(place: EntryInfo, *, force: bool = False) -> bool:
                         os.unlink(os.path.join(place.path, name))
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(place.path, "lock"))
-            # Whoever comes in this moment has made a new lock in it, or will make a new directory.
+            # A process that arrives now has made a new lock in it, or will make a new directory.
             with contextlib.suppress(OSError):
                 os.rmdir(place.path)
             return True
@@ -244,8 +244,10 @@ def evict(directory: str, limit: int) -> Removed:
 
 
 def limit_in(directory: str, limit: Limit) -> int:
-    """Return the limit in bytes, on the filesystem of the directory, which exists. Raises UsageError,
-    UnavailableError."""
+    """Return the limit in bytes, on the filesystem of the directory, which exists.
+
+    Raises UsageError, UnavailableError.
+    """
     with _naming(directory):
         found = os.statvfs(directory)
     return limit.of(found.f_blocks * found.f_frsize)
@@ -257,10 +259,10 @@ def find_entry(places: list[EntryInfo], text: str) -> list[EntryInfo]:
     Raises UsageError.
     """
     if not re.fullmatch(rf"(?:sha(?:256|512)(?:\+chunks|\+zstd)?:)?[0-9a-f]{{{PREFIX_MIN},128}}", text):
-        raise UsageError(f"{text!r} is no digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
+        raise UsageError(f"{text!r} is not a digest: write all of it, or at least {PREFIX_MIN} of its hex digits")
     found = [place for place in places if place.digest.startswith(text) or place.hexadecimal.startswith(text)]
     if not found:
         raise UsageError(f"the cache has no blob {text} (`pyerofs cache ls` shows what it has)")
     if (count := len({place.digest for place in found})) > 1:
-        raise UsageError(f"{text} stands for {count} blobs of the cache: write more of its digits")
+        raise UsageError(f"{text} stands for {count} blobs in the cache: write more digits")
     return found

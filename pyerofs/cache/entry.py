@@ -7,27 +7,27 @@
         map     the durable map: a copy of the live one made after data and sums had been synced
         lock    held while an entry is opened, made, renamed or removed; its mtime is the entry's last use
         index   the layer's chunk index, where it has one
-        giver   who gives the bytes, for people, where nothing vouches for them yet
+        giver   who gives the bytes, as text, where nothing vouches for them yet
         verified, hashes    what the whole has been compared with, and a hash of each of its chunks (cache/mark.py)
 
 Whose an entry is, its key KIND:NAME says (erofs/layer.py makes the keys, cache/sharing.py chooses between them):
-    sha256:HEX              everybody's: the blob with this digest; it came there whole, and hashed
-    sha256+zstd:HEX=CHAIN   everybody's who trusts the same chain of digests for what this layer decompresses to
-    sha256+chunks:HEX       everybody's: each chunk was checked against the index with this digest before it came there
-    KIND:HEX@WHO            as its giver has it: nothing vouches for it, and it is for nobody who asks another giver
+    sha256:HEX              shared: the blob with this digest; it came here whole, and hashed
+    sha256+zstd:HEX=CHAIN   shared by all who trust the same chain of digests for what this layer decompresses to
+    sha256+chunks:HEX       shared: each chunk was checked against the index with this digest before it came here
+    KIND:HEX@WHO            as its giver has it: nothing vouches for it, so readers with another giver do not get it
 
 The rules that keep it from ever handing out a wrong byte:
 1. Maps and sums are believed only with the seal (a random number) of the data file beside them. A data file that was
-   cut short, replaced or zeroed while nobody had it open has lost its seal, so all are dropped and made anew.
+   cut short, replaced or zeroed while it was not open has lost its seal, so all three are dropped and made again.
 2. The live map tells what is in the page cache. It is believed only in the boot that it was made in.
 3. The durable map is written in this order: copy the live map, fdatasync the data and the sums, write the map under
    another name, fsync, rename. A machine that stops in between has the previous map.
 4. Whatever is not believed is unlinked and made under a new inode: those who still use the old one lose nothing.
-5. `data` is flocked, shared, by everybody who uses it. Whoever removes an entry (cache/directory.py) holds its lock,
+5. `data` is flocked, shared, by every process that uses it. A remover of an entry (cache/directory.py) holds its lock,
    and removes the lock last: a lock that is not there any more under its name is worth nothing.
 6. A granule is compared with its sum before it is sent (csrc/store/checked.h). One that was spoiled is fetched anew,
    and so is what a data file lacks that was cut short; sync() then writes the seal again.
-7. An entry becomes everybody's by a rename, when all of it has the digest that its mark names. What it lacks later is
+7. An entry becomes shared by a rename, when all of it has the digest that its mark names. What it lacks later is
    put there only if it has the hash that it had then (source/checked.py).
 
 A disk that is full, read-only or broken is no reason to fail: what cannot be written is not cached. Where not even the
@@ -55,7 +55,7 @@ from .paths import entry_path, make_directory, make_entry
 if TYPE_CHECKING:
     from ..core import Store
 
-# What a disk says that will do again some day: not the fault of whoever chose the directory.
+# A disk's temporary errors: choosing another directory is not the way out.
 NOT_NOW = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 
 
@@ -165,7 +165,7 @@ class Entry:
 
     def _open(self) -> None:
         self._seal = self._open_data() or self._make_data()
-        fcntl.flock(self.data_fd, fcntl.LOCK_SH)  # "in use", for whoever wants to evict it
+        fcntl.flock(self.data_fd, fcntl.LOCK_SH)  # marks it as in use, against eviction
         if not self._open_sums():
             self._make_sums()
         if not self._open_live():
@@ -271,7 +271,7 @@ class Entry:
             self.map_fd = os.memfd_create("pyerofs-map", os.MFD_CLOEXEC)
             os.truncate(self.map_fd, MAP_OFFSET + self._map_bytes)
         os.pwrite(self.map_fd, bits, MAP_OFFSET)
-        # The header last: a process that dies before this leaves a map that nobody believes.
+        # The header last: a process that dies before this leaves a map that is not believed.
         os.pwrite(self.map_fd, entry_format.live_header(self._seal, self.size), 0)
 
     def sync(self, store: Store) -> None:
@@ -359,7 +359,7 @@ class Entry:
         return entry_mark.hashes(self.path, mark) if mark else b""
 
     def is_believed(self) -> bool:
-        """Tell whether anybody who wants what the key names may read it.
+        """Tell whether every reader that wants what the key names may read it.
 
         So it is with shared entries whose bytes all have been hashed, and can be checked one by one where some are
         missing.

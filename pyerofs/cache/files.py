@@ -1,4 +1,4 @@
-"""The cache's files: opened so that a symlink is not followed, and that what is no file holds nobody up."""
+"""The cache's files: opened without following symlinks, and without waiting at what is not a regular file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import stat
 def open_file(path: str, flags: int) -> int:
     """Return a descriptor of the regular file at `path`, made with mode 0600 where `flags` (of os.open) make it.
 
-    Raises OSError: ELOOP for a symlink, EINVAL for what is no regular file.
+    Raises OSError: ELOOP for a symlink, EINVAL for what is not a regular file.
     """
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
     return fd
 
 

@@ -45,7 +45,7 @@ class CachedManifest(NamedTuple):
 
 
 class ManifestCache:
-    """Those below a cache directory. Thread- and process-safe. `log` gets a line for what a person may want to know."""
+    """Those below a cache directory. Thread- and process-safe. `log` gets messages for the log."""
 
     def __init__(self, directory: str, log: Callable[[str], None]):
         self._directory = os.path.join(directory, _NAME)
@@ -77,7 +77,7 @@ class ManifestCache:
             make_directory(self._directory)
             atomic_write(self._path(image, what), json.dumps(head).encode() + b"\n" + document.body)
         except OSError as e:
-            self._log(f"cannot keep the manifest of {image} in the cache: {e.strerror}")
+            self._log(f"cannot store the manifest of {image} in the cache: {e.strerror}")
 
     def get(
         self, image: str, what: str, ask: Callable[[Callable[[RegistryError], bool]], ManifestResponse]
@@ -98,15 +98,17 @@ class ManifestCache:
             if not (found and error.temporary):
                 raise
             age = show_age(time.time() - found.time)
-            self._log(f"{error}; going on with what {image}:{what} was {age} ago, {found.digest}")
+            self._log(f"{error}; continuing with what {image}:{what} was {age} ago, {found.digest}")
             return found
         document = CachedManifest(answer.body, answer.media_type, digest_as(what, answer.body), time.time())
         self.keep(image, what, document)
         return document
 
     def remove_unused(self, before: float) -> int:
-        """Remove those last asked for before that time (seconds since 1970); return how many. Raises
-        UnavailableError."""
+        """Remove those last asked for before that time (seconds since 1970); return how many.
+
+        Raises UnavailableError.
+        """
         count = 0
         try:
             for name in os.listdir(self._directory):

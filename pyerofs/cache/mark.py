@@ -3,7 +3,7 @@
     verified    seal and size of the data file, SHA-256 of `hashes`, then the key that the bytes have earned
     hashes      a chunk index of the data file, made in the same pass that hashed all of it
 
-Whoever asks for another key does not believe the mark. What is missing in a marked entry later is fetched from whoever
+For any other key the mark does not count. What is missing in a marked entry later is fetched from whoever
 has the entry open, so it is checked against `hashes` before it is put there.
 """
 

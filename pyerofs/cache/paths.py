@@ -44,14 +44,14 @@ def make_entry(path: str) -> None:
     """Make an entry's directory, unless it is there. Raises OSError."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, mode=0o700)
-    remove_directories(path)  # somebody's mistake: no file of ours could be made in their place
+    remove_directories(path)  # made by mistake: no file of ours could take their place
 
 
 def check_directory(path: str) -> None:
-    """Raise UsageError where somebody else could have put something into the directory. Raises OSError."""
+    """Raise UsageError if another user could have written to the directory. Raises OSError."""
     found = os.stat(path)
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
-            f"cache directory {path}: it must belong to you and be writable by nobody else "
+            f"cache directory {path}: it must belong to you and be writable only by you "
             f"(chown and chmod 700 it, or choose another one with oci.cache=DIR)"
         )

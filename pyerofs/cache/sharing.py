@@ -1,8 +1,8 @@
-"""Whose an entry of the cache is: its giver's, until all of it has been hashed; then everybody's.
+"""Whose an entry of the cache is: its giver's until all of it has been hashed, then shared.
 
 Bytes that nothing vouches for can be wrong, and who gave them may have wanted that: another registry that names the
 same digest, a layout directory that has rotted. So they are kept for those who ask the same giver, and shared when the
-whole has its digest. Which digest that is, is part of everybody's key: what one manifest says of a layer counts for no
+whole has its digest. That digest is part of the shared key: what one manifest says of a layer counts for no
 other image. Raises nothing: a cache that does not do costs time, not a mount.
 """
 
@@ -38,7 +38,7 @@ def open_entry(directory: str, storage: Storage, size: int) -> Entry:
     if entry is not None:
         return entry
     entry = Entry(directory, storage.key, size, earns=storage.shared, giver=storage.giver)
-    # In that moment another process may have made it everybody's: ours is then empty.
+    # Another process may have shared it just now: ours is then empty.
     shared = _open_shared(directory, storage, size, tidy=False)
     if shared is None:
         return entry
@@ -126,7 +126,7 @@ def share(entry: Entry) -> bool:
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                continue  # somebody has just begun to make it anew
+                continue  # another process has just begun to make it again
             entry.path = target
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(target, "giver"))
@@ -137,7 +137,7 @@ def share(entry: Entry) -> bool:
 
 
 def _believed_size(path: str) -> int | None:
-    """Of everybody's entry that is there; None where nothing is that can be believed. Raises OSError."""
+    """Of the shared entry, if there is one that can be believed; else None. Raises OSError."""
     lock = lock_entry(path)
     if lock is None:
         return None

@@ -43,7 +43,7 @@ def add_parser(commands: Any, command: Command) -> None:
     p = command(
         actions,
         "ls",
-        "list the blobs in the cache, the one that was used longest ago first",
+        "list the cached blobs, least recently used first",
         "  pyerofs cache ls\n  pyerofs cache ls --json | jq '.[] | select(.verified) | .digest'",
     )
     p.add_argument("--json", action="store_true", help="as JSON; sizes in bytes")
@@ -52,19 +52,19 @@ def add_parser(commands: Any, command: Command) -> None:
     p = command(
         actions,
         "gc",
-        "remove what is broken, unused for long, or too much; never what is in use",
-        "  pyerofs cache gc                     what is broken; with cache.max also what is beyond it\n"
-        "  pyerofs cache gc --max 20G           what was used longest ago, until 20 GiB are left\n"
-        "  pyerofs cache gc --older-than 30d    what nobody has used for 30 days",
+        "remove blobs that are broken, unused for long, or too many; never those in use",
+        "  pyerofs cache gc                     broken blobs; with cache.max also what exceeds it\n"
+        "  pyerofs cache gc --max 20G           the least recently used, until 20 GiB are left\n"
+        "  pyerofs cache gc --older-than 30d    blobs not used for 30 days",
     )
-    p.add_argument("--max", metavar="SIZE|N%", help="leave at most so much (units K, M, G, T; or of the filesystem)")
-    p.add_argument("--older-than", metavar="TIME", help="remove what was last used before (units m, h, d, w)")
+    p.add_argument("--max", metavar="SIZE|N%", help="shrink the cache to this size (K, M, G, T; or N%% of the disk)")
+    p.add_argument("--older-than", metavar="TIME", help="remove blobs not used for this long (units m, h, d, w)")
     _add_place(p)
 
     p = command(
         actions,
         "verify",
-        "hash complete blobs, and remove those that are not what their digest says",
+        "hash complete blobs, and remove those that do not match their digest",
         "  pyerofs cache verify\n  pyerofs cache verify sha256:8d5e6f 0a1b2c",
     )
     p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least (default: all)")
@@ -79,8 +79,8 @@ def add_parser(commands: Any, command: Command) -> None:
         "  pyerofs cache rm --all",
     )
     p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
-    p.add_argument("--all", action="store_true", help="every blob, and what is known of images' names")
-    p.add_argument("--force", action="store_true", help="also those in use: their users keep what they have")
+    p.add_argument("--all", action="store_true", help="every blob and every manifest")
+    p.add_argument("--force", action="store_true", help="also blobs in use: mounts that use them keep working")
     _add_place(p)
 
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace, write: Write, report: Callable[[str], Non
 
     options = oci_options(arguments.options)
     if arguments.dir and options.cache:
-        raise UsageError("--dir and oci.cache are given: one of them names the directory")
+        raise UsageError("--dir and oci.cache are both given: leave one of them out")
     directory = os.path.abspath(arguments.dir) if arguments.dir else chosen_directory(options)
 
     def say(line: str) -> None:
@@ -154,7 +154,7 @@ def _describe(image: ConversionInfo, entries: list[tuple[EntryInfo, Contents]]) 
     its = {place.digest: (place, found) for place, found in entries if place.digest in image.keys}
     there = [found for _, found in its.values()]
     complete = len(there) == len(set(image.keys)) and all(found.complete for found in there)
-    state = "complete" if complete else "layers are missing: to be converted again"
+    state = "complete" if complete else "layers are missing: the next mount converts it again"
     in_use = ", in use" if any(found.in_use for found in there) else ""
     disk = show_bytes(sum(place.disk for place, _ in its.values()))
     return f"{image.digest}  {image.name}  converted, {_count(len(image.keys), 'device')}, {disk}, {state}{in_use}"
@@ -218,7 +218,7 @@ def _collect(
         for place in freed:
             gone(place, f"beyond {show_bytes(most)}")
         if left > most:
-            report(f"{show_bytes(left)} are in use, and stay, although only {show_bytes(most)} are allowed")
+            report(f"{show_bytes(left)} are in use and stay, although only {show_bytes(most)} are allowed")
     for name in converted_cache.prune(directory):
         write(f"{name}  no longer converted: layers of it are gone")
     manifests = 0 if age is None else ManifestCache(directory, report).remove_unused(now - age)
@@ -279,8 +279,8 @@ def _verify(directory: str, digests: list[str], write: Write) -> None:
             entry.close()
     if wrong:
         raise ImageError(
-            f"{wrong} of {_count(complete, 'complete blob')} had other bytes than their digest says: removed; "
-            "what is mounted from them should be mounted again"
+            f"{wrong} of {_count(complete, 'complete blob')} did not match their digest and were removed; "
+            "mount again what is mounted from them"
         )
 
 
@@ -299,15 +299,15 @@ def _judge(entry: Entry, place: EntryInfo) -> tuple[bool | None, str, bytes]:
         found = hash_all(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
         digest, hashes = found or ("", b"")
         good = digest == place.digest
-        return good, "verified" if good else f"removed: its bytes are {digest}", hashes
+        return good, "verified" if good else f"removed: its bytes have the digest {digest}", hashes
     if place.kind == CHUNKS:
         sound = has_its_hashes(entry, place.digest)
         if sound is not None:
-            return sound, "verified" if sound else "removed: it has a chunk that has not the hash of its index", b""
+            return sound, "verified" if sound else "removed: a chunk does not match the hash in its index", b""
     elif (hashes := entry.hashes()) and (sound := agrees(entry, hashes)) is not None:
-        return sound, "verified" if sound else "removed: it has a chunk that has not the hash that it had", hashes
-    when = "verified as it came" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
-    return None, f"{when}; it was decompressed, and there is no hash of that to go by", b""
+        return sound, "verified" if sound else "removed: a chunk no longer matches its recorded hash", hashes
+    when = "verified as it was fetched" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
+    return None, f"{when}; it was decompressed, and no hash of the result is known", b""
 
 
 def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None:
@@ -329,4 +329,4 @@ def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None
         ManifestCache(directory, write).remove_unused(float("inf"))
     if kept:
         some = ", ".join(place.digest for place in kept[:3]) + (", ..." if len(kept) > 3 else "")
-        raise UsageError(f"not removed, since in use: {some} (--force removes it; its users keep what they have)")
+        raise UsageError(f"not removed, in use: {some} (--force removes it; mounts that use it keep working)")

@@ -56,7 +56,7 @@ def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> Non
 def _add_recipe(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--chunk-size", type=_chunk_size, metavar="SIZE",
-        help="bytes of a chunk that is verified by itself, with K or M (default: 128K)",
+        help="size of a chunk, the unit of verification, with K or M (default: 128K)",
     )  # fmt: skip
     p.add_argument(
         "--compress", type=_level, default=0, metavar="zstd[:LEVEL]",
@@ -182,7 +182,7 @@ def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tu
 
 def _check(options: ReadOptions) -> None:
     if options.layer is not None or options.blob:
-        raise UsageError("oci.layer and oci.blob do not fit here: an image is taken with all its layers")
+        raise UsageError("oci.layer and oci.blob cannot be used here: this command takes whole images")
 
 
 _RUN: dict[str, Callable[[argparse.Namespace, Console], str]] = {

@@ -48,8 +48,8 @@ def _command(
     )
     if options:
         parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTIONS", help="see below")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: the conversation too")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="more output; -vv also traces HTTP")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     return parser
 
 
@@ -75,31 +75,31 @@ def _parser(arguments: Sequence[str]) -> Parser:
         help="erofs (chooses), erofs.nbd, erofs.local or erofs.fuse (default: %(default)s)",
     )  # fmt: skip
     p.add_argument("-u", "--unmount", action="store_true", help="unmount the target")
-    p.add_argument("--reattach", action="store_true", help="give the mount at the target a new daemon")
+    p.add_argument("--reattach", action="store_true", help="replace the daemon of the mount at the target")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
-    p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="how much to say; 9: everything")
+    p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="verbosity; 9 also traces HTTP")
     p.add_argument("source", metavar="SOURCE", help="an image's reference, oci:DIR[:NAME], an archive, file or device")
     p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
 
     p = _command(commands, "umount", "unmount", "  pyerofs umount /mnt", options=False)
-    p.add_argument("-l", "--lazy", action="store_true", help="detach now, clean up when nobody uses it any more")
+    p.add_argument("-l", "--lazy", action="store_true", help="detach now, clean up once it is no longer in use")
     p.add_argument("target", metavar="TARGET")
 
     p = _command(
         commands,
         "reattach",
-        "give a mount a new daemon, of this version, while reads go on",
+        "replace a mount's daemon by one of this version, while reads go on",
         "  pyerofs reattach /mnt\n"
         "  pyerofs reattach --all                     after an upgrade, or when daemons were killed\n"
         "  pyerofs mount --reattach /dev/nbd0",
     )
-    p.add_argument("-a", "--all", action="store_true", help="every mount; records of what has gone are removed")
+    p.add_argument("-a", "--all", action="store_true", help="every mount; also remove what dead mounts have left")
     p.add_argument("target", metavar="TARGET", nargs="?", help="the mount point or the device")
 
     p = _command(
         commands,
         "disconnect",
-        "end a device by force: reads that wait get an I/O error, its mounts are detached",
+        "disconnect a device by force: waiting reads fail, its mounts are detached",
         "  pyerofs disconnect /dev/nbd0",
         options=False,
     )
@@ -130,7 +130,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
     p = _command(
         commands,
         "list",
-        "list what is mounted where, by which device and daemon, how much of it is present, and how it is",
+        "list mounts, with device, daemon, state, and how much of each is cached",
         "  pyerofs list --json",
         options=False,
     )
@@ -209,7 +209,7 @@ def _reattach(arguments: argparse.Namespace, report: Callable[[str], None]) -> N
     if not arguments.all:
         reattach(arguments.target, arguments.options, report=report)
     elif failed := reattach_all(report=report):
-        raise MountError(f"{failed} of the mounts have no new daemon")
+        raise MountError(f"{failed} of the mounts could not be given a new daemon")
     notify("READY=1")
 
 
@@ -292,7 +292,7 @@ def _image(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
 
 
 def _is_watched(arguments: argparse.Namespace) -> bool:
-    """Whether somebody may want to see how far it is."""
+    """Whether to show progress."""
     return not arguments.quiet and sys.stderr.isatty()
 
 

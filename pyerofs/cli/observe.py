@@ -34,7 +34,7 @@ def add_parsers(commands: Any, command: Command) -> None:
     p.add_argument("--json", action="store_true", help="as JSON; with --watch a line each time")
     p.add_argument(
         "--watch", nargs="?", type=_seconds, const=1.0, metavar="SECONDS",
-        help="go on until interrupted; on a terminal the same lines anew, else a line each time (default: 1)",
+        help="repeat until interrupted; redraw on a terminal, else print a line each time (default: 1)",
     )  # fmt: skip
 
     p = command(
@@ -56,13 +56,15 @@ def add_parsers(commands: Any, command: Command) -> None:
     p = command(
         commands,
         "config",
-        "show every option's default as the configuration files have it, and which file says so",
+        "show each option's effective default, and which file sets it",
         "  pyerofs config\n"
         "  pyerofs config quay.io/org/app:1.0         as for this image\n"
         "  pyerofs config --example > /etc/pyerofs/config.toml",
     )
-    p.add_argument("--example", action="store_true", help="a file with every option, in comments, to begin with")
-    p.add_argument("image", metavar="IMAGE", nargs="?", default="", help="whose registry's section counts too")
+    p.add_argument(
+        "--example", action="store_true", help="print a file with every option, commented out, to start from"
+    )
+    p.add_argument("image", metavar="IMAGE", nargs="?", default="", help="also apply the section of its registry")
 
 
 def _seconds(text: str) -> float:
@@ -144,7 +146,7 @@ def metrics(arguments: argparse.Namespace, write: Write) -> None:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whoever can connect can read: that is for this machine's users. Others get it through a proxy of its owner's."""
+    """Anyone who can connect can read it, so only this machine's users can; a proxy can serve it to others."""
     from ipaddress import ip_address
 
     host = address.rpartition(":")[0].strip("[]")

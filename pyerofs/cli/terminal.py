@@ -1,4 +1,4 @@
-"""Standard output and error: what is printed there, and what becomes of errors that nobody expected.
+"""Standard output and error: what is printed there, and what becomes of unexpected errors.
 
 The only module that prints. Everything goes through printable.py: registries, images and paths have their say in it.
 """
@@ -37,7 +37,7 @@ def open_standard_files() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error; that it cannot be written is no failure, since there is nobody to tell."""
+    """Print a line on standard error. Where that fails, nothing is left to report to."""
     with contextlib.suppress(OSError):
         # One write for the whole line: fetch threads speak too.
         print(f"pyerofs: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
@@ -66,7 +66,7 @@ def output_failed(error: OSError, status: int) -> int:
         sys.stdout.flush()
     except OSError:  # Python would try once more as it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # whoever read our output has had enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed the pipe
         return status or 1
     say(f"{error.filename or 'output'}: {error.strerror or error}")
     return status or 2

@@ -151,11 +151,11 @@ def _parse(path: str, data: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text in UTF-8") from None
+        raise UsageError(f"{path} is not UTF-8 text") from None
     except (ValueError, RecursionError, OverflowError) as error:
         # A parser's message may quote what it could not read.
         line = re.search(r"at line ([0-9]+)", str(error))
-    raise UsageError(f"{path} is not TOML: it is wrong in line {line[1]}" if line else f"{path} is not TOML")
+    raise UsageError(f"{path} is not TOML: there is an error in line {line[1]}" if line else f"{path} is not TOML")
 
 
 class _File:
@@ -184,18 +184,18 @@ class _File:
 
     def _table(self, where: str, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise UsageError(f'{self._path}: {where} is no table: write [registry."HOST".oci]')
+            raise UsageError(f'{self._path}: {where} is not a table: write [registry."HOST".oci]')
         return value
 
     def _values(self, prefix: str, name: str, value: object) -> Iterator[tuple[str, str]]:
         try:
             if "." not in name:  # as the option oci, which is oci.layer
-                raise UsageError(f"{name!r} is no key: write it in a section, as in [oci]")
+                raise UsageError(f"{name!r} is not a key: write it in a section, as in [oci]")
             row = find_row(name)
         except UsageError as error:
             raise self._wrong(prefix, str(error)) from None
         if prefix and name.startswith("log"):
-            raise self._wrong(prefix, f"{name} is for all registries alike")
+            raise self._wrong(prefix, f"{name} cannot be set for one registry alone")
         types, words = TYPES[row.kind]
         for each in value if row.many and isinstance(value, list) else [value]:
             if not isinstance(each, types) or (isinstance(each, bool) and bool not in types):

@@ -26,7 +26,7 @@ Convert = Literal["auto", "no"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
-# Values that somebody has written elsewhere than after -o, by (name, value): layers, the strongest first.
+# Values written elsewhere than after -o, by (name, value): layers, the strongest first.
 Defaults = Sequence[Sequence[tuple[str, str]]]
 _DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse"}
 
@@ -130,7 +130,7 @@ ROWS = (
     ),
     OptionRow("oci.username", "username", "=NAME", to.text, "user at the registry"),
     OptionRow(
-        "oci.password", "password", "=TEXT", to.secret, "of that user; oci.password_file is safer", kind="secret"
+        "oci.password", "password", "=TEXT", to.secret, "its password; oci.password_file is safer", kind="secret"
     ),
     OptionRow("oci.password_file", "password_file", "=FILE", to.path, "file that holds the password", kind="path"),
     OptionRow(
@@ -139,7 +139,7 @@ ROWS = (
     OptionRow(
         "oci.mirror", "mirrors", "=URL", to.mirror, "ask this mirror first; may be given several times", many=True
     ),
-    OptionRow("oci.ca", "ca", "=FILE", to.path, "certificates (PEM) of authorities to trust as well", kind="path"),
+    OptionRow("oci.ca", "ca", "=FILE", to.path, "more CA certificates to trust (PEM)", kind="path"),
     OptionRow("oci.proxy", "proxy", "=URL", to.secret, "proxy, instead of the environment's", kind="url"),
     OptionRow(
         "oci.verify",
@@ -168,12 +168,15 @@ ROWS = (
         "oci.connections", "connections", "=N", to.whole(1, 64), "NBD sockets, 1 to 64 (default: 1)", kind="number"
     ),
     OptionRow(
-        "oci.timeout", "timeout", "=TIME", to.seconds, "of a read, in seconds or as in 2m (default: 120)", kind="amount"
+        "oci.timeout",
+        "timeout",
+        "=TIME",
+        to.seconds,
+        "longest wait of a read, seconds or 2m (default: 120)",
+        kind="amount",
     ),
-    OptionRow("oci.fill", "fill", "=none|idle|full", to.one_of("none", "idle", "full"), "fetch what nobody reads too"),
-    OptionRow(
-        "oci.fill_rate", "fill_rate", "=SIZE", parse_size, "most that filling takes a second (K, M, G)", kind="amount"
-    ),
+    OptionRow("oci.fill", "fill", "=none|idle|full", to.one_of("none", "idle", "full"), "download unread data too"),
+    OptionRow("oci.fill_rate", "fill_rate", "=SIZE", parse_size, "limit of oci.fill a second (K, M, G)", kind="amount"),
     OptionRow(
         "oci.verity",
         "verity",
@@ -182,13 +185,15 @@ ROWS = (
         "have the kernel verify it by dm-verity: layers that have a tree, or refuse others (by itself: require)",
         bare="require",
     ),
-    OptionRow("oci.upperdir", "upperdir", "=DIR", to.path, "takes the changes: the mount is writable", kind="path"),
-    OptionRow("oci.workdir", "workdir", "=DIR", to.path, "overlayfs's, on the filesystem of oci.upperdir", kind="path"),
+    OptionRow("oci.upperdir", "upperdir", "=DIR", to.path, "make the mount writable; keeps the changes", kind="path"),
     OptionRow(
-        "cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict what was used longest ago beyond it", kind="amount"
+        "oci.workdir", "workdir", "=DIR", to.path, "overlayfs's own, on the filesystem of oci.upperdir", kind="path"
     ),
     OptionRow(
-        "nbd.attach", "attach", "=auto|netlink|ioctl", to.one_of("auto", "netlink", "ioctl"), "way to the kernel"
+        "cache.max", "cache_max", "=SIZE|N%", parse_limit, "evict least recently used blobs beyond it", kind="amount"
+    ),
+    OptionRow(
+        "nbd.attach", "attach", "=auto|netlink|ioctl", to.one_of("auto", "netlink", "ioctl"), "how to attach the device"
     ),
     OptionRow("nbd.device", "device", "=/dev/nbdN", to.nbd_device, "device to use (default: the first free one)"),
     OptionRow("log.to", "log_to", "=WHERE", to.log_place, f"{', '.join(LOG_PLACES)}, or a file (default: auto)"),
@@ -196,7 +201,7 @@ ROWS = (
 )
 _BY_NAME = {row.name: row for row in ROWS}
 _EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
-# What only makes sense together: a value for one of them leaves no other of the group as somebody else has written it.
+# Options that belong together: a value for one of them drops weaker layers' values for the others.
 GROUPS = (
     frozenset(("layer", "blob")),
     frozenset(("username", "password", "password_file")),
@@ -258,7 +263,7 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
     values = _with_defaults(values, defaults)
     if ("upperdir" in values) != ("workdir" in values):
-        raise UsageError("oci.upperdir and oci.workdir are needed together, or none of them")
+        raise UsageError("oci.upperdir and oci.workdir must be given together")
     flags, data, warnings = kernel_options(rest, writable="upperdir" in values)
     return MountOptions(
         driver=driver,
@@ -281,7 +286,7 @@ def parse_oci_options(texts: Sequence[str], defaults: Defaults = ()) -> ReadOpti
     values, names, rest = _take_ours(texts)
     foreign = [item.partition("=")[0] for item in rest] + [name for name in names if _BY_NAME[name] in _MOUNT_ROWS]
     if foreign:
-        raise UsageError(f"the option {foreign[0]!r} is for mount only; here are oci options alone")
+        raise UsageError(f"the option {foreign[0]!r} is for mount only; this command takes oci options alone")
     return _oci_options(_with_defaults(values, defaults))
 
 

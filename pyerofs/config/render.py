@@ -1,4 +1,4 @@
-"""The configuration for people: what counts and where it comes from, and a file with every option to begin with."""
+"""Render the configuration: effective values with their origin, and an example file with every option."""
 
 from __future__ import annotations
 

@@ -29,14 +29,14 @@ def whole(lowest: int, highest: int) -> Callable[[str, str], int]:
 def one_of(*words: str) -> Callable[[str, str], str]:
     def convert(name: str, value: str) -> str:
         if value not in words:
-            raise UsageError(f"{name}={value!r}: it is one of {', '.join(words)}")
+            raise UsageError(f"{name}={value!r}: it must be one of {', '.join(words)}")
         return value
 
     return convert
 
 
 def path(_name: str, value: str) -> str:
-    """Absolute: whoever uses it later, a daemon above all, may stand in another directory."""
+    """Absolute: the daemon, which uses it later, runs in another directory."""
     return os.path.abspath(value)
 
 
@@ -65,7 +65,7 @@ def mirror(name: str, value: str) -> str:
         if parse_url(value).query:
             raise ValueError
     except ValueError:
-        # It is not repeated: somebody may have put a password into it.
+        # Not repeated in the message: it may contain a password.
         raise UsageError(f"{name}: the URL of a mirror is http[s]://HOST[:PORT][/PATH]") from None
     return value
 
@@ -82,11 +82,11 @@ def parsed(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
 
 def nbd_device(name: str, value: str) -> str:
     if not re.fullmatch(r"/dev/nbd[0-9]{1,6}", value):
-        raise UsageError(f"{name}={value!r}: it is a device such as /dev/nbd0")
+        raise UsageError(f"{name}={value!r}: it must be a device such as /dev/nbd0")
     return value
 
 
 def log_place(name: str, value: str) -> str:
     if value not in LOG_PLACES and not os.path.isabs(value):
-        raise UsageError(f"{name}={value!r}: it is one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
+        raise UsageError(f"{name}={value!r}: it must be one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
     return value

@@ -32,7 +32,7 @@ class Caller:
             try:
                 self.channel.send(message)
             except OSError:
-                # Nobody to tell. Whoever asks gone() learns of it, although there is nothing left to poll.
+                # The caller has gone: gone() says so, although there is nothing left to poll.
                 self._hung_up = True
                 self.close()
 

@@ -48,14 +48,14 @@ class Channel:
             for fd in fds:
                 os.set_inheritable(fd, False)
             if not piece:
-                raise EOFError("it hung up")
+                raise EOFError("the other side hung up")
             self._buffer += piece
             if len(self._buffer) > _MESSAGE_MAX:
-                raise ValueError("it says too much")
+                raise ValueError("its message is too long")
         line, _, self._buffer = self._buffer.partition(b"\n")
         values = json.loads(line)
         if not isinstance(values, dict):
-            raise ValueError("that is no message")
+            raise ValueError("it sent something that is not a message")
         return values
 
     def pending(self) -> bool:

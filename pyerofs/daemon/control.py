@@ -1,7 +1,7 @@
 """The control socket of a mount's daemon: one message asks, one answers, descriptors may come with the answer.
 
 A Unix stream socket in the records' directory, for root only. Each conversation has a thread of its own, so that one
-who says nothing holds up nobody, and an answer never waits for the registry.
+a silent client holds up no other, and an answer never waits for the registry.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ControlServer:
     def _answer(self, question: dict[str, Any]) -> Answer:
         handler = self._handlers.get(str(question.get("op")))
         if handler is None:
-            return Answer({"error": f"this daemon knows no {question.get('op')!r}; it may be of another version"})
+            return Answer({"error": f"this daemon does not know {question.get('op')!r}; it may be of another version"})
         try:
             return handler(question)
         except PyerofsError as e:
@@ -88,7 +88,7 @@ class ControlServer:
 
 
 def ask(path: str, op: str, timeout: float = PATIENCE, **values: Any) -> Answer:
-    """One question to the daemon at `path`. Raises MountError: nobody answers there in time, or says no."""
+    """One question to the daemon at `path`. Raises MountError if no answer comes in time, or a refusal."""
     try:
         with Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as channel:
             channel.socket.settimeout(timeout)

@@ -60,7 +60,7 @@ def begin() -> socket.socket:
 
 
 def leave_terminal() -> None:
-    """Give up standard input, output and error, which belong to whoever started this process."""
+    """Give up standard input, output and error, which belong to the process that started this one."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

@@ -83,7 +83,7 @@ class MountLifecycle:
         self._supervise()
 
     def go_on(self, channel: Channel | None, supervisor: int) -> None:
-        """`channel`: to the supervisor that has started this worker; None when it was somebody else."""
+        """`channel`: to the supervisor that has started this worker; None when it was not a supervisor."""
         self._listen()
         if channel is not None:
             self._supervision.adopt(channel, supervisor)
@@ -146,7 +146,7 @@ class MountLifecycle:
             try:
                 part.attachment.abort()
             except PyerofsError as e:
-                self._log(f"cannot let go of {part.attachment.path}: {e}")
+                self._log(f"cannot detach {part.attachment.path}: {e}")
         self._record.remove()
         self._supervision.end("bye")
         if self._control is not None:
@@ -182,10 +182,10 @@ class MountLifecycle:
             # Not the kernel's wish: a reply that broke off, or a socket that it took for dead.
             try:
                 if part.attachment.reconnect():
-                    self._log("a connection to the kernel has ended, and is replaced")
+                    self._log("a connection to the kernel was lost; replacing it")
                     return
             except PyerofsError as e:
-                self._log(f"a connection to the kernel has ended: {e}")
+                self._log(f"a connection to the kernel was lost: {e}")
                 if left:
                     return
         if part.attachment.how != "netlink" and not part.server.ended_softly and self._is_mounted():
@@ -199,8 +199,8 @@ class MountLifecycle:
         The mount goes on until it is unmounted, and this process with it, to say so.
         """
         what = "nbdfuse" if part.attachment.how == "fuse" else part.attachment.path
-        self._dead = f"{what} has gone, and nothing more can be read"
-        self._log(f"{self._dead}: `pyerofs umount {self._record.target}`, and mount it anew")
+        self._dead = f"{what} has died, and nothing more can be read"
+        self._log(f"{self._dead}: `pyerofs umount {self._record.target}`, and mount it again")
 
     def _mounts_changed(self) -> None:
         if self._is_mounted():
@@ -222,7 +222,7 @@ class MountLifecycle:
             self._events.stop()
 
     def _see_tenants(self) -> None:
-        """Where nobody is left who could unmount it."""
+        """Unmount where no process is left that could."""
         if self._tenancy is None or not self._tenancy.ended():
             return
         self._log("unmounted: the last process of its mount namespace has ended")
@@ -238,7 +238,7 @@ class MountLifecycle:
         try:
             umount(self._record.target)
         except PyerofsError as e:
-            self._log(f"not ended by the signal: {e}")
+            self._log(f"not unmounted at SIGTERM: {e}")
 
     def _watch_supervisor(self) -> None:
         """Or, if there is none, has another one started after a while."""
@@ -267,11 +267,11 @@ class MountLifecycle:
     def _hand_over(self, _: dict[str, Any]) -> Answer:
         if not self._can_go_on:
             raise MountError(
-                f"{self._record.target}: only a device that was attached by netlink can go on with another daemon: "
+                f"{self._record.target}: only a mount that was attached by netlink can be given a new daemon: "
                 "unmount it and mount it again"
             )
         if not self._leave.acquire(blocking=False):
-            raise MountError(f"{self._record.target} is being handed over already")
+            raise MountError(f"{self._record.target} is already being handed over")
         self._supervision.end("handover")
         for part in self._parts:
             part.server.begin_pause()

@@ -1,6 +1,6 @@
 """Where the messages of a process without a terminal go: journald, syslog, standard error, or a file of JSON lines.
 
-A message never holds up who writes it: what nobody takes at once is lost, counted, and told with the next that goes.
+Logging never blocks: a message that is not taken at once is lost, counted, and reported with the next one.
 What a message says is its writer's business: it holds no secret, as no error's text does.
 """
 
@@ -123,7 +123,7 @@ def open_logger(to: str, level: LogLevel, report: Callable[[str], None], **field
 
 
 class _Datagrams:
-    """A socket that speaks to whoever is bound to a path at the time: a daemon there may be restarted."""
+    """A socket to the path's current listener: the daemon there may be restarted."""
 
     def __init__(self, path: str):
         self._path = path

@@ -67,7 +67,7 @@ def lives(identifier: str) -> bool:
     found = _NAME.fullmatch(identifier)
     if found and start_of(int(found[2])) and b"pyerofs.daemon.worker" in _arguments(int(found[2])):
         return True
-    # Its numbers may be those of another namespace: whoever listens lives.
+    # Its numbers may be those of another namespace: a process that listens is alive.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         try:

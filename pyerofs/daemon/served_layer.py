@@ -74,11 +74,11 @@ class ServedLayer:
         wanted = superblock.extra_devices
         if self.devices and wanted != len(self.devices):
             raise ImageError(
-                f"layer {self.layer} wants {wanted} more devices, and the image has {len(self.devices)} for it "
+                f"layer {self.layer} needs {wanted} more devices, but the image has {len(self.devices)} for it "
                 f"(layers {', '.join(map(str, self.devices))})"
             )
         if wanted and not self.devices and "device=" not in options.data:
-            self._log(f"the image wants {wanted} more devices: give each with -o device=")
+            self._log(f"the image needs {wanted} more devices: give each with -o device=")
 
     def _check_tree(self, tree: Tree) -> Table:
         from ..erofs import dmverity

@@ -1,7 +1,7 @@
 """What a mount is doing, as one dictionary: what its daemon answers to `stat`, and how that is shown to people.
 
 Units are in the names, or it is a number of things. Nothing here waits for the registry: every lock that is taken is
-one that nobody holds while he waits for anything.
+one that is never held while its holder waits.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The kernel keeps the reads meanwhile. First the device gets a new socket, so tha
 while the new worker comes up. Nothing here asks a registry or touches the filesystem; a process as small as this hardly
 has a reason to die. What the request holds that is secret lives in its memory only.
 
-With nbdfuse, and by ioctls, there is nobody to take the place of a worker: there the supervisor says that it has died,
+With nbdfuse, and by ioctls, a worker cannot be replaced: there the supervisor says that it has died,
 and tidies up when the mount has ended.
 
 A worker hangs when the kernel has reads in flight and the data path answers no heartbeat, or finishes none of them
@@ -43,7 +43,7 @@ LOOK = 5.0  # seconds between two looks at the device
 HEARTBEAT_PATIENCE = 5.0  # seconds; more each time that it was wrong
 PROGRESS_MARGIN = 60.0  # seconds without any read finished, beyond the time that one may take
 COME_UP = 30.0  # seconds for a worker to serve
-HANDOVER = 15.0  # seconds for a successor that somebody else starts
+HANDOVER = 15.0  # seconds for a successor that another process starts
 SUCCESSOR_LOOK = 0.1  # seconds between two looks for it
 OOM_SCORE = -900  # of this process: the worker can be replaced, this one cannot
 
@@ -190,7 +190,7 @@ class Supervisor:
             self._kill(f"it has not answered for {now - self._asked:.0f} s")
             self._patience *= 2  # a machine may be as slow as that
         elif now - since > self._timeout + PROGRESS_MARGIN:
-            self._kill(f"no read has got an answer for {now - since:.0f} s")
+            self._kill(f"no read has been answered for {now - since:.0f} s")
             self._progress.clear()
         elif not self._asked and self._heart is not None:
             self._heart.ask()
@@ -209,7 +209,7 @@ class Supervisor:
         return reading > 0
 
     def _kill(self, why: str) -> None:
-        self.logger.warning(f"the daemon {self._record.pid} hangs, {why}: another one takes its place")
+        self.logger.warning(f"the daemon {self._record.pid} hangs, {why}: replacing it")
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -231,7 +231,7 @@ class Supervisor:
             self._clean_up()
         else:
             self._pause = longer(self._pause, time.monotonic() - self._began)
-            self.logger.warning(f"the daemon {pid} has died: another one takes its place")
+            self.logger.warning(f"the daemon {pid} has died: replacing it")
             self._events.after(self._pause, self._restart)
 
     def _let_go(self) -> None:
@@ -253,7 +253,7 @@ class Supervisor:
         """No other worker can take its place: what it has left is swept when the mount has ended."""
         target = self._record.target
         self.logger.error(
-            f"the daemon {pid} has died, and nothing more can be read: `pyerofs umount {target}`, mount anew"
+            f"the daemon {pid} has died, and nothing more can be read: `pyerofs umount {target}`, and mount it again"
         )
         self._mounts = MountWatch()
         self._events.watch(self._mounts.fileno(), self._see_unmount, MountWatch.EVENTS)
@@ -279,7 +279,7 @@ class Supervisor:
         if time.monotonic() - self._handed_over < HANDOVER:
             self._events.after(SUCCESSOR_LOOK, self._see_successor)
             return
-        self.logger.warning("nobody has taken over the mount")
+        self.logger.warning("no other daemon has taken over the mount")
         self._released = ""
         self._restart()
 
@@ -289,7 +289,7 @@ class Supervisor:
                 self._clean_up()
         except (PyerofsError, OSError, ValueError) as e:
             self._pause = longer(self._pause)
-            self.logger.error(f"no new daemon comes up: {e}; again in {self._pause:g} s")
+            self.logger.error(f"cannot start a new daemon: {e}; retrying in {self._pause:g} s")
             self._events.after(self._pause, self._restart)
 
     def _start_worker(self) -> bool:

@@ -28,7 +28,7 @@ READY_PATIENCE = 40.0  # seconds for a supervisor to come up; less than reattach
 END_PATIENCE = 5.0  # seconds for one to end when it is told to; it may have to come up first
 LIFE_MIN = 1.0  # seconds: a process that has lived so long is replaced without a pause
 PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0  # seconds, doubling, before one that dies at once is replaced
-ALONE = "until there is one, nobody sees to the mount if its daemon dies"
+ALONE = "until there is one, the daemon is not replaced if it dies"
 
 
 class SupervisorLink:
@@ -55,7 +55,7 @@ class SupervisorLink:
             self._channel = Channel(ours)
         except OSError as e:
             ours.close()
-            self._log(f"no supervisor can be started ({e.strerror}): {ALONE}")
+            self._log(f"cannot start a supervisor ({e.strerror}): {ALONE}")
             self.pause = longer(self.pause)
         finally:
             theirs.close()
@@ -83,7 +83,7 @@ class SupervisorLink:
             channel.receive()
             channel.socket.settimeout(None)
         except (OSError, ValueError, EOFError) as e:
-            self._log(f"the supervisor does not come up ({e}): {ALONE}")
+            self._log(f"the supervisor failed to start ({e}): {ALONE}")
             self.pause = longer(self.pause)
             self._close()
         finally:
@@ -98,12 +98,12 @@ class SupervisorLink:
     def end(self, word: str) -> None:
         """Tell the supervisor how the worker ends; `word`: bye or handover.
 
-        With the mount its supervisor has gone, too: whoever waits for the worker's end may rely on it, but for one that
-        does not end in time.
+        With the mount its supervisor has gone, too: a caller that waits for the worker's end may rely on that, unless
+        the supervisor does not end in time.
         """
         if self._channel is None:
             return
-        with contextlib.suppress(OSError):  # it has died: then there is nobody to tell
+        with contextlib.suppress(OSError):  # it has died: there is nothing to tell it
             self._channel.send({word: True})
         pid = self.pid if word == "bye" and start_of(self.pid) == self.started else 0
         self._close()

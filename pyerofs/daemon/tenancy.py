@@ -39,7 +39,7 @@ class Tenancy:
         self._witness = 0  # the process by which we knew, last time, that we are not alone
 
     def ended(self) -> bool:
-        """Whether nobody but daemons of ours sees the filesystem, or could come to. Where that is not known: False."""
+        """Whether only our daemons see the filesystem or can come to see it. False where that is not known."""
         if self._witness and _namespace(self._witness) == self._own:
             return False
         self._witness = 0

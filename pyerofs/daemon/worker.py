@@ -128,7 +128,7 @@ class Worker:
             local = LocalSource(self._location.path)
             if self._resume and local.identity != self._resume.record.identity:
                 local.close()
-                raise MountError(f"{self._location} is not the file any more that was mounted")
+                raise MountError(f"{self._location} is no longer the file that was mounted")
             yield Piece(lambda _: local)
         elif self._resume:
             was = self._resume.record
@@ -291,7 +291,7 @@ def _allow_files() -> None:
 
 
 def _import_early() -> None:
-    """Most mounts will need these, and whoever has started this process is not ready yet."""
+    """Most mounts need these, and the caller is not ready yet."""
     import pyerofs.http.transport  # noqa: F401
 
 

@@ -60,7 +60,7 @@ class Chunk(NamedTuple):
         if len(data) != self.stored:
             raise ImageError(f"the chunk at {self.start} has {len(data)} bytes instead of {self.stored}")
         if self.hash and _HASHES[len(self.hash)](data).digest() != self.hash:
-            raise ImageError(f"the chunk at {self.start} is corrupt: its bytes have not the hash that the index says")
+            raise ImageError(f"the chunk at {self.start} is corrupt: its hash is not the one in the index")
 
 
 class ChunkIndex:
@@ -129,7 +129,7 @@ def locate(annotations: Mapping[str, str], blob_size: int, compressed: bool) -> 
     if digest is None:  # nothing that has not been verified may be used
         return None
     if not is_digest(digest):
-        raise ImageError(f"the annotation {DIGEST} is no sha256 or sha512 digest")
+        raise ImageError(f"the annotation {DIGEST} is not a sha256 or sha512 digest")
     return IndexLocation(offset, end, digest, compressed)
 
 
@@ -143,12 +143,12 @@ def parse(section: bytes, where: IndexLocation) -> ChunkIndex | None:
     payload = _unframed(section) if where.frame else section
     name = where.digest.partition(":")[0]
     if f"{name}:{hashlib.new(name, payload).hexdigest()}" != where.digest:
-        raise _corrupt(f"it has not the digest {where.digest}")
+        raise _corrupt(f"its digest is not {where.digest}")
     if len(payload) < _HEADER.size:
         raise _corrupt(f"it has only {len(payload)} bytes")
     magic, version, compression, flags, size, count, algorithm, hash_size, reserved = _HEADER.unpack_from(payload)
     if magic != _MAGIC:
-        raise _corrupt("it does not begin as one")
+        raise _corrupt("it does not start with the magic number")
     if version != _VERSION or flags or compression not in (NONE, ZSTD) or algorithm not in (0, _SHA2):
         return None
     if any(reserved):
@@ -200,7 +200,7 @@ def build(
 
 
 def framed(index: bytes) -> bytes:
-    """As it is put behind the frames of a zstd layer: whoever decompresses all of that skips it."""
+    """As it is put behind the frames of a zstd layer: a decompressor of the whole layer skips it."""
     return _FRAME.pack(_FRAME_MAGIC[0], len(index)) + index
 
 

@@ -96,7 +96,7 @@ def find(annotations: Mapping[str, str], page_size: int) -> Tree | None:
         given, missing = (HASH_OFFSET, ROOT_DIGEST) if root is None else (ROOT_DIGEST, HASH_OFFSET)
         raise ImageError(f"the layer has the annotation {given}, but not {missing}")
     if not is_digest(root):
-        raise ImageError(f"the annotation {ROOT_DIGEST} is no sha256 or sha512 digest: {root[:80]!a}")
+        raise ImageError(f"the annotation {ROOT_DIGEST} is not a sha256 or sha512 digest: {root[:80]!a}")
     size = BLOCK if block is None else _number(BLOCK_SIZE, block)
     if size < _BLOCK_MIN or size & (size - 1):
         raise ImageError(f"the annotation {BLOCK_SIZE} is {size}: it must be a power of two, {_BLOCK_MIN} or more")
@@ -107,13 +107,13 @@ def find(annotations: Mapping[str, str], page_size: int) -> Tree | None:
         )
     start = _number(HASH_OFFSET, offset)
     if not start or start % size:
-        raise ImageError(f"the annotation {HASH_OFFSET} is {start}, which is no multiple of the block size {size}")
+        raise ImageError(f"the annotation {HASH_OFFSET} is {start}, not a multiple of the block size {size}")
     return Tree(start, size, root)
 
 
 def _number(name: str, text: str) -> int:
     if not _NUMBER.fullmatch(text):
-        raise ImageError(f"the annotation {name} is no number: {text[:80]!a}")
+        raise ImageError(f"the annotation {name} is not a number: {text[:80]!a}")
     return int(text)
 
 

@@ -21,7 +21,7 @@ _TAR = re.compile(r"\.tar(?:[.+](\w+))?")
 
 
 class NotErofsError(ImageError):
-    """An image without an EROFS layer. `name` of the image for people, `digest` of its manifest."""
+    """An image without an EROFS layer. `name` of the image for messages, `digest` of its manifest."""
 
     def __init__(self, name: str, digest: str, manifest: Manifest) -> None:
         found = dict.fromkeys(explain_foreign(layer) for layer in manifest.layers)
@@ -41,7 +41,7 @@ def obstacle(manifest: Manifest) -> str:
     """Why the image cannot be converted, and what to do; "" where it can be."""
     config = manifest.config.media_type if manifest.config else ""
     if manifest.artifact_type and config not in CONFIGS:
-        return f"this is no image of a container but an artifact of the type {manifest.artifact_type}"
+        return f"this is not a container image but an artifact of the type {manifest.artifact_type}"
     if any(kind.startswith(SOCI) for kind in (config, *(layer.media_type for layer in manifest.layers))):
         return "this is a SOCI index, not an image: name the image that it is for"
     if any(".nydus." in layer.media_type or _has(layer, _FOREIGN[0]) for layer in manifest.layers):
@@ -52,7 +52,7 @@ def obstacle(manifest: Manifest) -> str:
         return "an image needs at least one layer"
     if manifest.config is None or not is_image_config(manifest.config):
         what = f"a config of the type {config}" if config else "no config"
-        return f"this is not the image of a container: it has {what}"
+        return f"this is not a container image: it has {what}"
     foreign = next((layer for layer in manifest.layers if not is_convertible(layer)), None)
     return f"it cannot be converted: a layer is {explain_foreign(foreign)}" if foreign else ""
 

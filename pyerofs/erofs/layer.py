@@ -129,7 +129,7 @@ def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Laye
     compressed = is_compressed(found.media_type)
     content = found.annotations.get(CONTENT, "") if compressed else found.digest
     if content and not is_digest(content):
-        raise ImageError(f"the annotation {CONTENT} is no sha256 or sha512 digest")
+        raise ImageError(f"the annotation {CONTENT} is not a sha256 or sha512 digest")
     place, alone = None, False
     if use_index or compressed:
         place = chunk_index.locate(found.annotations, found.size, compressed)

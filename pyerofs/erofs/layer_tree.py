@@ -162,7 +162,7 @@ class Layer:
 
     def _add_root(self, entry: TarEntry) -> None:
         if entry.kind != reader.DIRECTORY:
-            raise ImageError("the image's root is no directory")
+            raise ImageError("the image's root is not a directory")
         self._tree.set_attributes(self.root, self._attributes(entry))
 
     def _put(self, place: _Place, name: bytes, entry: TarEntry, content: int) -> None:
@@ -330,7 +330,7 @@ class Layer:
                     raise ImageError("there is a file where it needs a directory")
                 links += 1
                 if links > _LINKS_MAX:
-                    raise ImageError("there are too many symbolic links on its way")
+                    raise ImageError("there are too many symbolic links in its path")
                 target = tree.targets[tree.value[row]]
                 if target.startswith(b"/"):
                     done.clear()

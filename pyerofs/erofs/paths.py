@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ImageError
 
-DEPTH_MAX = 400  # directories: deeper ones are made to break whoever goes through them by recursion
+DEPTH_MAX = 400  # directories: deeper trees are made to exhaust recursive code
 
 Parts = tuple[bytes, ...]
 

@@ -160,7 +160,7 @@ def _crc32c(data: bytes) -> int:
 def first_look(file: BinaryIO, name: str) -> None:
     """Refuse a file or device that cannot be an EROFS image, before anything is attached. Raises ImageError, OSError.
 
-    `name`: of the file, for people.
+    `name`: of the file, for messages.
     """
     try:
         head = file.read(_LOOK)

@@ -116,6 +116,6 @@ def _pieces(path: bytes, size: int) -> Iterator[tuple[int, bytes]]:
             if start < end:
                 break
         if os.fstat(descriptor).st_size != size:
-            raise ImageError(f"{show(path)} has another size than a moment ago")
+            raise ImageError(f"{show(path)} changed its size while it was read")
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Which clients `serve` takes: nobody may use up what all need, and a shortage is waited out."""
+"""Which clients `serve` admits: none may use up what all need, and a shortage is waited out."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ class Admission:
             sock.close()  # it has gone again
             return True
         if (refusal := self._refusal(peer)) is not None:
-            self.say(peer, f"refused a connection of {peer}: {refusal}")
+            self.say(peer, f"refused a connection from {peer}: {refusal}")
             sock.close()
             return True
         try:
             self._server.add(sock, handshake=True, peer=peer)
         except (OSError, RuntimeError, MemoryError) as e:
-            self.say("", f"refused a connection of {peer}: {e}")
+            self.say("", f"refused a connection from {peer}: {e}")
             sock.close()
             return False
         return True
 
     def _refusal(self, peer: str) -> str | None:
         if self._server.clients_of(peer) >= self._most_of_peer:
-            return f"it has {self._most_of_peer} already"
+            return f"it has {self._most_of_peer} connections already"
         if self._server.clients() >= self._most:
             return f"{self._most} clients are connected"
         return None

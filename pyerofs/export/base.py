@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..source.base import Source
     from .digest_check import State
 
-# A thread that blocks in C does not see a signal, so whoever may be the main thread waits in slices (seconds).
+# A thread that blocks in C sees no signal, so what may run in the main thread waits in slices (seconds).
 SLICE = 0.2
 SETTLING = 3600.0  # seconds for a reader who has read everything to hear whether it was right
 SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a crash of the machine may lose
@@ -40,7 +40,7 @@ SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a cr
 class Export:
     """Owns the source and everything that it opens for it; close() ends all. Its methods may be called by any thread.
 
-    `log` gets a line for each thing that a person may want to know of, and is called from fetch threads too. Raises
+    `log` gets one-line messages, and is called from fetch threads too. Raises
     UsageError, UnavailableError. `cancel` is asked now and then by a method that waits. `fetches`: what has been
     fetched.
     """
@@ -261,7 +261,9 @@ class Export:
                 if self._sync_failed:
                     return
                 self._sync_failed = True
-                self._log(f"cannot write the map of the cache: {e.strerror}; after a reboot it is fetched anew")
+                self._log(
+                    f"cannot write the map of the cache: {e.strerror}; after a reboot its bytes are fetched again"
+                )
 
     def close(self) -> None:
         """After every connection of the store has ended. Reads under way in other threads are ended first."""

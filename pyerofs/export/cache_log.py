@@ -1,4 +1,4 @@
-"""What a person is told of a cache that cannot be written, or was damaged."""
+"""Log messages about a cache that cannot be written, or was damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CacheLog:
     def lost(self, problem: str) -> None:
         """There is no place on disk, and will be none."""
         self._for_good = self._without = True
-        self._log(f"cannot write to the cache: {problem}; reading on without it")
+        self._log(f"cannot write to the cache: {problem}; continuing without it")
 
     def check(self) -> None:
         error, healed = self._store.health()
@@ -42,14 +42,14 @@ class CacheLog:
             if not self._for_good and bool(error) != self._without:
                 self._without = bool(error)
                 if error:
-                    lines.append(f"cannot write to the cache: {os.strerror(error)}; reading on without it")
+                    lines.append(f"cannot write to the cache: {os.strerror(error)}; continuing without it")
                 else:
-                    lines.append("the cache can be written again")
+                    lines.append("the cache is writable again")
             if healed > self._healed:
                 self._healed = healed
                 now = time.monotonic()
                 if now >= self._quiet_until:
-                    lines.append("the cache's data was damaged; what is found so is fetched anew")
+                    lines.append("cached data was damaged; damaged parts are fetched again")
                 self._quiet_until = now + BURST
         for line in lines:
             self._log(line)

@@ -1,12 +1,12 @@
 """Verifying: a blob that is complete is hashed once, and is from then on known to be what its digest says.
 
     unverified -> verifying -> verified     it is so until something is fetched again
-                           \\-> mismatch     everything is forgotten, fetched anew and hashed again, but only once:
+                           \\-> mismatch     everything is dropped, fetched and hashed again, but only once:
                                            a second mismatch stays one
                            \\-> unverified   where granules do not agree with their sums: those alone are forgotten
 
 The mark lies in the cache beside the data file that it is about, with a hash of each chunk: what is missing in it
-later comes back only with that hash, so nothing has to be hashed again. With the mark the entry becomes everybody's.
+later comes back only with that hash, so nothing has to be hashed again. With the mark the entry becomes shared.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class DigestCheck:
             if self._is_marked():
                 self._state = "verified"
                 if self._entry.hashes():
-                    self._share()  # whoever made the mark may have been killed then
+                    self._share()  # the process that made the mark may have been killed then
                 else:
                     self._begin()  # of an earlier version: what is lost of it later could not be checked
             else:
@@ -245,7 +245,7 @@ class DigestCheck:
         try:
             self._entry.mark_verified(hashes)
         except OSError as e:
-            self._log(f"cannot mark {digest} as verified: {e.strerror}; the next one to open it hashes it again")
+            self._log(f"cannot mark {digest} as verified: {e.strerror}; it is hashed again when it is next opened")
         else:
             self._share()
         self._state = "verified"
@@ -263,7 +263,7 @@ class DigestCheck:
         if self._mismatches == MISMATCHES_MAX:
             self._log(f"error: the registry's bytes for {digest} are {found} again: they stay unverified")
         else:
-            self._log(f"the bytes in the cache for {digest} are {found}: all of them are fetched anew")
+            self._log(f"the bytes in the cache for {digest} are {found}: all of them are fetched again")
             self._unmark()
             self._store.forget_all()
         self._state = "mismatch"

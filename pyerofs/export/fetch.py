@@ -2,7 +2,7 @@
 
 Guarantees:
 - A run is asked for again only while some read waits for it; how long a read may wait is its store's decision, so a
-  read ends within its time whatever the source does, and nobody hammers a dead registry for nothing.
+  read ends within its time whatever the source does, and a dead registry is not hammered.
 - After a broken transfer the next attempt starts where the last whole granule ended, over another connection and,
   where there is one, at another mirror.
 - A failure that no repetition can mend fails the waiting reads at once; the next read tries afresh.
@@ -170,7 +170,8 @@ class Fetcher:
                 number = min(attempt, max(attempt // 2, self._in_row - 1))
                 seconds = delay(number, e.retry_after, self._longest_pause)
                 self._log(
-                    f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; again in {seconds:.1f} s", None
+                    f"attempt {attempt + 1} for {run.length} bytes at {run.offset}: {e}; retrying in {seconds:.1f} s",
+                    None,
                 )
                 attempt += 1
                 pause(seconds, lambda: self._stopping.is_set() or not self._store.waiters(run.id))

@@ -68,7 +68,7 @@ class BlobFile(io.RawIOBase):
 
     def __init__(self, export: Export):
         self._export = export
-        # A file that nobody closes, as at the end of a script, must not hold up the end of the interpreter.
+        # A file left open, as at the end of a script, must not hold up the end of the interpreter.
         self._end = weakref.finalize(self, export.close)
         self._position = 0
         self._tally = export.tally()
@@ -161,13 +161,13 @@ class BlobFile(io.RawIOBase):
         if tally is None or not (found or tally.is_whole):
             return
         if found == tally.digest or (found is None and self._export.settle() != "mismatch"):
-            self._tally = None  # it need not be told again
+            self._tally = None  # it need not be reported again
             return
         self._export.reject()
         what = f"it is {found} instead of {tally.digest}" if found else f"it is not {tally.digest}"
         raise ImageError(
-            f"{self.name}: all of layer {self._export.source.layer} was read, and {what}: who gave it has changed it. "
-            "Nothing of it stays in the cache"
+            f"{self.name}: all of layer {self._export.source.layer} was read, and {what}: it was changed at its "
+            "source. Nothing of it stays in the cache"
         )
 
     def _send_some(self, out_fd: int, offset: int, count: int) -> int:

@@ -1,10 +1,10 @@
-"""Filling: what nobody reads is fetched as well, in order and through the same store, behind every read.
+"""Filling: fetch unread data too, in order, through the same store, behind every read.
 
 Guarantees:
 - One run at a time, no longer than the source brings in about half a second: a read that falls into it waits no longer
   than it would for a run of its own, and all other reads have the other fetch threads.
-- In quiet times only ("idle"): a run begins when nobody has waited for QUIET seconds, and is given up as soon as
-  somebody waits for bytes that it does not bring. That costs a connection, and makes a read find the line free.
+- In quiet times only ("idle"): a run begins when no read has waited for QUIET seconds, and is given up as soon as
+  a read waits for bytes that it does not bring. That costs a connection, and makes a read find the line free.
 - At the rate that was asked for, over any time that is longer than a few seconds.
 - A failure is a line in the log and a pause, never more. A process whose blob is complete is not woken.
 """
@@ -31,7 +31,7 @@ RUN = 4 << 20  # bytes: on fast lines too no more, so that a rate is kept evenly
 RUN_MIN = 64 << 10  # below it a request costs more than its bytes
 QUIET = 1.0  # seconds without a waiting read before "idle" begins
 LOOK_AGAIN = 0.2  # seconds, where all that is absent is on its way already
-PAUSE_FIRST, PAUSE_MAX = 2.0, 300.0  # seconds after a failure; nobody waits for the next attempt
+PAUSE_FIRST, PAUSE_MAX = 2.0, 300.0  # seconds after a failure; no read waits for the next attempt
 
 
 class Bucket:
@@ -50,7 +50,7 @@ class Bucket:
 
 
 class Filler:
-    """A thread that fetches what nobody has asked for. Owns its thread.
+    """A thread that fetches what no read has asked for. Owns its thread.
 
     `rate`: bytes a second, None for no limit. `landed` is called after each run that brought something; `log` gets a
     line for the user; both from that thread. `pause` waits so many seconds or until stop(), whichever comes first.
@@ -101,11 +101,11 @@ class Filler:
         except (OSError, PyerofsError) as e:
             return self._failed(e)
         finally:
-            # Whoever waits for what has not come fetches it himself, with the patience of a read.
+            # A read that waits for what has not come has it fetched by itself, with a read's patience.
             self._store.finish(run.id)
         if self._failures:
             self._failures = 0
-            self._log("filling the cache goes on")
+            self._log("filling the cache has resumed")
         self._landed()
         return self._bucket.spent(count) if self._bucket else 0
 
@@ -115,7 +115,7 @@ class Filler:
             return 0
         if not self._failures:
             text = f"cannot write to the cache: {error.strerror}" if isinstance(error, OSError) else str(error)
-            self._log(f"filling the cache: {text}; it is tried again from time to time")
+            self._log(f"filling the cache: {text}; retrying from time to time")
         asked = error.retry_after if isinstance(error, RegistryError) else None
         self._failures += 1
         return delay(self._failures - 1, asked, PAUSE_MAX, PAUSE_FIRST)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DRAIN_TIMEOUT = 30.0  # seconds for reads under way after SIGTERM
 BACKLOG = 128
-ACCEPT_PAUSE = 0.5  # seconds without accepting anybody, where descriptors, threads or memory are short
+ACCEPT_PAUSE = 0.5  # seconds without accepting clients, where descriptors, threads or memory are short
 SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -63,14 +63,16 @@ def _listen_unix(path: str, name: str) -> socket.socket:
     except OSError as e:
         listener.close()
         reason = (
-            "another server listens there, or it is no socket" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
+            "another server listens there, or it is not a socket"
+            if e.errno == errno.EADDRINUSE
+            else e.strerror or str(e)
         )
         raise UsageError(f"{name} {path}: {reason}") from None
     return listener
 
 
 def _is_stale(path: str) -> bool:
-    """Tell whether a killed server has left the socket behind: nobody listens on it."""
+    """Tell whether a killed server has left the socket behind, with no listener."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False  # connecting to any other file is refused as well
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -107,7 +109,7 @@ def serve(export: Export, listener: socket.socket, log: Callable[[str], None], r
             wait()
 
     def wait() -> None:
-        """Accept nobody for a moment: those who are connected are served, and some of them will go."""
+        """Accept no client for a moment: connected ones are served, and some of them will go."""
         events.unwatch(listener.fileno())
         events.after(ACCEPT_PAUSE, go_on)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .base import Export
 
 HANDSHAKE_TIMEOUT = 30.0  # seconds for all that a client has to negotiate
-WAKE = signal.SIGUSR1  # ends a connection's wait for its next request; whoever calls pause() has a handler for it
+WAKE = signal.SIGUSR1  # ends a connection's wait for its next request; pause() needs a handler for it
 WAKE_INTERVAL = 0.01  # seconds; a signal that comes just before the wait begins is lost
 
 
@@ -91,7 +91,7 @@ class Server:
             self._log(f"a client's connection ended: {e}")
         finally:
             with self._lock:
-                del self._clients[threading.current_thread()]  # from now on nobody calls drain() or stop() of it
+                del self._clients[threading.current_thread()]  # from now on drain() and stop() are not called
             connection.close()
             if reason != PAUSED:
                 sock.close()

@@ -1,4 +1,4 @@
-"""What libcurl's failures mean: the one place where its codes become an error that a person can read.
+"""What libcurl's failures mean: the one place where its codes become readable errors.
 
 The codes are libcurl's stable ABI (libcurl-errors(3)); they are numbers here so that `transport` stays the only module
 that loads pycurl. Pure functions.
@@ -105,7 +105,7 @@ def translate(failure: Failure, url: Url, limits: Limits) -> TransportError:
         kind, temporary, words = _ENDINGS[code]
         detail = f" ({_words(failure.text)})" if kind == "tls" else ""
         return TransportError(f"{host}: {words}{detail}", kind, temporary=temporary, answered=failure.answered)
-    # A code that nobody thought of must not end a mount that could live on: the caller's time bound ends the attempts.
+    # An unexpected code must not end a mount that could live on: the caller's time bound ends the attempts.
     words = f"{host}: the connection was lost ({_words(failure.text)})"
     return TransportError(words, "transfer", temporary=True, answered=failure.answered)
 
@@ -123,7 +123,7 @@ def _timeout(failure: Failure, url: Url, limits: Limits) -> TransportError:
 def _refused_by_proxy(proxy: str, host: str, status: int) -> TransportError:
     """Return the error for the proxy's own answer to CONNECT."""
     if status == 407:
-        words = f"the proxy {proxy} wants a user and a password, or others: give them in its URL"
+        words = f"the proxy {proxy} needs a user and a password, or other ones: give them in its URL"
         return TransportError(words, "connect", temporary=False)
     words = f"the proxy {proxy} does not connect to {host}: {status}"
     return TransportError(words, "connect", temporary=status in (408, 429) or status >= 500)

@@ -63,7 +63,7 @@ class Exchange:
 
     def on_header(self, line: bytes) -> int | None:
         self._count(len(line))
-        if self._head is not None:  # trailers, behind the body: nobody asked for them
+        if self._head is not None:  # trailers, behind the body: not used
             return None
         self._header_bytes += len(line)
         if self._header_bytes > HEADERS_CAP:
@@ -118,7 +118,7 @@ class Exchange:
         return piece
 
     def on_seek(self, *_: int) -> int:
-        """libcurl would send it again by itself. But the server may have taken it: whoever sent it has to ask first."""
+        """Keep libcurl from sending it again: the server may have taken it, so the sender has to ask first."""
         return pycurl.SEEKFUNC_FAIL
 
     def on_progress(self, _total: float, received: float, _to_send: float, sent: float) -> int:
@@ -190,7 +190,9 @@ class Exchange:
             return TransportError(f"{host}: the request was cancelled", "cancelled", temporary=False)
         if self._refused_peer:
             return TransportError(
-                f"{host} is at {self._refused_peer}, which no registry may send us to", "refused", temporary=False
+                f"{host} is at {self._refused_peer}, an address that no registry may send us to",
+                "refused",
+                temporary=False,
             )
         if self._overlong:
             return TransportError(

@@ -13,7 +13,7 @@ from .proxy import Proxy
 from .tls import DEFAULT_TLS, TLS
 from .url import Url
 
-BODY_CAP = 64 << 10  # bytes of a body that nobody streams, unless the request says otherwise
+BODY_CAP = 64 << 10  # bytes of a body that is not streamed, unless the request says otherwise
 
 
 class Meter:
@@ -45,8 +45,8 @@ NOTHING = Content(0, lambda offset, n: b"")
 class Request(NamedTuple):
     """One exchange to make.
 
-    `hidden`: more headers, which nobody may see. `authorization`: value of that header. `body`: makes it a POST of a
-    form. `method`: another one than GET and that POST; `content`: what is sent with it, and nobody's secret. `sink`:
+    `hidden`: more headers, which are never shown. `authorization`: value of that header. `body`: makes it a POST of a
+    form. `method`: another one than GET and that POST; `content`: what is sent with it; not a secret. `sink`:
     gets each piece of the answer's body, on the calling thread, and gives False to end the transfer. `usable`: looks
     at the head before that, and says whether the sink may see any byte; if not, and also without a sink, the body is
     collected, up to `cap` bytes. `timeout`: seconds for all of it; None: only a stall ends it.

@@ -112,7 +112,7 @@ def is_link_local(host: str) -> bool:
 def peer_check(url: Url, registry: Url) -> Callable[[str], bool] | None:
     """Decides by its IP address whether a host that `registry` sent us to may be spoken to; None: it is its own host.
 
-    The name was looked at before, but whoever owns a name can let it point at a metadata service.
+    The name was checked before, but its owner can let it point at a metadata service.
     """
     return None if url.host == registry.host else lambda peer: not is_link_local(peer)
 

@@ -43,7 +43,7 @@ def convert_image(
     for what their size allows. Raises PyerofsError. Layers that have been written before that stay, without a tag.
     """
     if os.geteuid() != 0:
-        raise UsageError("convert must be run as root: files get their owners, and devices are made")
+        raise UsageError("convert must be run as root: it sets owners and makes devices")
     try:
         root = origin.root()
         if platform:

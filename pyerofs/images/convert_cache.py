@@ -126,7 +126,7 @@ def _describe(layer: Layer, role: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _work_directory(path: str) -> Iterator[str]:
-    """Whoever holds the lock has it alone."""
+    """Make a directory to work in. Needs the lock, whose holder has it alone."""
     work = os.path.join(path, WORK)
     shutil.rmtree(work, ignore_errors=True)  # of one that was killed
     os.mkdir(work, mode=0o700)

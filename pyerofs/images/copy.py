@@ -14,7 +14,7 @@ from .writer import CopyWriter
 
 
 class Meter(Protocol):
-    """Shows somebody how far it is."""
+    """Shows the progress of a copy."""
 
     def update(self, what: str, done: int, total: int) -> None: ...
 
@@ -94,6 +94,6 @@ def meter(shown: Meter, what: str, total: int) -> Callable[[int], None]:
 
 
 def short_digest(digest: str) -> str:
-    """Enough of a digest for people to tell blobs apart."""
+    """Enough of a digest to tell blobs apart."""
     algorithm, _, value = digest.partition(":")
     return f"{algorithm}:{value[:12]}"

@@ -146,7 +146,7 @@ def _mount(
 
 
 def render(found: dict[str, Any]) -> str:
-    """For people: what inspect() found."""
+    """Format what inspect() found as text."""
     found = every_text(found)
     lines = [f"{found['reference']}  {found['digest']}"]
     for entry in found.get("platforms", ()):

@@ -64,7 +64,7 @@ def _raw(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]
 
 
 def _compressed(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]) -> BuiltLayer:
-    from ..erofs.zstd import deflater  # deferred: nobody else needs it
+    from ..erofs.zstd import deflater  # deferred: needed here only
 
     deflate = deflater(recipe.level)
     image = _Hashed(file)

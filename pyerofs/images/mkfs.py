@@ -35,11 +35,11 @@ def find_mkfs() -> Mkfs:
     """Find mkfs.erofs. Raises UnavailableError that says how to get it."""
     path = program.find(_PROGRAM)
     if path is None:
-        raise UnavailableError(f"{_PROGRAM} is not here: install the package erofs-utils")
+        raise UnavailableError(f"{_PROGRAM} is not installed: apt-get install erofs-utils")
     said = _run([path, "-V"])  # 1.5 does not know the option, but says its version
     found = _VERSION.search(_text(said))
     if not found:
-        raise UnavailableError(f"{path} does not say which version it is")
+        raise UnavailableError(f"cannot tell the version of {path}")
     version = (int(found[1]), int(found[2]))
     if version < _OLDEST:
         raise UnavailableError(f"{path} is version {found[1]}.{found[2]}: 1.5 or newer is needed")

@@ -1,4 +1,4 @@
-"""How far something is that takes long: for people, line by line."""
+"""Progress of long-running commands, line by line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Console(NamedTuple):
-    """`report` says a line for good. `transient` shows one that the next replaces; None: nobody watches."""
+    """`report` prints a line. `transient` shows one that the next replaces; None where output is not a terminal."""
 
     report: Callable[[str], None]
     transient: Callable[[str], None] | None

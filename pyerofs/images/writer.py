@@ -64,7 +64,7 @@ class RegistryWriter:
     ) -> None:
         self.reference = reference = location.reference
         if reference.digest:
-            raise UsageError(f"{location.path!r}: where an image goes is named by a tag, not by a digest")
+            raise UsageError(f"{location.path!r}: the destination of an image is named by a tag, not by a digest")
         self._neighbour = ""  # the repository at the same registry that has the blobs already
         if isinstance(origin, RegistryReader) and origin.reference.host == reference.host:
             self._neighbour = origin.reference.repository
@@ -111,7 +111,7 @@ class LayoutWriter:
 
     def __init__(self, location: Location) -> None:
         if location.name and location.name.startswith("@"):
-            raise UsageError(f"{location}: where an image goes is named by a tag or a reference")
+            raise UsageError(f"{location}: the destination of an image is named by a tag or a reference")
         self.name = str(location)
         self._layout = Layout.create(location.path)
         self._tag = location.name

@@ -1,7 +1,7 @@
 """dm-verity devices, by veritysetup(8): every read is verified, and is an I/O error where the bytes are wrong.
 
 A device of ours goes by itself: its removal is ordered as soon as it is there and takes place at its last close, which
-is the unmount, by whomever; until then whoever has opened it holds it. So nobody's death leaves it behind.
+is the unmount, by whomever; until then its openers hold it. So no process's death leaves it behind.
 """
 
 from __future__ import annotations

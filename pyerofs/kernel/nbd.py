@@ -112,13 +112,13 @@ class NBDDevice:
             time.sleep(0.005)
 
     def disconnect(self) -> None:
-        """End the session: the server is sent NBD_CMD_DISC, whoever still reads gets EIO. Again is no error."""
+        """End the session: the server is sent NBD_CMD_DISC, pending reads get EIO. Idempotent."""
         if self._ended:
             return
         self._ended = True
         if self._session:
             self._session.end()
-        elif backend_of(self.index) in (self.identifier, None):  # else it is already somebody else's
+        elif backend_of(self.index) in (self.identifier, None):  # else another session already has it
             disconnect(self.index)
 
 
@@ -194,7 +194,7 @@ def attach(
 
 
 def disconnect(device: str | int) -> None:
-    """Disconnect a device by its path or index, whoever attached it; one that is not connected is no error.
+    """Disconnect a device by its path or index, by whatever process it was attached. Idempotent.
 
     UsageError for a name that is no NBD device's or without the privilege, UnavailableError, MountError.
     """
@@ -313,7 +313,7 @@ class _IoctlSession(threading.Thread):
                 fcntl.ioctl(fd, _SET_SOCK, self._socket)
             except OSError as error:
                 os.close(fd)
-                # EBUSY: another thread's claim came first; EINVAL of a busy device: somebody's netlink did.
+                # EBUSY: another thread's claim came first; EINVAL of a busy device: another process's netlink did.
                 if error.errno == errno.EBUSY or is_busy(index):
                     continue
                 raise

@@ -71,7 +71,7 @@ def size_of(index: int) -> int:
 
 
 def is_busy(index: int) -> bool:
-    """Whether it is attached: both ways to attach show `pid`, and whoever only prepares it has set its size."""
+    """Whether it is attached: both ways to attach show `pid`, and a device that is being prepared has a size."""
     return size_of(index) != 0 or os.path.exists(f"{node(index)}/pid")
 
 
@@ -115,5 +115,5 @@ def explain(error: OSError, what: str) -> PyerofsError:
     if error.errno == errno.EBUSY:
         return MountError(f"{what} is in use: name another device, or none to get a free one")
     if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.ENODEV, errno.ENXIO):
-        return UnavailableError(f"no NBD device could be had: {error.strerror}; see `dmesg`")
+        return UnavailableError(f"cannot get an NBD device: {error.strerror}; see `dmesg`")
     return MountError(f"the kernel refused {what}: {error.strerror}; see `dmesg`")

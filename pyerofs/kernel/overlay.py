@@ -1,4 +1,4 @@
-"""Several EROFS filesystems as one: mounted where nobody sees them, stacked with overlayfs, and only then shown.
+"""Several EROFS filesystems as one: mounted out of sight, stacked with overlayfs, and only then shown.
 
 All of it is put together in a mount namespace of a thread of its own: mount(2) for each layer and for the stack, with
 names relative to the thread's working directory, so that the option string is short enough for any number of layers
@@ -178,7 +178,7 @@ class _Builder(threading.Thread):
             ) from None
 
     def _step_aside(self) -> None:
-        """Into a mount namespace, a root that tells nobody, and a working directory of its own."""
+        """Into a mount namespace, a root that propagates nothing, and a working directory of its own."""
         import ctypes
 
         try:
@@ -201,7 +201,7 @@ class _Builder(threading.Thread):
             if not isinstance(e.__cause__, OSError):
                 raise
             reason = e.__cause__.strerror
-            hint = " (is the filesystem of oci.upperdir one that it takes?)" if self._upper else ""
+            hint = " (does it support the filesystem of oci.upperdir?)" if self._upper else ""
             if lends and e.__cause__.errno == errno.EINVAL:
                 hint = " (one of them only lends its data to others, which needs Linux 6.5 or newer)"
             raise MountError(f"overlayfs refused to stack the layers: {reason}{hint}; see `dmesg`") from None

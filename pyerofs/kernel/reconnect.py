@@ -29,7 +29,7 @@ def reconnect(index: int, identifier: str) -> socket.socket | None:
         except OSError as error:
             ours.close()
             if error.errno == errno.EINVAL:
-                return None  # disconnected for good, although whoever has it open may still show it as it was
+                return None  # disconnected for good, although sysfs shows it as before while it is open
             raise explain(error, f"/dev/nbd{index}") from error
         finally:
             kernels.close()

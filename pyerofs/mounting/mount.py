@@ -158,9 +158,9 @@ def unmount(target: str, *, lazy: bool = False) -> None:
         processes = open_processes(record, stack) if record else []
         mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))
         if not lazy and not _still_mounted(found) and not wait_gone(processes, GONE_DEADLINE):
-            raise MountError(f"{target} is unmounted, but its daemon goes on: another mount namespace may use it")
+            raise MountError(f"{target} is unmounted, but its daemon still runs: another mount namespace may use it")
     if not processes and (record or owner_of(found.source)):
-        sweep()  # nobody else is left to do it
+        sweep()  # the daemon that would have done it is dead
 
 
 def _still_mounted(found: mountpoint.MountInfo) -> bool:

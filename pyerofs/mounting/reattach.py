@@ -48,7 +48,7 @@ def find_record(what: str) -> Record:
     for record in records:
         if names & {record.id, *record.paths}:
             return record
-    raise UsageError(f"{what} is no mount of pyerofs with a daemon (see `pyerofs list`)")
+    raise UsageError(f"{what} is not a mount of pyerofs with a daemon (see `pyerofs list`)")
 
 
 def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[str], None] = _ignore) -> None:
@@ -60,7 +60,7 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
     record = find_record(what)
     if record.how != "netlink":
         raise MountError(
-            f"{record.target}: only a device that was attached by netlink can go on with another daemon: "
+            f"{record.target}: only a mount that was attached by netlink can be given a new daemon: "
             "unmount it and mount it again"
         )
     texts = [options] if isinstance(options, str) else list(options)
@@ -161,7 +161,7 @@ def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
 def _left(record: Record) -> str:
     if record.alive():
         return f"left as it is, by {record.how or record.driver}"
-    return f"its daemon has died, and no other can take its place: `pyerofs umount {record.target}`, and mount it anew"
+    return f"its daemon has died and cannot be replaced: `pyerofs umount {record.target}`, and mount it again"
 
 
 def disconnect(what: str) -> None:
@@ -173,13 +173,13 @@ def disconnect(what: str) -> None:
 
     record = find_record(what)
     if record.driver == "fuse":
-        raise UsageError(f"{what} is no NBD device: `pyerofs umount --lazy {record.target}`")
+        raise UsageError(f"{what} is not an NBD device: `pyerofs umount --lazy {record.target}`")
     with ExitStack() as stack:
         processes = open_processes(record, stack)
         for part in record.parts:
-            if part.how != "netlink" or backend_of(part.device) == part.id:  # else it may be somebody else's
+            if part.how != "netlink" or backend_of(part.device) == part.id:  # else another session may have it
                 nbd.disconnect(part.device)
-        # What was its dm-verity device may be somebody else's by now, of any kind.
+        # The dm-verity device's number may belong to another device by now, of any kind.
         others = {part.verity for part in record.parts if part.verity and not has_name(part.verity, part.id)}
         for mount in reversed(mountpoint.mountinfo()):
             if mount.source in record.paths - others:

@@ -41,7 +41,9 @@ def _dead(record: Record) -> str:
     if record.alive():
         return ""
     if record.how != "netlink":
-        return f"its daemon has died, and nothing more can be read: `pyerofs umount {record.target}`, and mount it anew"
+        return (
+            f"its daemon has died, and nothing more can be read: `pyerofs umount {record.target}`, and mount it again"
+        )
     if record.supervised():
         return ""
     return f"its daemon and its supervisor have died: `pyerofs reattach {record.target}`"
@@ -104,7 +106,7 @@ def health(status: dict[str, Any]) -> str:
     return "waiting" if status["reads"]["waiting"] and error and error["age_seconds"] < FRESH else "ok"
 
 
-# For people.
+# Human-readable output.
 
 
 def render(status: dict[str, Any]) -> str:

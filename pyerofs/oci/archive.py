@@ -21,7 +21,7 @@ from .location import STDIN
 
 _PIECE = 1 << 20  # bytes
 _LINKS_MAX = 40  # steps, as in the kernel
-_PASSED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # pipes that whoever started us has opened already
+_PASSED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # pipes that the caller has opened already
 
 
 class Archive:
@@ -92,7 +92,7 @@ def _open(path: str) -> BinaryIO:
     if path == STDIN:
         return _spooled(sys.stdin.buffer)
     try:
-        # A pipe that nobody writes to would be waited for.
+        # Opening a pipe without a writer would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise UsageError(f"cannot open {path}: {error.strerror}") from None
@@ -105,7 +105,7 @@ def _open(path: str) -> BinaryIO:
             return _spooled(pipe)
     os.close(descriptor)
     hint = f"; give it to standard input: `< {path}`, and - as its name" if stat.S_ISFIFO(mode) else ""
-    raise UsageError(f"{path} is no regular file{hint}")
+    raise UsageError(f"{path} is not a regular file{hint}")
 
 
 def _spooled(pipe: BinaryIO) -> BinaryIO:

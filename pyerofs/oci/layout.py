@@ -1,7 +1,7 @@
 """An OCI image layout: a directory with images (OCI image spec, "Image Layout").
 
 What appears in it appears whole: a blob after its digest has been seen, a tag when all that it names is there. Several
-processes may write to one. Paths of blobs are the layout's: nobody changes what they name.
+processes may write to one. Paths of blobs are the layout's: what they name does not change.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Layout:
         """Open the layout at `path`, made if need be. Raises UsageError where something else is there."""
         try:
             if os.path.isdir(path) and os.listdir(path) and not os.path.exists(f"{path}/oci-layout"):
-                raise UsageError(f"{path} is a directory with other things in it, and no OCI layout")
+                raise UsageError(f"{path} is a directory with other things in it, not an OCI layout")
             os.makedirs(f"{path}/blobs/sha256", exist_ok=True)
             with _locked(path):
                 if not os.path.exists(f"{path}/index.json"):
@@ -80,11 +80,11 @@ class Layout:
                 actual = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
                 length = file.tell()
         except FileNotFoundError:
-            raise ImageError(f"{self.path} has not the blob {digest}") from None
+            raise ImageError(f"{self.path} does not have the blob {digest}") from None
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         if length != size or actual != digest.partition(":")[2]:
-            raise ImageError(f"{path} is corrupt: it has {length} bytes, and not the digest in its name")
+            raise ImageError(f"{path} is corrupt: it has {length} bytes, and its digest is not the one in its name")
         return path
 
     @contextlib.contextmanager
@@ -122,13 +122,13 @@ class Layout:
             with open(path, "rb", opener=regular) as file:
                 body = file.read(MAX_SIZE + 1)
         except FileNotFoundError:
-            raise ImageError(f"{self.path} has not the manifest {entry.digest}") from None
+            raise ImageError(f"{self.path} does not have the manifest {entry.digest}") from None
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         try:
             verify_digest(body, entry.digest)
         except ImageError:
-            raise ImageError(f"{path} is corrupt: it has not the digest in its name") from None
+            raise ImageError(f"{path} is corrupt: its digest is not the one in its name") from None
         return RawManifest(body, entry.media_type, entry.digest)
 
     def find(self, name: str | None) -> Descriptor:
@@ -182,7 +182,7 @@ def read_index(body: bytes) -> Index:
     """Parse a layout's index.json. Raises ImageError."""
     found = parse(body)
     if not isinstance(found, Index):
-        raise ImageError("it is no index")
+        raise ImageError("it is not an index")
     return found
 
 

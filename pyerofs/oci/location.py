@@ -85,7 +85,7 @@ class Location:
         if not image and is_path(text):
             return cls("file", os.path.abspath(text))
         if colon and kind in _FOREIGN:
-            raise UsageError(f"{text!r}: images in {kind}: are not read: {_FOREIGN[kind]}")
+            raise UsageError(f"{text!r}: images in {kind}: cannot be read: {_FOREIGN[kind]}")
         return cls("registry", text)
 
     @classmethod
@@ -96,7 +96,7 @@ class Location:
             raise UsageError(f"{text!r} names no {form.what}: write {form.usage}")
         if name and not (_NAME.fullmatch(name) or _NUMBER.fullmatch(name) or is_digest(name.removeprefix("@"))):
             raise UsageError(
-                f"{text!r}: {name!r} is no name of an image: write {form.usage}, "
+                f"{text!r}: {name!r} is not an image name: write {form.usage}, "
                 "NAME a tag, a reference, @DIGEST or @NUMBER"
             )
         return cls(kind, path if path == STDIN else os.path.abspath(path), name or None)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-INDEX_DEPTH = 4  # an index may name indexes; nobody nests them deeper for a good reason
+INDEX_DEPTH = 4  # an index may name indexes; there is no good reason to nest them deeper
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
@@ -111,7 +111,7 @@ def parse(body: bytes, media_type: str | None = None) -> Manifest | Index:
         # Two readers could see two images in it (CVE-2021-41190).
         raise ImageError("the manifest is ambiguous: it has 'manifests' and also 'layers' or 'config'")
     if manifests is None and layers is None:
-        raise ImageError("this is no image manifest: it has neither 'layers' nor 'manifests'")
+        raise ImageError("this is not an image manifest: it has neither 'layers' nor 'manifests'")
     if any((kind in _INDEXES) != (manifests is not None) for kind in declared):
         raise ImageError(f"the manifest is ambiguous: its type is {declared[0]}, its content that of another type")
     if manifests is not None:
@@ -134,7 +134,7 @@ def verify_digest(body: bytes, digest: str) -> None:
     algorithm = digest.partition(":")[0]
     actual = f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
     if actual != digest:
-        raise ImageError(f"the registry sent other content than was asked for: {actual} instead of {digest}")
+        raise ImageError(f"the registry sent different content than was asked for: {actual} instead of {digest}")
 
 
 def digest_as(what: str, body: bytes) -> str:
@@ -165,7 +165,7 @@ def select(index: Index, platform: Platform) -> Descriptor:
 def nothing_in(index: Index) -> str:
     """Say why an index has no image at all."""
     if index.manifests:
-        return "its index holds nothing but attestations, which are about an image"
+        return "its index holds nothing but attestations about an image"
     return "its index is empty"
 
 
@@ -196,7 +196,7 @@ def _load(body: bytes, content_type: str | None) -> dict[str, Any]:
     except ValueError:
         kind = _plain((content_type or "").partition(";")[0].strip())
         if kind and kind not in MEDIA_TYPES:
-            raise ImageError(f"the answer is no manifest but of the type {kind}: is this a registry?") from None
+            raise ImageError(f"the answer is not a manifest but of the type {kind}: is this a registry?") from None
         raise ImageError("the manifest is not JSON") from None
     if type(document) is not dict:
         raise ImageError("the manifest is not a JSON object")
@@ -212,7 +212,7 @@ def _declared(document: dict[str, Any], content_type: str | None) -> list[str]:
     own = _get(document, "mediaType", str)
     if own:
         if own not in MEDIA_TYPES and not own.startswith(_SCHEMA1):
-            raise ImageError(f"the manifest is of the type {_show(own)}, which is no image's")
+            raise ImageError(f"the manifest is of the type {_show(own)}, not of an image")
         declared.append(own)
     header = (content_type or "").partition(";")[0].strip().lower()
     if header in MEDIA_TYPES or header.startswith(_SCHEMA1):
@@ -240,7 +240,7 @@ def _descriptor(value: object, where: str, smallest: int = 0, *, typed: bool = T
         raise ImageError(f"the manifest is malformed: {where}mediaType is {_show(media_type)}")
     digest = _get(value, "digest", str, where) or ""
     if not is_digest(digest):
-        raise ImageError(f"the manifest is malformed: {where}digest is {_show(digest)}, no sha256 or sha512 digest")
+        raise ImageError(f"the manifest is malformed: {where}digest is {_show(digest)}, not a sha256 or sha512 digest")
     size = _get(value, "size", int, where)
     if size is None or not smallest <= size <= _MAX_BLOB:
         raise ImageError(f"the manifest is malformed: {where}size is {_show(size)}")

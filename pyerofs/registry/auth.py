@@ -265,7 +265,7 @@ class Authorizer:
                 raise
             if self._tls.verify:
                 words = (
-                    f"{self._host}: its token server http://{realm.shown} is not reached by https ({error}); "
+                    f"{self._host}: its token server http://{realm.shown} cannot be reached by https ({error}); "
                     "oci.insecure allows plain http"
                 )
                 raise RegistryError(words, temporary=True) if error.temporary else AuthError(words) from None

@@ -70,7 +70,7 @@ class Blob:
             nonlocal answer
             given = 0
             try:
-                # Whoever answers with less than the range is asked for the rest (RFC 9110, 15.3.7).
+                # A mirror that answers with less than the range is asked for the rest (RFC 9110, 15.3.7).
                 while True:
                     answer = self._answer(offset + given, length - given, sink, whole, cancel)
                     answer.begun = given > 0

@@ -75,7 +75,7 @@ class Registry:
 
     @property
     def giver(self) -> str:
-        """Whose its bytes and its tags are: those of all who may be asked for them, and how. A line for people."""
+        """The giver of its bytes and tags, as text: all hosts that may be asked, and how."""
         hosts = [mirror.name for mirror in self.mirrors]
         ways = ["insecure"] * self._insecure + [f"at {', '.join(hosts)}"] * (hosts != [self.host])
         return f"{self._name} ({'; '.join(ways)})" if ways else self._name

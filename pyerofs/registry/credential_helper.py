@@ -20,7 +20,7 @@ from ..secret import Secret
 if TYPE_CHECKING:
     from subprocess import Popen
 
-TIMEOUT = 12.0  # seconds; a helper may ask a cloud's service, but there is nobody who could answer a question
+TIMEOUT = 12.0  # seconds; a helper may ask a cloud's service, but cannot ask a user
 _OUTPUT_MAX = 64 << 10  # bytes of each of its outputs
 _PREFIX = "docker-credential-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -146,7 +146,7 @@ def _from_helper(path: str, config: Mapping[str, object], host: str, environ: Ma
 
     try:
         if credential_helper.find(helper, environ) is None:
-            # Not an error yet: such a config is often copied from another machine, and many images are for everybody.
+            # Not an error yet: such a config is often copied from another machine, and many images are public.
             return Credentials(path, helper=f"docker-credential-{helper}")
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -217,7 +217,7 @@ def _read(path: str) -> str:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text in UTF-8") from None
+        raise UsageError(f"{path} is not UTF-8 text") from None
 
 
 def _object(path: str, text: str) -> dict[str, object]:

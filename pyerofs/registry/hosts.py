@@ -21,7 +21,7 @@ _HOSTS_FILE = "hosts.toml"
 _FILE_MAX = 1 << 20  # bytes
 _CAPABILITIES = frozenset(("pull", "resolve", "push"))
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# What a request says by itself. One that came twice would be read as whoever answers likes.
+# What a request says by itself. If one came twice, servers would differ in how they read it.
 _OWN_HEADERS = frozenset(
     ("accept", "accept-encoding", "connection", "content-length", "host", "range", "transfer-encoding")
 )
@@ -155,7 +155,7 @@ def _read(path: str) -> str:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text in UTF-8") from None
+        raise UsageError(f"{path} is not UTF-8 text") from None
 
 
 def _readable(path: str) -> str:
@@ -211,12 +211,12 @@ class _HostsFile:
         mirrors = []
         for number, (name, table) in enumerate(hosts.items(), 1):  # in the order of the file
             if not isinstance(table, dict):
-                raise self._wrong("", f"host number {number}", "is no table")
+                raise self._wrong("", f"host number {number}", "is not a table")
             where = f"host number {number}: "
             mirrors.append(self._host(where, self._url(where, "the URL", name, table), table))
         server = self._top.get("server")
         if not isinstance(server, (str, type(None))):
-            raise self._wrong("", "server", "is no text")
+            raise self._wrong("", "server", "is not a string")
         url = self._url("", "server", server, self._top) if server else None
         return HostConfig(tuple(mirrors), self._host("", url, self._top))
 
@@ -229,7 +229,9 @@ class _HostsFile:
             # A parser's message may quote what it could not read.
             line = re.search(r"at line ([0-9]+)", str(error))
             where = f" in line {line[1]}" if line else ""
-        raise UsageError(f"{self._path} is not TOML: it is wrong{where}" if where else f"{self._path} is not TOML")
+        raise UsageError(
+            f"{self._path} is not TOML: there is an error{where}" if where else f"{self._path} is not TOML"
+        )
 
     def _host(self, where: str, url: Url | None, table: Mapping[str, object]) -> Host:
         skip = self._boolean(where, "skip_verify", table)
@@ -269,7 +271,7 @@ class _HostsFile:
         values = value if isinstance(value, list) else [value]
         texts = [text for text in values if isinstance(text, str)]
         if len(texts) != len(values):
-            raise self._wrong(where, key, "is a text or a list of texts")
+            raise self._wrong(where, key, "is a string or a list of strings")
         return texts
 
     def _file(self, where: str, key: str, path: str) -> str:
@@ -309,7 +311,7 @@ class _HostsFile:
 
     def _proxy(self, where: str, value: object) -> Secret | None:
         if not isinstance(value, (str, type(None))):
-            raise self._wrong(where, "proxy", "is no text")
+            raise self._wrong(where, "proxy", "is not a string")
         return Secret(value) if value else None
 
     def _wrong(self, where: str, key: str, what: str) -> UsageError:

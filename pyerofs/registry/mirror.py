@@ -196,7 +196,7 @@ def ask_each(
     for mirror in sorted(mirrors, key=lambda mirror: (avoid(mirror), mirror.health.unwell())):
         health = mirror.health
         if seconds := health.held():
-            words = f"{mirror.name} wants to be left alone for {seconds:.1f} s: {health.reason}"
+            words = f"{mirror.name} asks not to be contacted for {seconds:.1f} s: {health.reason}"
             errors[mirror] = RegistryError(words, temporary=True, retry_after=seconds)
             continue
         claimed = health.claim()

@@ -162,7 +162,7 @@ class RangeResponse:
             self._refuse(head, "200 without a length or a Content-Range may be the range or the whole blob")
 
     def close(self) -> None:
-        """Gives up what is held back."""
+        """Drop what is held back."""
         if self._held is not None:
             self._held.close()
             self._held = None

@@ -1,4 +1,4 @@
-"""Where a redirect may lead, whoever sends it: a registry, a host that it redirected to, or its token server.
+"""Where a redirect may lead, from each of its senders: a registry, a host that it redirected to, or its token server.
 
 RFC 9110 section 15.4. Pure values, no I/O.
 """

@@ -166,7 +166,7 @@ class Uploads:
         def ask() -> bool:
             query = form([("mount", digest), ("from", repository)])
             response = self._send("POST", f"blobs/uploads/?{query}", NOTHING)
-            if response.status == 202:  # it has begun an upload instead, which nobody will end
+            if response.status == 202:  # it has begun an upload instead, which will not be finished
                 return False
             # A registry may refuse what it does not know, or what the token is not good for: then it is sent.
             if response.status != 201 and (response.status in (408, 429) or response.status >= 500):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from .blobs import Connections
 
-    # Opens a source; it is given where a line goes for what a person may want to know.
+    # Opens a source; its argument logs a message.
     Opener = Callable[[Callable[[str], None]], "Source"]
 
 

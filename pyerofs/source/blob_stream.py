@@ -1,6 +1,6 @@
 """A blob as a stream from its first byte to its last, fetched ahead by a thread and resumed where it broke off.
 
-The thread hashes what comes; whoever reads gets the bytes before the digest is known, and asks finish() at the end.
+The thread hashes what comes; the reader gets the bytes before the digest is known, and calls finish() at the end.
 Memory is bounded by AHEAD. A stream that breaks off goes on with the next byte, with growing pauses, until `timeout`
 seconds have brought nothing.
 """

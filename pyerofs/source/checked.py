@@ -1,4 +1,4 @@
-"""A source for an entry that is its giver's, and may become everybody's while it is open.
+"""A source for an entry that is its giver's, and may become shared while it is open.
 
 As long as it is the giver's own, what comes is put there as it is. Once all of it has been hashed, and others who ask
 other givers read it too, what it lacks (bytes that were damaged, and found so) is put there only if it has the hash
@@ -65,7 +65,7 @@ class CheckedSource:
             self._read_checked(self._index, offset, length, sink, whole, cancel)
             return
         if self._entry.is_marked_verified():
-            self._entry.unmark_verified()  # it has no hashes: from now on nobody may believe it
+            self._entry.unmark_verified()  # it has no hashes: it must not be believed from now on
         last = 0.0
 
         def given(at: int, piece: bytes) -> bool:

@@ -238,7 +238,7 @@ def remove(path: str) -> bool:
         shutil.rmtree(os.path.join(path, WORK), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(path, "lock"))
-        # Whoever comes in this moment has made a new lock in it, or will make a new directory.
+        # A process that arrives now has made a new lock in it, or will make a new directory.
         with contextlib.suppress(OSError):
             os.rmdir(path)
     finally:

@@ -28,7 +28,7 @@ Trace = Callable[[str], None] | None
 
 
 class ImageReader(Protocol):
-    """Where an image comes from. `name` is for people."""
+    """Where an image comes from. `name` is for messages."""
 
     name: str
 

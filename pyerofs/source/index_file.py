@@ -71,7 +71,7 @@ def find_index(layer: Layer, directory: str, giver: str = "") -> LoadedIndex | N
     for key in filter(None, (layer.verified_key, *_keys_without_hashes(layer, giver))):
         section = _kept(os.path.join(entry_path(directory, key), NAME))
         if len(section) == place.end - place.offset:
-            with contextlib.suppress(ImageError):  # somebody has been at it, or it is another version's
+            with contextlib.suppress(ImageError):  # it was changed, or is another version's
                 if found := _parsed(section, place):
                     return found
     return None
@@ -94,7 +94,7 @@ def _kept(path: str) -> bytes:
 
 
 def _fetch(layer: Layer, blob: BlobReader, first: int, cancel: Callable[[], bool]) -> LoadedIndex | None:
-    """One attempt at each mirror. A place whose bytes have not the digest has other bytes, whoever has changed them."""
+    """One attempt at each mirror. A wrong digest means wrong bytes, wherever they were changed."""
     place = layer.index
     assert place is not None  # noqa: S101 - the caller has looked
     length = layer.alone_size if layer.alone else place.end - place.offset

@@ -61,7 +61,7 @@ class LayoutArchive:
                     hasher.update(piece)
                     progress(copy.tell())
                 if hasher.hexdigest() != entry.digest.partition(":")[2] or copy.tell() != entry.size:
-                    raise ImageError(f"its {blob_name(entry.digest)} is corrupt: it has not the digest in its name")
+                    raise ImageError(f"its {blob_name(entry.digest)} is corrupt: its digest is not the one in its name")
             yield path
         finally:
             with contextlib.suppress(FileNotFoundError):

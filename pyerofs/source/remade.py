@@ -53,7 +53,7 @@ class RemadeBlobs:
         self._layers_of = layers_of
         self._lock = threading.Lock()  # held while a device is made
         self._devices: dict[str, DeviceFile] = {}
-        self._borrowed = False  # whether they are somebody else's to close
+        self._borrowed = False  # whether another object closes them
 
     @classmethod
     def of_device(cls, digest: str, device: DeviceFile, name: str, options: ReadOptions) -> RemadeBlobs:
@@ -74,7 +74,7 @@ class RemadeBlobs:
         with self._lock:
             device = self._devices.get(digest)
             if device is None:
-                log(f"{self._name}: bytes of {digest} are lost in the cache: it is read and converted again")
+                log(f"{self._name}: bytes of {digest} are lost in the cache: reading and converting it again")
                 try:
                     device = self._devices[digest] = self._make(digest, cancel)
                 except RegistryError:

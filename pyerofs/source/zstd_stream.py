@@ -208,7 +208,7 @@ class _Pass:
         if not self.position:
             self._check_start(data)
         self._compressed.update(data)
-        if not self.content or self._layer.content:  # else what follows the image is nobody's business
+        if not self.content or self._layer.content:  # else bytes behind the image do not matter
             self._inflater.feed(data)
         self.position += len(data)
         if self.size:
@@ -218,7 +218,7 @@ class _Pass:
         """Name what is no zstd data, where that can be told; else the decompressor calls it corrupt."""
         name = superblock.known_format(data)
         if name and not data.startswith(_ZSTD):
-            raise ImageError(f"the layer is no zstd data: it looks like {name}")
+            raise ImageError(f"the layer is not zstd data: it looks like {name}")
 
     def _write(self, piece: bytes) -> None:
         self._allowance.check(self._made + len(piece))

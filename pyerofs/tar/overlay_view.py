@@ -1,6 +1,6 @@
 """What layers that lie on one another show, as overlayfs would: names, whiteouts, opaque directories.
 
-The trees are ours alone (nobody else changes them), and no symbolic link in them is ever followed. Names are bytes.
+No other process changes the trees, and no symbolic link in them is ever followed. Names are bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import ImageError
 
 OPAQUE = "trusted.overlay.opaque"
-DEPTH_MAX = 400  # directories: deeper ones are made to break whoever goes through them by recursion
+DEPTH_MAX = 400  # directories: deeper trees are made to exhaust recursive code
 _LINKS_MAX = 40  # as in the kernel
 
 Parts = tuple[bytes, ...]
@@ -114,7 +114,7 @@ def resolve(trees: Sequence[bytes], parts: Parts) -> Parts:
         if found and found.is_link:
             links += 1
             if links > _LINKS_MAX:
-                raise ImageError("there are too many symbolic links on its way")
+                raise ImageError("there are too many symbolic links in its path")
             target = os.readlink(found.path)
             done = () if target.startswith(b"/") else done
             pending = [part for part in target.split(b"/") if part not in (b"", b".")] + pending

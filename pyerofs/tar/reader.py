@@ -349,4 +349,4 @@ def _time(pax: dict[bytes, bytes], field: bytes) -> int:
 
 
 def _broken(what: str) -> ImageError:
-    return ImageError(f"the layer is no sound tar archive: it has {what}")
+    return ImageError(f"the layer is not a valid tar archive: it has {what}")

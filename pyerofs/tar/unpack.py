@@ -1,4 +1,4 @@
-"""A layer's tar stream into a directory, as overlayfs wants a layer to be. Needs root, and nobody else there.
+"""A layer's tar stream into a directory, as overlayfs wants a layer to be. Needs root, and the directory to itself.
 
 OCI image spec, "Image Layer Filesystem Changeset". A layer does not stand alone: a hard link may name a file of a lower
 layer, which is then taken into this one; so are the attributes of directories that it only passes through. Symbolic
@@ -87,7 +87,7 @@ class _Unpacking:
         parts = split(entry.name)
         if not parts:
             if entry.kind != tar_reader.DIRECTORY:
-                raise ImageError("the image's root is no directory")
+                raise ImageError("the image's root is not a directory")
             self._attributes((), entry)
             return
         *above, name = parts
@@ -291,7 +291,7 @@ class _Unpacking:
 
     def _plain(self, parts: Parts) -> None:
         """Make a directory of which the image says nothing."""
-        os.chmod(self._path(parts), 0o755)  # noqa: S103 - so that whoever runs the image can read it
+        os.chmod(self._path(parts), 0o755)  # noqa: S103 - the user that runs in the image has to read it
         self._times[parts] = 0
 
     def _inherit(self, parts: Parts, found: ViewEntry) -> None:

@@ -365,8 +365,8 @@ def test_find(directory: str) -> None:
     again.close()
     assert len(find_entry(scan(directory), DIGESTS[0])) == 2
     for text, words in (
-        ("01" * 5, "stands for 2 blobs"), ("abcdef", "has no blob abcdef"), ("abcde", "no digest"), ("", "no digest"),
-        ("md5:abcdef", "no digest"), ("ABCDEF", "no digest"),
+        ("01" * 5, "stands for 2 blobs"), ("abcdef", "has no blob abcdef"), ("abcde", "not a digest"),
+        ("", "not a digest"), ("md5:abcdef", "not a digest"), ("ABCDEF", "not a digest"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             find_entry(places, text)
@@ -376,7 +376,7 @@ def test_a_directory_that_others_may_write_to(tmp_path: Path) -> None:
     """What is removed there may be anything."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
-    with pytest.raises(UsageError, match="writable by nobody else"):
+    with pytest.raises(UsageError, match="writable only by you"):
         scan(str(tmp_path / "cache"))
 
 

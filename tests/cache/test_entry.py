@@ -325,7 +325,7 @@ def test_it_is_for_its_owner_only(rig: Rig) -> None:
 def test_a_directory_that_others_may_write_to(tmp_path: Path, mode: int) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(mode)
-    with pytest.raises(UsageError, match="writable by nobody else"):
+    with pytest.raises(UsageError, match="writable only by you"):
         Entry(str(tmp_path / "cache"), DIGEST, SIZE)
 
 

@@ -90,7 +90,7 @@ def test_with_the_registry_away(kept: ManifestCache, log: list[str], error: Regi
     os.utime(file_of(kept, "1"), (now - 7300, now - 7300))
     document = kept.get(IMAGE, "1", fails(error, enough))
     assert (document.body, document.digest) == (BODY, DIGEST)
-    assert log == [f"{error}; going on with what {IMAGE}:1 was 2 hours ago, {DIGEST}"]
+    assert log == [f"{error}; continuing with what {IMAGE}:1 was 2 hours ago, {DIGEST}"]
     assert now - file_of(kept, "1").stat().st_mtime > 7000
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_kept_is_a_line(
     monkeypatch.setattr(module.os, failing, fail)
     assert kept.get(IMAGE, "1", answer).body == BODY
     monkeypatch.undo()
-    assert log == [f"cannot keep the manifest of {IMAGE} in the cache: No space left on device"]
+    assert log == [f"cannot store the manifest of {IMAGE} in the cache: No space left on device"]
     assert len(list(file_of(kept, "1").parent.iterdir())) == 1
 
 
@@ -219,7 +219,7 @@ def test_an_index_whose_registry_has_gone(kept: ManifestCache, log: list[str]) -
     assert chosen(by_digest, kept, amd64) == (PLAIN.digest, 500)
     assert log == []
     assert chosen(by_tag, kept, amd64) == (PLAIN.digest, 500)
-    assert len(log) == 1 and f"connection to {fake.host} refused; going on with what {fake.host}/app:1 was" in log[0]
+    assert len(log) == 1 and f"connection to {fake.host} refused; continuing with what {fake.host}/app:1 was" in log[0]
     with pytest.raises(RegistryError):
         chosen(by_tag, kept, arm64)  # its manifest has never been seen
 
@@ -253,7 +253,7 @@ def test_what_a_tag_was_by_another_way_does_not_count(kept: ManifestCache, log: 
         chosen(reference, kept, "oci.timeout=0.2")
     assert log == []
     assert chosen(reference, kept, "oci.insecure") == (PLAIN.digest, 500)
-    assert f"going on with what {fake.host}/app (insecure):1 was" in log[0]
+    assert f"continuing with what {fake.host}/app (insecure):1 was" in log[0]
 
 
 def test_without_kept_manifests_nothing_changes(tmp_path: Path) -> None:
@@ -273,4 +273,4 @@ def test_a_whole_blob_is_read_with_the_registry_away(tmp_path: Path) -> None:
             assert blob.read() == data
     with rig.open(reference) as blob:
         assert blob.read() == data
-    assert len(rig.log) == 1 and "going on with what" in rig.log[0]
+    assert len(rig.log) == 1 and "continuing with what" in rig.log[0]

@@ -78,8 +78,8 @@ def test_each_has_help_with_examples(capsys: pytest.CaptureFixture[str], action:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     ([], "required: ACTION"), (["nonsense"], "nonsense"), (["ls", "x"], "x"), (["rm"], "--all"),
-    (["rm", "--all", "abcdef"], "--all"), (["rm", "abc"], "no digest"), (["rm", "abcdef"], "no blob"),
-    (["verify", "xyz"], "no digest"), (["gc", "--max", "x"], "--max='x'"),
+    (["rm", "--all", "abcdef"], "--all"), (["rm", "abc"], "not a digest"), (["rm", "abcdef"], "no blob"),
+    (["verify", "xyz"], "not a digest"), (["gc", "--max", "x"], "--max='x'"),
     (["gc", "--older-than", "x"], "--older-than='x'"),
     (["ls", "-o", "ro"], "mount only"), (["ls", "--dir", "/a", "-o", "oci.cache=/b"], "one of them"),
 ])  # fmt: skip
@@ -183,7 +183,7 @@ def test_gc_leaves_what_is_in_use(stage: Stage) -> None:
         status, lines, error = stage.run("gc", "--max", "1K", "--older-than", "0")
         assert status == 0
         assert lines[0].startswith("removed 0 blobs")
-        assert re.fullmatch(r"pyerofs: .* are in use, and stay, although only 1\.0 KiB are allowed\n", error)
+        assert re.fullmatch(r"pyerofs: .* are in use and stay, although only 1\.0 KiB are allowed\n", error)
     assert Layer(data).digest in stage.ls()
 
 
@@ -202,9 +202,9 @@ def test_verify(stage: Stage) -> None:
     os.truncate(stage.path(broken) / "data", 5)
     status, lines, error = stage.run("verify")
     assert status == 32
-    assert re.fullmatch(r"pyerofs: 1 of 2 complete blobs had other bytes than their digest says: .*\n", error)
+    assert re.fullmatch(r"pyerofs: 1 of 2 complete blobs did not match their digest and were removed; .*\n", error)
     assert lines[0] == f"{good}  verified"
-    assert re.fullmatch(rf"{bad}  removed: its bytes are sha256:[0-9a-f]{{64}}", lines[1])
+    assert re.fullmatch(rf"{bad}  removed: its bytes have the digest sha256:[0-9a-f]{{64}}", lines[1])
     assert lines[2] == f"{part}  {present} of {PART} bytes are there: only a complete blob can be verified"
     assert lines[3] == f"{broken}  broken: nothing of it can be verified (`pyerofs cache gc` removes it)"
     assert set(stage.ls()) == {good, part, broken}
@@ -258,7 +258,7 @@ def test_rm_of_one_in_use(stage: Stage) -> None:
         status, lines, error = stage.run("rm", "--all")
         assert (status, lines) == (1, [f"{other}  removed"])
         assert error == (
-            f"pyerofs: not removed, since in use: {digest} (--force removes it; its users keep what they have)\n"
+            f"pyerofs: not removed, in use: {digest} (--force removes it; mounts that use it keep working)\n"
         )
         assert stage.run("rm", "--force", digest) == (0, [f"{digest}  removed"], "")
         assert blob.read() == data

@@ -107,8 +107,8 @@ def test_little_memory(scene: Scene, published: Published, kibibytes: int) -> No
     ("error", "words", "status"),
     [
         (MemoryError(), "out of memory: this process may use less than it needs (ulimit -v", 2),
-        (RuntimeError("can't start new thread"), "no thread can be started: this process may", 2),
-        (ImportError("libx.so: cannot map"), "a part of this program cannot be loaded: libx.so", 2),
+        (RuntimeError("can't start new thread"), "cannot start a thread: this process may", 2),
+        (ImportError("libx.so: cannot map"), "cannot load a part of this program: libx.so", 2),
         (ZeroDivisionError("7 by 0"), "internal error at test_terminal.py:", 4),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device", 2),
     ],

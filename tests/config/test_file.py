@@ -244,8 +244,8 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     ("[oci]\ntimout = 1", "unknown option 'oci.timout': did you mean oci.timeout?"),
     ("[occi]\ntimeout = 1", "unknown option 'occi.timeout': did you mean oci.timeout?"),
     ("[oci.more]\ntimeout = 1", "unknown option"),
-    ("timeout = 1", "'timeout' is no key: write it in a section, as in [oci]"),
-    ("oci = 1", "'oci' is no key"),
+    ("timeout = 1", "'timeout' is not a key: write it in a section, as in [oci]"),
+    ("oci = 1", "'oci' is not a key"),
     ("[oci]\ntimeout = [1]", "oci.timeout must be a number, or a text with a unit in quotes"),
     ("[oci]\ntimeout = true", "oci.timeout must be a number"),
     ("[oci]\ntimeout = 0", "oci.timeout='0': a time above 0"),
@@ -263,15 +263,15 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     ("[oci]\npassword = 'sesame'", "a password needs a user"),
     ("[oci]\nusername = 'a'\npassword = 1", "oci.password must be a text"),
     (f"[oci]\nlayer = 1\nblob = '{DIGEST}'", "oci.layer and oci.blob exclude each other"),
-    ("[cache]\nmax = 0", "cache.max='0': it is a size such as 20G"),
+    ("[cache]\nmax = 0", "cache.max='0': it must be a size such as 20G"),
     ("[nbd]\ndevice = '/dev/sda'", "such as /dev/nbd0"),
-    ("[log]\nlevel = 'loud'", "log.level='loud': it is one of debug, info, warning, error"),
-    ("[log]\nto = 'here'", "log.to='here': it is one of auto, journal, syslog, stderr, or the absolute path"),
-    ("registry = 1", 'registry is no table: write [registry."HOST".oci]'),
-    ("[registry]\n'quay.io' = 1", 'registry."quay.io" is no table'),
+    ("[log]\nlevel = 'loud'", "log.level='loud': it must be one of debug, info, warning, error"),
+    ("[log]\nto = 'here'", "log.to='here': it must be one of auto, journal, syslog, stderr, or the absolute path"),
+    ("registry = 1", 'registry is not a table: write [registry."HOST".oci]'),
+    ("[registry]\n'quay.io' = 1", 'registry."quay.io" is not a table'),
     ("[registry.'quay.io'.oci]\ntimout = 1", '[registry."quay.io"] unknown option \'oci.timout\''),
-    ("[registry.'quay.io'.log]\nlevel = 'debug'", "log.level is for all registries alike"),
-    ("[oci]\npassword = sesame", "is not TOML: it is wrong in line 2"),
+    ("[registry.'quay.io'.log]\nlevel = 'debug'", "log.level cannot be set for one registry alone"),
+    ("[oci]\npassword = sesame", "is not TOML: there is an error in line 2"),
     ("\ufeff\x00", "is not TOML"),
     ("#" * (1 << 20) + "#", "is larger than 1024 KiB"),
 ])  # fmt: skip
@@ -289,7 +289,7 @@ def test_refused(write: Write, text: str, message: str) -> None:
 def test_a_file_that_is_no_text(write: Write) -> None:
     environ = write("")
     Path(environ["PYEROFS_CONFIG"]).write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="not a text in UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8 text"):
         load(environ)
 
 

@@ -155,7 +155,7 @@ def test_an_upper_directory_makes_it_writable() -> None:
     assert parse("oci.upperdir=up", "oci.workdir=work").upper == (os.path.abspath("up"), os.path.abspath("work"))
     assert parse("oci").upper is None
     for half in ("oci.upperdir=/up", "oci.workdir=/work"):
-        with pytest.raises(UsageError, match=r"oci.upperdir and oci.workdir are needed together"):
+        with pytest.raises(UsageError, match=r"oci.upperdir and oci.workdir must be given together"):
             parse(half)
     with pytest.raises(UsageError, match=r"'oci.upperdir' is for mount only"):
         options.parse_oci_options([upper])
@@ -264,7 +264,7 @@ def test_passed_to_the_kernel(text: str) -> None:
         ("oci.fill=some", "one of none, idle, full"),
         ("oci.fill_rate=0", "oci.fill_rate='0': a size above 0"),
         ("oci.fill_rate=10%", "a size above 0"),
-        ("cache.max=0", "cache.max='0': it is a size such as 20G"),
+        ("cache.max=0", "cache.max='0': it must be a size such as 20G"),
         ("cache.max=101%", "or 1% to 100% of the disk"),
         ("cache.max", "cache.max needs a value: cache.max=SIZE|N%"),
         ("cache.maximum=1", "did you mean cache.max?"),

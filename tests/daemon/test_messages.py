@@ -144,9 +144,9 @@ def test_a_bug_is_one_line_with_its_place_and_its_trace_is_kept() -> None:
     ("error", "kind", "text"),
     [
         (MemoryError(), UnavailableError, "out of memory: this process may use less"),
-        (RuntimeError("can't start new thread"), UnavailableError, "no thread can be started: this process"),
-        (ImportError("libx.so"), UnavailableError, "a part of this program cannot be loaded: libx.so"),
-        (RuntimeError("x"), InternalError, "internal error (RuntimeError: x): this is a bug of pyerofs"),
+        (RuntimeError("can't start new thread"), UnavailableError, "cannot start a thread: this process"),
+        (ImportError("libx.so"), UnavailableError, "cannot load a part of this program: libx.so"),
+        (RuntimeError("x"), InternalError, "internal error (RuntimeError: x): this is a bug in pyerofs"),
         (UsageError("x"), UsageError, "x"),
     ],
 )

@@ -396,5 +396,5 @@ def test_a_watch_ends_with_the_mount(silent: Silent) -> None:
         assert "the daemon does not answer" in text
         silent.record.remove()
 
-    with pytest.raises(UsageError, match="/dev/nbd1 is no mount of pyerofs"):
+    with pytest.raises(UsageError, match="/dev/nbd1 is not a mount of pyerofs"):
         observe_commands.stat(argparse.Namespace(target="/dev/nbd1", json=False, watch=0.01), write)

@@ -118,7 +118,7 @@ def test_zstd_chunks_end_where_the_next_begins() -> None:
 
 
 @pytest.mark.parametrize(("place", "value", "error"), [
-    (0, b"\xcc", "does not begin as one"),
+    (0, b"\xcc", "does not start with the magic number"),
     (5, b"\x01", "compression is not the layer's"),
     (16, b"\x04\0\0\0", "4 chunks do not take its 176 bytes"),
     (16, b"\x02\0\0\0", "2 chunks do not take its 176 bytes"),
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_ignored(frame: bool, offset: int, value: int) -> N
 
 def test_the_digest_comes_first() -> None:
     where = at(raw())._replace(digest=digest_of(b""))
-    with pytest.raises(ImageError, match="has not the digest sha256:e3b0c442"):
+    with pytest.raises(ImageError, match="digest is not sha256:e3b0c442"):
         parse(raw(), where)
     sha512 = f"sha512:{hashlib.sha512(raw()).hexdigest()}"
     assert parse(raw(), at(raw())._replace(digest=sha512)) is not None
@@ -238,7 +238,7 @@ def test_a_place_that_is_none(text: str) -> None:
 
 
 def test_a_digest_that_is_none() -> None:
-    with pytest.raises(ImageError, match="is no sha256"):
+    with pytest.raises(ImageError, match="is not a sha256"):
         locate({chunk_index.RANGE: "1", chunk_index.DIGEST: "md5:0"}, 5000, False)
 
 

@@ -49,7 +49,7 @@ def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
     def land(_offset: int, _data: bytes) -> None:
         os.truncate(path, 5)
 
-    with pytest.raises(ImageError, match=r"f' has another size than a moment ago"):
+    with pytest.raises(ImageError, match=r"f' changed its size while it was read"):
         walk(tmp_path, Laying(DataMap(), 0, land))
 
 

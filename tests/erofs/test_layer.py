@@ -99,7 +99,7 @@ def test_a_layer_survives_json(layer: Layer) -> None:
 
 @pytest.mark.parametrize(("annotations", "text"), [
     ({chunk_index.RANGE: "x", chunk_index.DIGEST: "sha256:" + "0" * 64}, "malformed"),
-    ({chunk_index.RANGE: "1", chunk_index.DIGEST: "sha256:0"}, "no sha256"),
+    ({chunk_index.RANGE: "1", chunk_index.DIGEST: "sha256:0"}, "not a sha256"),
 ])  # fmt: skip
 def test_annotations_that_are_malformed(annotations: dict[str, str], text: str) -> None:
     bad = Layer(DATA, EROFS, **annotations)
@@ -109,7 +109,7 @@ def test_annotations_that_are_malformed(annotations: dict[str, str], text: str) 
 
 
 def test_a_content_digest_that_is_none() -> None:
-    with pytest.raises(ImageError, match="uncompressed-digest is no sha256"):
+    with pytest.raises(ImageError, match="uncompressed-digest is not a sha256"):
         describe(manifest(Layer(DATA, ZSTD, **{CONTENT: "md5:0"})), 0)
 
 

@@ -305,7 +305,7 @@ def test_a_directory_below_that_becomes_a_file(stack: Stack) -> None:
     ([directory("d"), link("a", "d")], "a hard link to the directory 'd'"),
     ([link("a", "")], "a hard link to '', which is not there"),
     ([file("a"), file("a/b")], "there is a file where it needs a directory"),
-    ([file("./")], "the image's root is no directory"),
+    ([file("./")], "the image's root is not a directory"),
     ([symlink("a", "")], "a symbolic link without a target"),
     ([symlink("a", "x" * 4096)], "a target of 4096 bytes; at most 4095"),
     ([(info("a", type=tarfile.CHRTYPE), b"")], "a character device 0:0"),

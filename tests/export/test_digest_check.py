@@ -110,7 +110,7 @@ def test_damage_on_the_disk_costs_one_granule(rig: Rig, mode: str) -> None:
         reaches(blob, "verified")
         assert blob.read() == data
     assert rig.ranges[asked:] == [(WHERE // GRANULE * GRANULE, (WHERE // GRANULE + 1) * GRANULE - 1)]
-    assert rig.log == ["the cache's data was damaged; what is found so is fetched anew"]
+    assert rig.log == ["cached data was damaged; damaged parts are fetched again"]
 
 
 @pytest.mark.parametrize("mode", ["none", "idle", "full"])
@@ -129,7 +129,7 @@ def test_a_spoiled_blob_is_fetched_anew(rig: Rig, mode: str) -> None:
         assert blob.read() == data
     assert len(rig.ranges) > asked
     assert len(rig.log) == 1
-    assert Layer(data).digest in rig.log[0] and "fetched anew" in rig.log[0]
+    assert Layer(data).digest in rig.log[0] and "fetched again" in rig.log[0]
 
 
 def test_a_registry_that_has_other_bytes_is_asked_for_them_twice_and_no_more(rig: Rig) -> None:
@@ -139,7 +139,7 @@ def test_a_registry_that_has_other_bytes_is_asked_for_them_twice_and_no_more(rig
         until(lambda: len(rig.log) == 2, "the second mismatch")
         assert blob._export.verification == "mismatch"
         assert blob._export.store.stats().present == SIZE
-    assert "fetched anew" in rig.log[0] and rig.log[1].startswith("error: ")
+    assert "fetched again" in rig.log[0] and rig.log[1].startswith("error: ")
     assert sum(last + 1 - first for first, last in rig.ranges) == 2 * SIZE
     assert rig.entries == []  # nobody wants them once more
 

@@ -99,7 +99,7 @@ def test_a_passing_refusal_is_retried(fake: FakeRegistry, tmp_path: Path, code: 
     fake.script(status(code), status(code))
     with reading(fake, tmp_path) as reader:
         assert reader.read(1000, 5000) == BLOB[1000:6000]
-        assert any("again in" in line for line in reader.lines)
+        assert any("retrying in" in line for line in reader.lines)
     assert len(fake.requests("/blobs/")) == 3
 
 

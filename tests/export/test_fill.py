@@ -143,8 +143,8 @@ def test_a_failure_is_a_line_and_a_pause(rig: Rig, behaviour: Behaviour) -> None
         filled(blob)
         assert blob.read() == data
     first, second = rig.log
-    assert first.startswith("filling the cache: ") and first.endswith("; it is tried again from time to time")
-    assert second == "filling the cache goes on"
+    assert first.startswith("filling the cache: ") and first.endswith("; retrying from time to time")
+    assert second == "filling the cache has resumed"
 
 
 def test_a_cache_that_cannot_be_written(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ from tests.support.scene import Scene
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 777
-FULL = "cannot write to the cache: No space left on device; reading on without it"
-AGAIN = "the cache can be written again"
-DAMAGED = "the cache's data was damaged; what is found so is fetched anew"
+FULL = "cannot write to the cache: No space left on device; continuing without it"
+AGAIN = "the cache is writable again"
+DAMAGED = "cached data was damaged; damaged parts are fetched again"
 
 
 class Disk:

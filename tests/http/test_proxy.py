@@ -210,7 +210,7 @@ def test_wrong_password(server: FakeRegistry, proxy: ProxyServer, trace: list[st
     transport = Transport(trace=trace.append, proxies=choose(url if option else None, {"https_proxy": url}))
     with pytest.raises(TransportError) as caught:
         transport.request(Request(parse("https://registry.example/v2/?q=hush")))
-    assert str(caught.value).startswith(f"the proxy {proxy.host} wants a user and a password")
+    assert str(caught.value).startswith(f"the proxy {proxy.host} needs a user and a password")
     assert not caught.value.temporary and "hush" not in str(caught.value)
     assert server.seen == []
 

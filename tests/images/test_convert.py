@@ -184,7 +184,7 @@ def test_docker_archive(scene: Scene, source: Layout, converted: Path) -> None:
         layer["digest"] for layer in manifest_of(converted)["layers"]
     ]
     assert "it has docker.io/org/app:1: say which" in scene.run("convert", f"docker-archive:{tar}:no", "oci:x").error
-    assert "no sound tar" in scene.run("convert", f"docker-archive:{source.path}/oci-layout", "oci:x").error
+    assert "not a valid tar" in scene.run("convert", f"docker-archive:{source.path}/oci-layout", "oci:x").error
     other = scene.directory / "other.tar"
     other.write_bytes(archive(file("x")))
     assert "is it from docker save?" in scene.run("convert", f"docker-archive:{other}", "oci:x").error
@@ -332,11 +332,11 @@ def fails(scene: Scene, name: str, status: int, error: str) -> None:
 @pytest.mark.parametrize(("make", "error"), [
     (lambda layout: layout.image([tars()[0]], diff_ids=[digest_of(b"")]), "has another content than the config says"),
     (lambda layout: layout.image([tars()[0]], diff_ids=[digest_of(b"")] * 2), "2 diff_ids for 1 layers"),
-    (lambda layout: layout.image([b"x" * 4096], [TAR]), "no sound tar archive"),
+    (lambda layout: layout.image([b"x" * 4096], [TAR]), "not a valid tar archive"),
     (lambda layout: layout.image([tars()[0][:5000]], [TAR]), "an end within an entry"),
     (lambda layout: layout.image([b"x"], [EROFS]), "is EROFS already: copy the image with push or pull"),
     (lambda layout: layout.image([b"x"], ["application/x"]), "of the unknown type application/x"),
-    (lambda layout: layout.image([tars()[0]], config=layout.add_json({}, "a/x")), "not the image of a container"),
+    (lambda layout: layout.image([tars()[0]], config=layout.add_json({}, "a/x")), "not a container image"),
     (lambda layout: layout.image([tars()[0]], config=layout.add_json([], OCI_CONFIG)), "config is not a JSON object"),
     (lambda layout: layout.image([tars()[0]], config=layout.add_json({}, OCI_CONFIG)), "config has no diff_ids"),
     (lambda layout: layout.index([]), "its index is empty"),
@@ -361,7 +361,7 @@ def test_what_is_missing(
     # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
     monkeypatch.setattr(program, "find", lambda _: None)
     assert main.main(command) == 2
-    assert "mkfs.erofs is not here: install the package erofs-utils" in capfd.readouterr().err
+    assert "mkfs.erofs is not installed: apt-get install erofs-utils" in capfd.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert main.main(command) == 1
     assert "convert must be run as root" in capfd.readouterr().err

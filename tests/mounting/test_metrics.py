@@ -273,7 +273,7 @@ def test_a_socket_that_was_left_behind(scene: Scene) -> None:
     ready(process)
     done = scene.run("metrics", "--listen", f"unix:{path}")
     assert (done.status, done.error) == (
-        1, f"--listen {path}: another server listens there, or it is no socket",
+        1, f"--listen {path}: another server listens there, or it is not a socket",
     )  # fmt: skip
     end(process)
 

@@ -245,7 +245,7 @@ def test_a_daemon_that_does_not_end(scene: Scene, published: Published, monkeypa
     monkeypatch.setattr(mounting, "GONE_DEADLINE", 0.2)
     os.kill(daemon, signal.SIGSTOP)
     try:
-        with pytest.raises(MountError, match="is unmounted, but its daemon goes on"):
+        with pytest.raises(MountError, match="is unmounted, but its daemon still runs"):
             mounting.unmount(str(scene.mnt))
     finally:
         os.kill(daemon, signal.SIGCONT)

@@ -99,7 +99,7 @@ def test_unsound(tmp_path: Path, manifest: Any, error: str) -> None:
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot open"):
         opened(str(tmp_path / "none"))
-    with pytest.raises(PyerofsError, match="is no regular file"):
+    with pytest.raises(PyerofsError, match="is not a regular file"):
         opened(str(tmp_path))
 
 
@@ -160,5 +160,5 @@ def test_a_pipe(tmp_path: Path) -> None:
         assert layers(f"/dev/fd/{ours}") == [CONFIG, LAYER]
     writer.join()
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(UsageError, match=r"fifo is no regular file; give it to standard input: `< "):
+    with pytest.raises(UsageError, match=r"fifo is not a regular file; give it to standard input: `< "):
         layers(str(tmp_path / "fifo"))

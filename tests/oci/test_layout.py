@@ -105,7 +105,7 @@ def test_a_corrupt_blob_counts_as_absent(layout: Layout) -> None:
         layout.check(digest_of(b"data"), 4)
     with pytest.raises(ImageError, match="is corrupt"):
         layout.document(Descriptor(OCI_MANIFEST, digest_of(b"data"), 4))
-    with pytest.raises(ImageError, match="has not the manifest"):
+    with pytest.raises(ImageError, match="does not have the manifest"):
         layout.document(Descriptor(OCI_MANIFEST, digest_of(b"none"), 4))
 
 
@@ -116,7 +116,7 @@ def test_a_corrupt_blob_counts_as_absent(layout: Layout) -> None:
     ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', "unknown imageLayoutVersion"),
     ("index.json", None, "cannot read .*index.json"),
     ("index.json", b"no json", "index.json: the manifest is not JSON"),
-    ("index.json", b'{"layers":[]}', "index.json: it is no index"),
+    ("index.json", b'{"layers":[]}', "index.json: it is not an index"),
     ("index.json", b'{"manifests":[{"digest":"x"}]}', "malformed"),
 ])  # fmt: skip
 def test_what_is_no_layout(layout: Layout, name: str, content: bytes | None, error: str) -> None:

@@ -84,16 +84,17 @@ def test_colons_in_what_exists(here: Path, name: str | None) -> None:
 @pytest.mark.parametrize("image", [True, False])
 def test_what_other_tools_have_is_refused_by_name(text: str, way: str, image: bool) -> None:
     """And never looked for at Docker Hub."""
-    with pytest.raises(UsageError, match=f"images in {text.partition(':')[0]}: are not read: .*{way}"):
+    with pytest.raises(UsageError, match=f"images in {text.partition(':')[0]}: cannot be read: .*{way}"):
         Location.parse(text, image=image)
 
 
 @pytest.mark.parametrize(("text", "error"), [
     ("oci:", r"names no layout directory: write oci:DIR\[:NAME\]"), ("oci::app", "names no layout directory"),
     ("oci:-", "names no layout directory"), ("oci-archive:", r"names no archive: write oci-archive:FILE\[:NAME\]"),
-    ("docker-archive::a", "names no archive"), ("oci:dir:a b", "'a b' is no name of an image"),
-    ("oci:dir:@sha256:12", "is no name of an image"), ("oci:dir:@", "is no name"), ("oci:dir:.hidden", "is no name"),
-    ("oci:dir:a\nb", "is no name"), ("oci:dir:" + "a" * 513, "is no name"), ("", "is not an image name"),
+    ("docker-archive::a", "names no archive"), ("oci:dir:a b", "'a b' is not an image name"),
+    ("oci:dir:@sha256:12", "is not an image name"), ("oci:dir:@", "is not an image name"),
+    ("oci:dir:.hidden", "is not an image name"), ("oci:dir:a\nb", "is not an image name"),
+    ("oci:dir:" + "a" * 513, "is not an image name"), ("", "is not an image name"),
 ])  # fmt: skip
 def test_what_is_none(text: str, error: str) -> None:
     with pytest.raises(UsageError, match=error) as caught:

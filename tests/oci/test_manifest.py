@@ -115,7 +115,7 @@ def test_media_type_of_an_index() -> None:
         (image(), m.OCI_INDEX, "ambiguous"),
         (image(mediaType=m.OCI_INDEX), None, "ambiguous"),
         ({"mediaType": m.OCI_MANIFEST, "manifests": []}, None, "ambiguous"),
-        (image(mediaType="application/x\ny"), None, "no image's"),
+        (image(mediaType="application/x\ny"), None, "not of an image"),
         (image(mediaType=7), None, "mediaType is not a string"),
         ({}, None, "neither 'layers' nor 'manifests'"),
         ([], None, "not a JSON object"),

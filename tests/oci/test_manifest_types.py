@@ -12,8 +12,8 @@ from tests.support.images import digest_of
 
 
 @pytest.mark.parametrize(("media_type", "error"), [
-    ("text/html; charset=utf-8", "the answer is no manifest but of the type text/html: is this a registry?"),
-    ("application/xml", "the answer is no manifest but of the type application/xml"),
+    ("text/html; charset=utf-8", "the answer is not a manifest but of the type text/html: is this a registry?"),
+    ("application/xml", "the answer is not a manifest but of the type application/xml"),
     (OCI_MANIFEST, "the manifest is not JSON"), (None, "the manifest is not JSON"), ("", "the manifest is not JSON"),
     ("a\x1b/b\n", "of the type a\\\\x1b/b: is"),
 ])  # fmt: skip

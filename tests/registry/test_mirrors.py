@@ -234,7 +234,7 @@ def test_a_host_that_wants_to_be_left_alone(stage: Stage) -> None:
     stage.clock.now += 2
     error, _ = fails(blob)
     assert error.temporary and error.retry_after == 5
-    assert str(error) == f"{stage.server.host} wants to be left alone for 5.0 s: 429"
+    assert str(error) == f"{stage.server.host} asks not to be contacted for 5.0 s: 429"
     assert len(stage.server.seen) == 1
     stage.clock.now += 5
     read(blob)

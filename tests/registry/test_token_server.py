@@ -149,7 +149,7 @@ def test_an_http_realm_of_an_https_registry_is_asked_by_https(secure: FakeRegist
 
 def test_an_http_realm_that_speaks_no_https(fake: FakeRegistry) -> None:
     """What is to be changed is said, and nothing is sent in the clear."""
-    with pytest.raises(RegistryError, match=rf"http://{fake.host}/token is not reached by https .*oci\.insecure"):
+    with pytest.raises(RegistryError, match=rf"http://{fake.host}/token cannot be reached by https .*oci\.insecure"):
         token(f"{fake.url}/token", "https://r.example/v2")
     assert fake.seen == []
     assert token(f"{fake.url}/token", "https://r.example/v2", verify=False) == "Bearer token-1"

@@ -296,9 +296,10 @@ def test_the_cache_lists_verifies_and_removes_them(rig: Rig, kind: str, capsys: 
     (row,) = json.loads(cache(rig, capsys, "ls", "--json")[1])
     digest = row["digest"]
     assert digest.startswith("sha256+chunks:") and row["complete"] and row["verified"]
-    verdict = {"raw": "verified", "zstd": "verified as it came; it was decompressed, and there is no hash of that"}[
-        kind
-    ]
+    verdict = {
+        "raw": "verified",
+        "zstd": "verified as it was fetched; it was decompressed, and no hash of the result is known",
+    }[kind]
     assert cache(rig, capsys, "verify")[1].startswith(f"{digest}  {verdict}")
     if kind == "raw":
         data = rig.cache / rig.entries[0] / "data"
@@ -306,7 +307,7 @@ def test_the_cache_lists_verifies_and_removes_them(rig: Rig, kind: str, capsys: 
             file.seek(100_000)
             file.write(b"spoiled")
         status, out = cache(rig, capsys, "verify", digest[:25])
-        assert status == 32 and "removed: it has a chunk" in out
+        assert status == 32 and "removed: a chunk does not match" in out
         assert rig.entries == []
         assert rig.read(reference) == DATA
     assert cache(rig, capsys, "rm", digest)[0] == 0

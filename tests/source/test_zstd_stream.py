@@ -203,10 +203,10 @@ def test_it_never_becomes_complete_before_its_end(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("data", "text"), [
     (b"not zstd at all" * 10, "corrupt"),
-    (lzma.compress(DATA), "the layer is no zstd data: it looks like xz data"),
-    (lzma.compress(DATA)[:1000], "the layer is no zstd data: it looks like xz data"),
+    (lzma.compress(DATA), "the layer is not zstd data: it looks like xz data"),
+    (lzma.compress(DATA)[:1000], "the layer is not zstd data: it looks like xz data"),
     (zstandard.ZstdCompressor().compress(DATA)[:-1000], "the image is truncated: it has"),
-    (b"<html>Log in</html>" * 10, "the layer is no zstd data: it looks like HTML or XML text"),
+    (b"<html>Log in</html>" * 10, "the layer is not zstd data: it looks like HTML or XML text"),
     (zstandard.ZstdCompressor().compress(b"x" * 5000), "no EROFS superblock"),
     (zstandard.ZstdCompressor().compress(b"x" * 50), "at least 1152"),
     (zstandard.ZstdCompressor().compress(DATA[:50_000]), "truncated"),

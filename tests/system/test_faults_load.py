@@ -127,7 +127,7 @@ def one_round(
     except BaseException:
         process.kill()
         reader.join()
-        print(*(line for line in lines if "again in" not in line), sep="")
+        print(*(line for line in lines if "retrying in" not in line), sep="")
         raise
     finally:
         process.kill()
@@ -153,7 +153,7 @@ def test_fio_while_everything_fails(scene: Scene, tmp_path: Path, pattern: bytes
             spent, lines = one_round(scene, f"{front.host}/app:1", options, registry, restarts)
             longest = max(longest, spent)
             # Each try again is told, and nothing was given up.
-            gave_up = [line for line in lines if "; again in " not in line]
+            gave_up = [line for line in lines if "; retrying in " not in line]
             assert lines and not gave_up, gave_up[:5]
         faults = log.read_text().split()
         spoiled = sum(fault != "0" for fault in faults) / len(faults)

@@ -163,7 +163,7 @@ def layout_tar(path: Path, *, left_out: str = "", **files: bytes) -> Path:
     (lambda path: layout_tar(path, oci_layout=b"{"), "unknown imageLayoutVersion"),
     (lambda path: layout_tar(path, oci_layout=b" " * 5000), "at most 4096 are read"),
     (lambda path: layout_tar(path, **{"index.json": b"no"}), "the manifest is not JSON"),
-    (lambda path: layout_tar(path, **{"index.json": b'{"layers":[]}'}), "it is no index"),
+    (lambda path: layout_tar(path, **{"index.json": b'{"layers":[]}'}), "it is not an index"),
 ], ids=range(7))  # fmt: skip
 def test_what_is_no_layout(tmp_path: Path, path: object, error: str) -> None:
     made = path(tmp_path / "a.tar")  # type: ignore[operator]
@@ -184,7 +184,7 @@ def test_a_blob_that_is_another_one(scene: Scene, native: Path, tmp_path: Path) 
         wrong.write_bytes(b"another one")
         made.add(wrong, f"blobs/{layer.replace(':', '/')}")
     done = scene.run("pull", "-q", f"oci-archive:{tar}:one", f"oci:{scene.directory}/out:x")
-    assert done.status == 32 and "is corrupt: it has not the digest in its name" in done.error
+    assert done.status == 32 and "is corrupt: its digest is not the one in its name" in done.error
     with pytest.raises(ImageError, match=r"has 11 bytes instead of"):
         pyerofs.open_blob(f"oci-archive:{tar}:one", f"oci.cache={scene.cache}")
 

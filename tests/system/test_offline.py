@@ -38,7 +38,7 @@ def test_a_filled_image_mounts_without_its_registry(scene: Scene, tree: Tree, im
     assert 0 < ranges < 100
     assert state()["complete"] and not state()["in_use"]
     done = scene.mount_image(image, fstype="erofs.fuse")
-    assert f"going on with what {image} was" in done.err
+    assert f"continuing with what {image} was" in done.err
     assert_same(tree.entries, scene.mnt)
     by_pyerofs(scene)
     scene.nothing_left()

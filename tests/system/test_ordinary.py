@@ -109,7 +109,7 @@ def test_without_its_registry(scene: Scene, layout: Layout, expected: dict[str, 
         scene.mount_image(f"{image}:1", fstype=FUSE)
         by_pyerofs(scene)
     done = scene.mount_image(f"{image}:1", fstype=FUSE)
-    assert f"going on with what {image}:1 was" in done.err
+    assert f"continuing with what {image}:1 was" in done.err
     assert_same(expected, scene.mnt)
     by_pyerofs(scene)
 

@@ -61,7 +61,7 @@ def test_what_is_spoiled_is_never_served_and_made_again(
     log = scene.directory / "log"
     assert "converting" not in scene.mount_image(small[1], f"log.to={log}", fstype=FUSE).err
     assert (scene.mnt / name).read_bytes() == content
-    until(lambda: "it is read and converted again" in log.read_text(), "its message")
+    until(lambda: "reading and converting it again" in log.read_text(), "its message")
     by_pyerofs(scene)
 
 

@@ -71,7 +71,7 @@ def test_conversation(scene: Scene, fake: FakeRegistry) -> None:
     expected = [
         rf"GET http://{fake.host}/v2/app/manifests/1 -> 200, [0-9]+ bytes, {new}",
         rf"{blob} -> 503, 0 bytes, (first byte {time}, end {time}, same|name.*, new) connection",
-        r"attempt 1 for [0-9]+ bytes at 0: .*: 503; again in 0\.1 s",
+        r"attempt 1 for [0-9]+ bytes at 0: .*: 503; retrying in 0\.1 s",
         rf"{blob} -> 206, {len(DATA)} bytes, {new} \(try 2, after: 503\)",
     ]
     for line, pattern in zip(lines, expected, strict=False):

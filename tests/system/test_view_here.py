@@ -63,7 +63,7 @@ def test_stat_of_a_mount(scene: Scene, image: str, images: Images, fake: FakeReg
     by_pyerofs(scene)
     done = scene.run("stat", scene.mnt)
     assert (done.status, done.out) == (1, "")
-    assert "is no mount of pyerofs" in done.error
+    assert "is not a mount of pyerofs" in done.error
 
 
 def test_stat_of_a_hung_registry_answers_at_once(
@@ -120,7 +120,7 @@ def test_list_for_people(scene: Scene, image: str, images: Images) -> None:
     scene.mount(images.plain, "loop", fstype="erofs.local")
     (line,) = [line for line in scene.run("list").out.splitlines() if line.startswith(str(scene.mnt))]
     assert line.split()[-4:] == ["local", "-", "-", "-"]
-    assert "is no mount of pyerofs with a daemon" in scene.run("stat", scene.mnt).error
+    assert "is not a mount of pyerofs with a daemon" in scene.run("stat", scene.mnt).error
     by_pyerofs(scene)
 
 

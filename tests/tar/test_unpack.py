@@ -277,7 +277,7 @@ def test_later_entries_replace_earlier_ones(stack: Stack) -> None:
     ([directory("d"), link("a", "d")], "a hard link to the directory 'd'"),
     ([link("a", "")], "a hard link to '', which is not there"),
     ([file("a"), file("a/b")], "there is a file where it needs a directory"),
-    ([file("./")], "the image's root is no directory"),
+    ([file("./")], "the image's root is not a directory"),
     ([symlink("a", "")], "a symbolic link without a target"),
     ([(info("a", type=tarfile.CHRTYPE), b"")], "a character device 0:0"),
     ([file("n" * 256)], "File name too long"),

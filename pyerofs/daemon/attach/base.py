@@ -25,7 +25,7 @@ class Attachment(Protocol):
         """Replace a connection that has ended unexpectedly. Returns False where that is impossible."""
 
     def release(self) -> bool:
-        """Lets go if nobody uses it any more. False: somebody still does."""
+        """Detach if it is no longer in use. Returns False if it still is."""
 
     def abort(self) -> None:
-        """Lets go whoever uses it. May be called again."""
+        """Detach even while in use. Idempotent."""

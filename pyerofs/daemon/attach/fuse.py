@@ -74,7 +74,7 @@ class FuseAttachment:
                 remaining = deadline - time.monotonic()
                 if ended in dict(poll.poll(max(0.0, remaining) * 1000)):
                     self._drain.join(END_DEADLINE)
-                    raise MountError(f"{PROGRAM}: {self._drain.last or 'it ended without a word'}")
+                    raise MountError(f"{PROGRAM}: {self._drain.last or 'it exited without a message'}")
                 if remaining <= 0:
                     raise MountError(f"{PROGRAM} showed no file within {DEADLINE:g} s")
         finally:
@@ -97,7 +97,7 @@ class FuseAttachment:
             mountpoint.umount(self._directory)
             self.abort()
             return True
-        return False  # busy: another mount namespace has the filesystem, or somebody has the file open
+        return False  # busy: another mount namespace has the filesystem, or a process has the file open
 
     def abort(self) -> None:
         while self._shown():

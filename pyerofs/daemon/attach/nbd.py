@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...kernel.nbd import NBDDevice
 
 
-# Seconds that the kernel waits for a new daemon if this one dies before the mount: nobody will start one, and the
+# Seconds that the kernel waits for a new daemon if this one dies before the mount: none will be started, and the
 # caller is in mount(2). Afterwards it is nbd.DEAD_TIMEOUT.
 SETUP_DEAD_TIMEOUT = 5
 
@@ -86,7 +86,7 @@ class NBDAttachment:
             server.add(sock, handshake=False)
         for _ in range(connections - len(sockets)):
             if not attachment.reconnect():
-                raise MountError(f"{path} has been disconnected meanwhile")
+                raise MountError(f"{path} was disconnected in the meantime")
         return attachment
 
     def reconnect(self) -> bool:
