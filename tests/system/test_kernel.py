@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import guestrun
 
+pytestmark = pytest.mark.timeout(1500)  # seconds: the first one waits for the whole run of its guest
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "guest_test" in metafunc.fixturenames:
