@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..context import Context
 from ..errors import UsageError
 from ..images.progress import Console, Lines
 from ..oci.location import ARCHIVES, IMAGES, Location, same_registry
@@ -136,7 +137,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> str:
 
     options = parse_oci_options(arguments.options)
     _check(options)
-    target = open_writer(Location.parse(arguments.dest), options, console.report if arguments.verbose else None)
+    target = open_writer(Location.parse(arguments.dest), options, _context(arguments, console))
     try:
         platform = options.platform or Platform.host()
         digest = build_image(arguments.sources, target, platform, _recipe(arguments), Lines(console))
@@ -155,10 +156,10 @@ def _between(
 
     where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
     source, dest = _options(arguments, where, to)
-    trace = console.report if arguments.verbose else None
-    origin = open_reader(where, source, trace)
+    context = _context(arguments, console)
+    origin = open_reader(where, source, context)
     try:
-        target = open_writer(to, dest, trace, origin)
+        target = open_writer(to, dest, context, origin)
         try:
             digest = work(origin, target, source, Lines(console))
         finally:
@@ -166,6 +167,10 @@ def _between(
     finally:
         origin.close()
     return f"{digest}  {target.name}"
+
+
+def _context(arguments: argparse.Namespace, console: Console) -> Context:
+    return Context(console.report, console.report if arguments.verbose else None)
 
 
 def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tuple[ReadOptions, ReadOptions]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..config.options import MOUNT_HELP, OCI_HELP
+from ..context import Context, ignore
 from ..errors import MountError, UsageError, unexpected
 from ..printable import every_text
 from . import cache as cache_commands
@@ -162,8 +163,8 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _silent(_: str) -> None:
-    pass
+def _context(arguments: argparse.Namespace, report: Callable[[str], None]) -> Context:
+    return Context(report, report if arguments.verbose > 1 else None)
 
 
 def _mount(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
@@ -226,9 +227,7 @@ def _serve(arguments: argparse.Namespace, report: Callable[[str], None]) -> None
 
     listener, url = listen(arguments.unix, arguments.tcp)
     try:
-        export = open_export(
-            arguments.source, arguments.options, log=report, trace=report if arguments.verbose > 1 else None
-        )
+        export = open_export(arguments.source, arguments.options, _context(arguments, report))
 
         def ready() -> None:
             write(f"ready: {url}")
@@ -272,8 +271,7 @@ def _list(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
 def _read(arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     from ..export.file import BlobFile, open_export
 
-    trace = report if arguments.verbose > 1 else None
-    with BlobFile(open_export(arguments.source, arguments.options, log=report, trace=trace)) as blob:
+    with BlobFile(open_export(arguments.source, arguments.options, _context(arguments, report))) as blob:
         if arguments.offset > blob.size:
             raise UsageError(f"--offset {arguments.offset} is beyond the end: {blob.name} has {blob.size} bytes")
         length = blob.size - arguments.offset if arguments.length is None else arguments.length
@@ -332,7 +330,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         given = sys.argv[1:] if arguments is None else list(arguments)
         parsed = _parser(given).parse_args(given)
         verbose = getattr(parsed, "verbose", 0)
-        report = _silent if parsed.quiet else say
+        report = ignore if parsed.quiet else say
         _COMMANDS.get(parsed.command, _image)(parsed, report)
     except KeyboardInterrupt:
         return INTERRUPTED

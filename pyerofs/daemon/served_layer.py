@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import ImageError
 from ..export.server import Server
 from ..source.local import LocalSource
+from .attach.kinds import attach
 from .record import LayerRecord
 
 if TYPE_CHECKING:
@@ -107,14 +108,7 @@ class ServedLayer:
 
     def attach(self, driver: str, identifier: str, options: MountOptions) -> None:
         """Errors as those of the attachments."""
-        if driver == "fuse":
-            from .attach.fuse import FuseAttachment
-
-            self.attachment = FuseAttachment(self.server, identifier, self._said)
-        else:
-            from .attach.nbd import NBDAttachment
-
-            self.attachment = NBDAttachment.attach(self.server, self.export.size, identifier, options)
+        self.attachment = attach(driver, self.server, self.export.size, identifier, options, self._said)
         self.id = identifier
         self._device = self.attachment.path
         if self._table:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..cache.manifests import ManifestCache
 from ..cache.paths import chosen_directory
 from ..config.options import MountOptions, parse_mount_options
+from ..context import Context
 from ..erofs.foreign import NotErofsError
 from ..erofs.layer import Layer
 from ..errors import InternalError, MountError, UsageError, to_json, unexpected
@@ -50,7 +51,7 @@ FILES = 1 << 16  # open files
 class Piece(NamedTuple):
     """What is to become a part."""
 
-    open: Callable[[Callable[[str], None]], Source | LocalSource]
+    open: Callable[[Context], Source | LocalSource]
     layer: int = -1
     role: Role = "lower"
     devices: Sequence[int] = ()
@@ -69,6 +70,8 @@ class Worker:
         self._options: MountOptions = parse_mount_options(request.options, request.fstype, request.defaults)
         self._location = request.get_location()
         self._id = resume.record.id if resume else f"pyerofs-{os.getpid()}-{time.time_ns():x}"
+        traced = request.verbosity >= 2 or self._options.log_level == "debug"
+        self._context = Context(self.log, self._trace if traced else None, caller.gone)
         self._alone = False
         self._held = ExitStack()  # what must not leave the cache before all parts are open
         self._started = time.monotonic()
@@ -112,7 +115,8 @@ class Worker:
         def open_(number: int) -> None:
             piece = pieces[number]
             log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
-            export = Export(piece.open(log), self._options.oci, log, cancel=self._caller.gone)
+            context = self._context.with_log(log)
+            export = Export(piece.open(context), self._options.oci, context)
             opened[number] = ServedLayer(export, log, piece.role, piece.devices, piece.tree, self.logger.debug)
 
         try:
@@ -122,8 +126,6 @@ class Worker:
 
     def _pieces(self) -> Iterable[Piece]:
         oci = self._options.oci
-        traced = self._request.verbosity >= 2 or self._options.log_level == "debug"
-        trace = self._trace if traced else None
         if self._location.is_file:
             local = LocalSource(self._location.path)
             if self._resume and local.identity != self._resume.record.identity:
@@ -134,21 +136,20 @@ class Worker:
             was = self._resume.record
             layers = [(Layer.from_dict(part.origin), part.size) for part in was.parts]
             for part, open_ in zip(
-                was.parts, reopen_layers(self._location, layers, oci, was.source, trace=trace), strict=True
+                was.parts, reopen_layers(self._location, layers, oci, was.source, context=self._context), strict=True
             ):
                 yield Piece(open_, part.layer, part.role)
         else:
-            kept = ManifestCache(chosen_directory(oci), self.log)
-            gone = self._caller.gone
+            manifests = ManifestCache(chosen_directory(oci), self.log)
             try:
-                found = plan_layers(self._location, oci, trace=trace, cancel=gone, kept=kept)
+                found = plan_layers(self._location, oci, context=self._context, manifests=manifests)
             except NotErofsError as ordinary:
                 from ..source import converted_cache
 
                 image = self._held.enter_context(
                     converted_cache.get_converted(self._location, ordinary, oci, self._have_converted)
                 )
-                found = image.parts(self._location, oci, gone)
+                found = image.parts(self._location, oci)
             for chosen, open_ in found:
                 tree = choose_tree(chosen, self._options, str(self._location), self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..cache.entry_format import MAP_OFFSET
 from ..cache.paths import chosen_directory
 from ..cache.sharing import forget, open_entry
+from ..context import NOBODY, Context
 from ..core import GRANULE, Store
 from ..erofs.superblock import HEAD, Superblock, check_size, parse
 from ..errors import ImageError, MountError, PyerofsError, RegistryError, UnavailableError
@@ -24,7 +25,7 @@ from .metrics import CountedSource, FetchCounters
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
@@ -40,8 +41,7 @@ SYNC_DELAY = 30.0  # seconds from the first new byte to a durable map: what a cr
 class Export:
     """Owns the source and everything that it opens for it; close() ends all. Its methods may be called by any thread.
 
-    `log` gets one-line messages, and is called from fetch threads too. Raises
-    UsageError, UnavailableError. `cancel` is asked now and then by a method that waits. `fetches`: what has been
+    Raises UsageError, UnavailableError. `context.log` is called from fetch threads too. `fetches`: what has been
     fetched.
     """
 
@@ -49,16 +49,15 @@ class Export:
         self,
         source: LocalSource | Source,
         options: ReadOptions,
-        log: Callable[[str], None],
-        cancel: Callable[[], bool] = lambda: False,
+        context: Context = NOBODY,
     ):
         self.source = source
         self.size = source.size
         self.timeout = options.timeout
         self.fill = options.fill
         self.fetches = FetchCounters()
-        self._log = log
-        self._cancel = cancel
+        self._log = context.log
+        self._cancelled = context.cancelled
         self._readers_changed = threading.Condition()
         self._readers = self._users = 0
         self._closing = False
@@ -227,7 +226,7 @@ class Export:
                 done += count
                 if count:
                     deadline = time.monotonic() + self.timeout
-                elif self._cancel():
+                elif self._cancelled():
                     raise InterruptedError
                 elif time.monotonic() > deadline:
                     raise self.timed_out(offset + done)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..cache.manifests import ManifestCache
 from ..cache.paths import chosen_directory
 from ..config.file import oci_options
+from ..context import NOBODY, Context, log_of_caller, trace_of_caller
 from ..errors import ImageError
 from ..oci.location import Location
 from ..source.local import LocalSource
@@ -27,34 +28,26 @@ if TYPE_CHECKING:
 COPY = 1 << 20  # bytes at a time
 
 
-def _ignore(_: str) -> None:
-    pass
-
-
-def open_export(
-    source: str,
-    options: Sequence[str] | str = (),
-    *,
-    log: Callable[[str], None] = _ignore,
-    trace: Callable[[str], None] | None = None,
-) -> Export:
+def open_export(source: str, options: Sequence[str] | str = (), context: Context = NOBODY) -> Export:
     """Open the export of an image's layer or a local file; `options` as after -o. Raises PyerofsError."""
     texts = [options] if isinstance(options, str) else list(options)
     location = Location.parse(source, image=any(texts))
     oci = oci_options(texts, location)
     if location.is_file:
-        return Export(LocalSource(location.path), oci, log)
-    kept = ManifestCache(chosen_directory(oci), log)
-    return Export(open_layer(location, oci, trace=trace, kept=kept, log=log), oci, log)
+        return Export(LocalSource(location.path), oci, context)
+    manifests = ManifestCache(chosen_directory(oci), context.log)
+    return Export(open_layer(location, oci, context=context, manifests=manifests), oci, context)
 
 
-def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] = _ignore) -> BlobFile:
+def open_blob(source: str, options: Sequence[str] | str = (), *, log: Callable[[str], None] | None = None) -> BlobFile:
     """Open a layer of an image, or a local file, for reading.
 
-    `options` as after -o, such as "oci=0". Raises PyerofsError. Close it, or use it in a with statement: it has threads
+    `options` as after -o, such as "oci=0"; `log` gets a line for each thing worth knowing, from any thread. Raises
+    PyerofsError. Close it, or use it in a with statement: it has threads
     of its own.
     """
-    return BlobFile(open_export(source, options, log=log))
+    context = Context(log_of_caller(log), trace_of_caller(None))
+    return BlobFile(open_export(source, options, context))
 
 
 class BlobFile(io.RawIOBase):

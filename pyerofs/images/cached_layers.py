@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ..cache.adopt import adopt
 from ..cache.paths import make_directory
+from ..context import NOBODY
 from ..erofs.device_file import DeviceFile
 from ..erofs.layer_pass import read_layer
 from ..errors import ImageError, UnavailableError
@@ -215,12 +216,10 @@ def store_device(directory: str, layer: Layer, device: DeviceFile, options: Read
 
 
 def _restore(layer: Layer, device: DeviceFile, options: ReadOptions, name: str) -> None:
-    def log(_: str) -> None:
-        """Ignore what the cache says: whether all is there is looked at afterwards."""
-
     blobs = RemadeBlobs.of_device(layer.digest, device, name, options)
-    source = open_source(name, layer, blobs, blobs, replace(with_index(options), fill="none"), log=log)
-    with contextlib.closing(Export(source, replace(options, fill="none"), log)) as export:
+    # What the cache says of it is ignored: whether all is there is looked at afterwards.
+    source = open_source(name, layer, blobs, blobs, replace(with_index(options), fill="none"), NOBODY)
+    with contextlib.closing(Export(source, replace(options, fill="none"))) as export:
         buffer = memoryview(bytearray(min(1 << 20, export.size)))
         for at in range(0, export.size, len(buffer)):
             export.read_into(buffer[: export.size - at], at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..config.file import oci_options
+from ..context import Context, trace_of_caller
 from ..erofs.compose import compose, is_index, role_of
 from ..erofs.foreign import obstacle, summary, way_out
 from ..erofs.layer import describe
@@ -33,7 +34,7 @@ def inspect(
     """Return the platforms of an image and the layers of the one that fits. Raises PyerofsError."""
     location = Location.parse(image)
     oci = oci_options([options] if isinstance(options, str) else list(options), location)
-    chosen, giver = resolve_image(location, oci, trace)
+    chosen, giver = resolve_image(location, oci, Context(trace=trace_of_caller(trace)))
     root = chosen.root
     found: dict[str, Any] = {"reference": chosen.name, "digest": chosen.root_digest, "media_type": root.media_type}
     if isinstance(root, Index):

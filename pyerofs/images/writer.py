@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..config.options import ReadOptions
+from ..context import NOBODY, Context
 from ..errors import UsageError
 from ..files import regular
 from ..http.request import Content
@@ -19,7 +20,7 @@ from ..oci.manifest import Descriptor
 from ..oci.raw_manifest import RawManifest
 from ..registry.upload import Uploads, scopes
 from ..source.connect import connect
-from ..source.image_reader import ImageReader, Progress, RegistryReader, Trace
+from ..source.image_reader import ImageReader, Progress, RegistryReader
 from .layer import BuiltLayer
 
 
@@ -60,7 +61,7 @@ class RegistryWriter:
     """A repository at a registry. `origin`: where its images will come from, if that is known."""
 
     def __init__(
-        self, location: Location, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None
+        self, location: Location, options: ReadOptions, context: Context = NOBODY, origin: ImageReader | None = None
     ) -> None:
         self.reference = reference = location.reference
         if reference.digest:
@@ -69,7 +70,7 @@ class RegistryWriter:
         if isinstance(origin, RegistryReader) and origin.reference.host == reference.host:
             self._neighbour = origin.reference.repository
         wanted = scopes(reference.repository, self._neighbour)
-        registry, self._transport = connect(reference, options, trace=trace, scopes=wanted)
+        registry, self._transport = connect(reference, options, context, scopes=wanted)
         self.name = str(self.reference)
         self._uploads = Uploads(registry)
 
@@ -147,20 +148,20 @@ class LayoutWriter:
 
 
 def open_writer(
-    location: Location, options: ReadOptions, trace: Trace = None, origin: ImageReader | None = None
+    location: Location, options: ReadOptions, context: Context = NOBODY, origin: ImageReader | None = None
 ) -> CopyWriter:
     """Open where an image goes. Raises UsageError, ImageError."""
     writer = _WRITERS.get(location.kind)
     if writer is None:
         raise UsageError(f"{location}: an archive is read only; write an image to a registry or to oci:DIR[:NAME]")
-    return writer(location, options, trace, origin)
+    return writer(location, options, context, origin)
 
 
-def _layout(location: Location, options: ReadOptions, trace: Trace, origin: ImageReader | None) -> CopyWriter:
+def _layout(location: Location, options: ReadOptions, context: Context, origin: ImageReader | None) -> CopyWriter:
     return LayoutWriter(location)
 
 
-_WRITERS: dict[Kind, Callable[[Location, ReadOptions, Trace, ImageReader | None], CopyWriter]] = {
+_WRITERS: dict[Kind, Callable[[Location, ReadOptions, Context, ImageReader | None], CopyWriter]] = {
     "registry": RegistryWriter,
     "oci": _layout,
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import file as config_file
 from ..config.options import MountOptions, names_image, parse_mount_options
+from ..context import ignore, log_of_caller
 from ..daemon import launch as daemons
 from ..daemon.messages import MountPlan, MountRequest
 from ..daemon.record import Record, boot_id, read_all, start_of
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GONE_DEADLINE = 15.0  # seconds for a daemon to clean up after the unmount
-
-
-def _ignore(_: str) -> None:
-    pass
 
 
 def choose_driver(source: Location, options: MountOptions) -> tuple[str, str]:
@@ -50,7 +47,7 @@ def mount(
     *,
     fstype: str = "erofs",
     verbosity: int = 0,
-    report: Callable[[str], None] = _ignore,
+    report: Callable[[str], None] | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> None:
     """Mount EROFS at the directory `target`, and return when it is usable.
@@ -59,10 +56,12 @@ def mount(
     converted first, by this process.
 
     `source`: an image's reference, oci:DIR[:NAME], an archive (oci/location.py), or a path; `options`: as after -o;
-    `report` gets a line for each warning, with `verbosity` 1 for what is chosen, with 2 for the conversation with the
-    registry; `watch` gets how far a conversion is, each time in place of the line before. Needs root. Raises
-    PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
+    `report` (by default logging.getLogger("pyerofs")) gets a line for each warning, with `verbosity` 1 for what is
+    chosen, with 2 for the conversation with the registry; `watch` gets how far a conversion is, each time in place of
+    the line before. Needs root. Raises PyerofsError (its status is mount(8)'s), and then nothing is left behind.
+    Thread-safe.
     """
+    report = log_of_caller(report)
     texts = [options] if isinstance(options, str) else list(options)
     location = Location.parse(source, image=names_image(texts))
     defaults = config_file.load().defaults(location)
@@ -92,8 +91,8 @@ def mount(
             from ..images.progress import Console, Lines
             from ..source.converted_cache import ConversionRequest
 
-            say, seen = (_ignore, None) if parsed.quiet else (report, watch)
-            shown = Lines(Console(say if seen else _ignore, seen))
+            say, seen = (ignore, None) if parsed.quiet else (report, watch)
+            shown = Lines(Console(say if seen else ignore, seen))
             held.enter_context(convert_image(ConversionRequest.from_json(task), parsed.oci, say, shown))
             daemon.send(converted=True)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..config import file as config_file
 from ..config.options import parse_mount_options
+from ..context import ignore, log_of_caller
 from ..daemon.control import Answer, ask
 from ..daemon.launch import WorkerProcess
 from ..daemon.messages import Handover, MountRequest, Resume
@@ -33,10 +34,6 @@ GONE = 5.0  # seconds for a daemon to see that its device has gone
 LOOK = 0.1
 
 
-def _ignore(_: str) -> None:
-    pass
-
-
 def find_record(what: str) -> Record:
     """Return the record of a mount point, a device or a record's id, whether its daemon lives or not.
 
@@ -51,12 +48,13 @@ def find_record(what: str) -> Record:
     raise UsageError(f"{what} is not a mount of pyerofs with a daemon (see `pyerofs list`)")
 
 
-def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[str], None] = _ignore) -> None:
+def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[str], None] | None = None) -> None:
     """Give the mount a new daemon, of this version, while reads go on; return when it serves.
 
     `what`: the mount point, the device, or a record's id. `options` are added to those of the mount: what is secret of
     those is not kept once both the daemon and its supervisor are dead. Raises UsageError, MountError, UnavailableError.
     """
+    report = log_of_caller(report)
     record = find_record(what)
     if record.how != "netlink":
         raise MountError(
@@ -137,7 +135,7 @@ def _end(processes: Sequence[int]) -> None:
         raise MountError("the old daemon does not end, although it was killed: it waits for the kernel (see `dmesg`)")
 
 
-def reattach_all(*, report: Callable[[str], None] = _ignore) -> int:
+def reattach_all(*, report: Callable[[str], None] = ignore) -> int:
     """Reattach every mount that can have it, and sweep what will not be reattached.
 
     Returns how many are dead for good, or failed.

@@ -9,10 +9,11 @@ from ..erofs.layer import Layer, Storage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..context import Context
     from .blobs import Connections
 
-    # Opens a source; its argument logs a message.
-    Opener = Callable[[Callable[[str], None]], "Source"]
+    # Opens a source for whoever wants it.
+    Opener = Callable[[Context], "Source"]
 
 
 class Source(Protocol):

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from ..config.options import ReadOptions
+from ..context import NOBODY, Context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..http.transport import Transport
     from ..oci.reference import Reference
     from ..registry.client import Registry
@@ -20,11 +19,7 @@ _FROM_MIRRORS = frozenset(("pull", "resolve"))  # who names a mirror on the comm
 
 
 def connect(
-    reference: Reference,
-    options: ReadOptions,
-    *,
-    trace: Callable[[str], None] | None = None,
-    scopes: tuple[str, ...] = (),
+    reference: Reference, options: ReadOptions, context: Context = NOBODY, *, scopes: tuple[str, ...] = ()
 ) -> tuple[Registry, Transport]:
     """Return the registry of a reference; no request is made. The caller closes the transport. Raises UsageError.
 
@@ -38,7 +33,7 @@ def connect(
     credentials = from_options(options.username, options.password, options.password_file)
     config = host_config(reference.registry, options)
     transport = Transport(
-        trace=trace,
+        trace=context.trace,
         proxies=choose(options.proxy.reveal() if options.proxy else None, os.environ),
         # Time must be left to try it another way before a read's own time is up.
         connect_timeout=min(CONNECT_TIMEOUT, options.timeout / 3),

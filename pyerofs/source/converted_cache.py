@@ -57,12 +57,10 @@ class ConvertedImage:
         self.layers = layers
         self._held = held
 
-    def parts(
-        self, location: Location, options: ReadOptions, cancel: Callable[[], bool]
-    ) -> list[tuple[PlannedLayer, Opener]]:
+    def parts(self, location: Location, options: ReadOptions) -> list[tuple[PlannedLayer, Opener]]:
         """Return the parts as plan_layers() does; `location` of the ordinary image. Raises ImageError."""
         blobs = remade_blobs(location, self.image.name, options)
-        return plan_from_manifest(self.image, blobs, blobs, with_index(options), cancel=cancel, converted=True)
+        return plan_from_manifest(self.image, blobs, blobs, with_index(options), converted=True)
 
     def close(self) -> None:
         for entry in self._held:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..config.options import ReadOptions
+from ..context import NOBODY, Context
 from ..oci.layout import Layout
 from ..oci.location import Kind, Location
 from ..oci.manifest import Descriptor, digest_as, parse
@@ -23,8 +24,6 @@ from .connect import connect
 from .resolve import get_answer
 
 Progress = Callable[[int], None]  # bytes so far
-
-Trace = Callable[[str], None] | None
 
 
 class ImageReader(Protocol):
@@ -51,10 +50,11 @@ class ImageReader(Protocol):
 class RegistryReader:
     """An image at a registry. Owns its connections until close()."""
 
-    def __init__(self, reference: Reference, options: ReadOptions, trace: Trace = None) -> None:
+    def __init__(self, reference: Reference, options: ReadOptions, context: Context = NOBODY) -> None:
         self.reference = reference
-        self.registry, self._transport = connect(reference, options, trace=trace)
+        self.registry, self._transport = connect(reference, options, context)
         self.name = str(self.reference)
+        self._context = context
         self._timeout = options.timeout
 
     def root(self) -> RawManifest:
@@ -64,7 +64,7 @@ class RegistryReader:
         return self._get(entry.digest)
 
     def _get(self, what: str) -> RawManifest:
-        answer = get_answer(self.registry, what, timeout=self._timeout)
+        answer = get_answer(self.registry, what, self._context, self._timeout)
         return RawManifest(answer.body, parse(answer.body, answer.media_type).media_type, digest_as(what, answer.body))
 
     @contextlib.contextmanager
@@ -106,27 +106,27 @@ class LayoutReader:
         pass
 
 
-def _layout(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+def _layout(location: Location, options: ReadOptions, context: Context) -> ImageReader:
     return LayoutReader(location)
 
 
-def _registry(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
-    return RegistryReader(location.reference, options, trace)
+def _registry(location: Location, options: ReadOptions, context: Context) -> ImageReader:
+    return RegistryReader(location.reference, options, context)
 
 
-def _layout_archive(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+def _layout_archive(location: Location, options: ReadOptions, context: Context) -> ImageReader:
     from .layout_archive import LayoutArchive
 
     return LayoutArchive(location)
 
 
-def _docker_archive(location: Location, options: ReadOptions, trace: Trace) -> ImageReader:
+def _docker_archive(location: Location, options: ReadOptions, context: Context) -> ImageReader:
     from ..oci.docker_archive import ArchiveReader
 
     return ArchiveReader(location)
 
 
-_READERS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
+_READERS: dict[Kind, Callable[[Location, ReadOptions, Context], ImageReader]] = {
     "registry": _registry,
     "oci": _layout,
     "oci-archive": _layout_archive,
@@ -134,6 +134,6 @@ _READERS: dict[Kind, Callable[[Location, ReadOptions, Trace], ImageReader]] = {
 }
 
 
-def open_reader(location: Location, options: ReadOptions, trace: Trace = None) -> ImageReader:
+def open_reader(location: Location, options: ReadOptions, context: Context = NOBODY) -> ImageReader:
     """Open where an image comes from. Raises UsageError, ImageError."""
-    return _READERS[location.kind](location, options, trace)
+    return _READERS[location.kind](location, options, context)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..cache.entry import Entry
+    from ..context import Context
     from ..erofs.layer import Layer
     from .blobs import BlobReader, BlobStore
 
@@ -37,9 +38,8 @@ def load_index(
     layer: Layer,
     blobs: BlobStore,
     directory: str,
-    cancel: Callable[[], bool],
     timeout: float,
-    log: Callable[[str], None],
+    context: Context,
 ) -> LoadedIndex | None:
     """Return the index of a layer that names one, checked against its digest; None for an unknown version.
 
@@ -55,10 +55,10 @@ def load_index(
     if found:
         return found
     if layer.alone:
-        blob, first = blobs.blob(place.digest, layer.alone_size, log), 0
+        blob, first = blobs.blob(place.digest, layer.alone_size, context.log), 0
     else:
-        blob, first = blobs.blob(layer.digest, layer.size, log), place.offset
-    return patiently(lambda left: _fetch(layer, blob, first, cancel), cancel, timeout)
+        blob, first = blobs.blob(layer.digest, layer.size, context.log), place.offset
+    return patiently(lambda left: _fetch(layer, blob, first, context.cancelled), context.cancelled, timeout)
 
 
 def find_index(layer: Layer, directory: str, giver: str = "") -> LoadedIndex | None:

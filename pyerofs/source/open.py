@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..context import NOBODY, Context
 from ..erofs.foreign import NotErofsError
 from ..erofs.native import choose_layer
 from ..errors import ImageError, UsageError
@@ -40,37 +41,35 @@ def plan_layers(
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None = None,
     *,
-    trace: Callable[[str], None] | None = None,
-    cancel: Callable[[], bool] = lambda: False,
-    kept: ManifestCache | None = None,
+    context: Context = NOBODY,
+    manifests: ManifestCache | None = None,
 ) -> list[tuple[PlannedLayer, Opener]]:
     """Find every part of what the options name, a layer or the whole image, each with its opener.
 
     `choose` says which, instead of the options. None is opened yet: its function does that, from any thread, and raises
-    RegistryError, ImageError, UnavailableError. `trace` gets a line for each exchange with the registry, then and
-    later. `kept`: manifests of earlier times, for when the registry cannot be reached. Raises UsageError,
-    RegistryError, ImageError, NotErofsError where there is no EROFS layer.
+    RegistryError, ImageError, UnavailableError. `context.trace` is for exchanges with the registry then and later.
+    `manifests` of earlier times, for when the registry cannot be reached. Raises UsageError, RegistryError, ImageError,
+    NotErofsError where there is no EROFS layer.
     """
-    return _KINDS[location.kind].plan(location, options, choose, trace=trace, cancel=cancel, kept=kept)
+    return _KINDS[location.kind].plan(location, options, choose, context, manifests)
 
 
 def open_layer(
     location: Location,
     options: ReadOptions,
     *,
-    trace: Callable[[str], None] | None = None,
-    kept: ManifestCache | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    context: Context = NOBODY,
+    manifests: ManifestCache | None = None,
 ) -> Source:
-    """Open the layer that the options name; `log` gets a line for the user. Raises as plan_layers() does."""
+    """Open the layer that the options name. Raises as plan_layers() does."""
 
     def choose(manifest: Manifest) -> tuple[PlannedLayer, ...]:
         from ..erofs.compose import PlannedLayer
 
         return (PlannedLayer(*choose_layer(manifest, options.layer, options.blob)),)
 
-    [(_, open_)] = plan_layers(location, options, choose, trace=trace, kept=kept)
-    return open_(log)
+    [(_, open_)] = plan_layers(location, options, choose, context=context, manifests=manifests)
+    return open_(context)
 
 
 def reopen_layers(
@@ -79,7 +78,7 @@ def reopen_layers(
     options: ReadOptions,
     name: str = "",
     *,
-    trace: Callable[[str], None] | None = None,
+    context: Context = NOBODY,
 ) -> list[Opener]:
     """Return openers of layers that have been opened before, each with the number of bytes that its source had.
 
@@ -92,52 +91,44 @@ def reopen_layers(
 
         blobs = remade_blobs(location, name, options)
         return plan.reopen_known(name, layers, blobs, blobs, plan.with_index(options))
-    return _KINDS[location.kind].reopen(location, layers, options, name, trace)
+    return _KINDS[location.kind].reopen(location, layers, options, name, context)
 
 
-def resolve_image(
-    location: Location, options: ReadOptions, trace: Callable[[str], None] | None = None
-) -> tuple[Image, str]:
+def resolve_image(location: Location, options: ReadOptions, context: Context = NOBODY) -> tuple[Image, str]:
     """Return the image for the platform, and who gives it (BlobStore.giver).
 
     Raises UsageError, RegistryError, ImageError.
     """
-    return _KINDS[location.kind].resolve(location, options, trace)
+    return _KINDS[location.kind].resolve(location, options, context)
 
 
 def _plan_at_registry(
     location: Location,
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
-    *,
-    trace: Callable[[str], None] | None,
-    cancel: Callable[[], bool],
-    kept: ManifestCache | None,
+    context: Context,
+    manifests: ManifestCache | None,
 ) -> list[tuple[PlannedLayer, Opener]]:
-    return from_registry.plan_layers(location.reference, options, choose, trace=trace, cancel=cancel, kept=kept)
+    return from_registry.plan_layers(location.reference, options, choose, context=context, manifests=manifests)
 
 
 def _plan_in_place(
     location: Location,
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
-    *,
-    trace: Callable[[str], None] | None,
-    cancel: Callable[[], bool],
-    kept: ManifestCache | None,
+    context: Context,
+    manifests: ManifestCache | None,
 ) -> list[tuple[PlannedLayer, Opener]]:
     image = _resolve(location, options)
-    return plan.plan_from_manifest(image, _Blobs(location), NoConnections(), options, choose, cancel=cancel)
+    return plan.plan_from_manifest(image, _Blobs(location), NoConnections(), options, choose)
 
 
 def _plan_docker_archive(
     location: Location,
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None,
-    *,
-    trace: Callable[[str], None] | None,
-    cancel: Callable[[], bool],
-    kept: ManifestCache | None,
+    context: Context,
+    manifests: ManifestCache | None,
 ) -> list[tuple[PlannedLayer, Opener]]:
     """Raise NotErofsError: such an archive has nothing but tar archives in it."""
     image = _resolve(location, options)
@@ -145,26 +136,22 @@ def _plan_docker_archive(
 
 
 def _reopen_at_registry(
-    location: Location, layers: Layers, options: ReadOptions, name: str, trace: Callable[[str], None] | None
+    location: Location, layers: Layers, options: ReadOptions, name: str, context: Context
 ) -> list[Opener]:
-    return from_registry.reopen_layers(location.reference, layers, options, trace=trace)
+    return from_registry.reopen_layers(location.reference, layers, options, context)
 
 
 def _reopen_in_place(
-    location: Location, layers: Layers, options: ReadOptions, name: str, trace: Callable[[str], None] | None
+    location: Location, layers: Layers, options: ReadOptions, name: str, context: Context
 ) -> list[Opener]:
     return plan.reopen_known(name, layers, _Blobs(location), NoConnections(), options)
 
 
-def _resolve_at_registry(
-    location: Location, options: ReadOptions, trace: Callable[[str], None] | None
-) -> tuple[Image, str]:
-    return from_registry.resolve_image(location.reference, options, trace)
+def _resolve_at_registry(location: Location, options: ReadOptions, context: Context) -> tuple[Image, str]:
+    return from_registry.resolve_image(location.reference, options, context)
 
 
-def _resolve_in_place(
-    location: Location, options: ReadOptions, trace: Callable[[str], None] | None
-) -> tuple[Image, str]:
+def _resolve_in_place(location: Location, options: ReadOptions, context: Context) -> tuple[Image, str]:
     return _resolve(location, options), giver_of(location)
 
 
@@ -231,8 +218,8 @@ class _Kind(NamedTuple):
     """How images of one kind are planned, opened once more and resolved: as the functions of those names above."""
 
     plan: Callable[..., list[tuple[PlannedLayer, Opener]]]
-    reopen: Callable[[Location, Layers, ReadOptions, str, Callable[[str], None] | None], list[Opener]]
-    resolve: Callable[[Location, ReadOptions, Callable[[str], None] | None], tuple[Image, str]]
+    reopen: Callable[[Location, Layers, ReadOptions, str, Context], list[Opener]]
+    resolve: Callable[[Location, ReadOptions, Context], tuple[Image, str]]
 
 
 _KINDS: dict[Kind, _Kind] = {

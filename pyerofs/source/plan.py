@@ -18,12 +18,9 @@ from .resolve import Image
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..context import Context
     from .base import Opener
     from .blobs import BlobStore, Connections
-
-
-def _never() -> bool:
-    return False
 
 
 def with_index(options: ReadOptions) -> ReadOptions:
@@ -38,7 +35,6 @@ def plan_from_manifest(
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None = None,
     *,
-    cancel: Callable[[], bool] = _never,
     converted: bool = False,
 ) -> list[tuple[PlannedLayer, Opener]]:
     """Return the parts as plan_layers() does, of an image whose blobs `blobs` has.
@@ -58,9 +54,9 @@ def plan_from_manifest(
         raise ImageError(f"{image.name}: {e}{'' if native_layers(manifest) else hint}") from None
 
     def opener(part: PlannedLayer, layer: Layer) -> Opener:
-        def open_(log: Callable[[str], None]) -> Source:
+        def open_(context: Context) -> Source:
             try:
-                return open_source(image.name, layer, blobs, connections, options, cancel=cancel, log=log)
+                return open_source(image.name, layer, blobs, connections, options, context)
             except BaseException as e:
                 connections.close()
                 if isinstance(e, ImageError) and part.role == "device" and layer.compressed and not layer.index:
@@ -80,9 +76,9 @@ def reopen_known(
     """As reopen_layers(), of an image whose blobs `blobs` has."""
 
     def opener(layer: Layer, size: int) -> Opener:
-        def open_(log: Callable[[str], None]) -> Source:
+        def open_(context: Context) -> Source:
             try:
-                source = open_source(name, layer, blobs, connections, options, size=size, log=log)
+                source = open_source(name, layer, blobs, connections, options, context, size=size)
                 if source.size != size:
                     raise ImageError(f"{name}: it has {source.size} bytes now instead of {size}: mount it again")
                 return source

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config.options import ReadOptions
+from ..context import NOBODY, Context
 from ..errors import ImageError, RegistryError
 from ..oci.manifest import INDEX_DEPTH, MEDIA_TYPES, Index, Manifest, digest_as, parse, select
 from ..oci.platforms import Platform
@@ -35,10 +36,6 @@ class Image(NamedTuple):
     root: Manifest | Index
 
 
-def _never() -> bool:
-    return False
-
-
 def _no(_: RegistryError) -> bool:
     return False
 
@@ -46,7 +43,7 @@ def _no(_: RegistryError) -> bool:
 def get_document(
     registry: Registry,
     what: str,
-    cancel: Callable[[], bool] = _never,
+    context: Context = NOBODY,
     timeout: float = DEFAULT_TIMEOUT,
     kept: tuple[ManifestCache, str] | None = None,
 ) -> tuple[str, Manifest | Index]:
@@ -56,7 +53,7 @@ def get_document(
     """
 
     def ask(enough: Callable[[RegistryError], bool] = _no) -> ManifestResponse:
-        return get_answer(registry, what, cancel, timeout, enough)
+        return get_answer(registry, what, context, timeout, enough)
 
     if kept is not None:
         found = kept[0].get(kept[1], what, ask)
@@ -68,7 +65,7 @@ def get_document(
 def get_answer(
     registry: Registry,
     what: str,
-    cancel: Callable[[], bool] = _never,
+    context: Context = NOBODY,
     timeout: float = DEFAULT_TIMEOUT,
     enough: Callable[[RegistryError], bool] = _no,
 ) -> ManifestResponse:
@@ -76,25 +73,30 @@ def get_answer(
 
     After a failure that is `enough` there is no other try. Raises RegistryError, ImageError.
     """
-    return patiently(lambda left: registry.get_manifest(what, MEDIA_TYPES, cancel, left), cancel, timeout, enough)
+    return patiently(
+        lambda left: registry.get_manifest(what, MEDIA_TYPES, context.cancelled, left),
+        context.cancelled,
+        timeout,
+        enough,
+    )
 
 
 def resolve(
     registry: Registry,
     reference: Reference,
     platform: Platform,
-    cancel: Callable[[], bool] = _never,
+    context: Context = NOBODY,
     timeout: float = DEFAULT_TIMEOUT,
-    kept: ManifestCache | None = None,
+    manifests: ManifestCache | None = None,
 ) -> Image:
     """Follows a reference to the manifest for the platform, each document within `timeout` seconds.
 
     Raises RegistryError, ImageError.
     """
-    where = (kept, registry.giver) if kept else None
+    where = (manifests, registry.giver) if manifests else None
 
     def get(what: str) -> tuple[str, Manifest | Index]:
-        return get_document(registry, what, cancel, timeout, where)
+        return get_document(registry, what, context, timeout, where)
 
     try:
         return follow(str(reference), get(reference.manifest_reference), get, platform)

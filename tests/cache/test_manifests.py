@@ -190,7 +190,7 @@ def test_the_unused_are_removed(kept: ManifestCache) -> None:
 
 
 def chosen(reference: str, kept: ManifestCache, *options: str) -> tuple[str, int]:
-    source = open_layer(Location.parse(reference), parse_oci_options(list(options)), kept=kept)
+    source = open_layer(Location.parse(reference), parse_oci_options(list(options)), manifests=kept)
     try:
         return source.digest, source.size
     finally:

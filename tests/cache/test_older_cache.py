@@ -13,6 +13,7 @@ from pyerofs.cache.entry import Entry
 from pyerofs.cache.entry_format import MAP_OFFSET, SEAL
 from pyerofs.cli import main
 from pyerofs.config.options import parse_oci_options
+from pyerofs.context import Context
 from pyerofs.core import GRANULE, crc32c
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.export.base import Export
@@ -127,7 +128,7 @@ def test_a_mount_of_that_version_is_taken_over(rig: Rig, hashed: bool) -> None:
     }  # fmt: skip
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
     [open_] = reopen_layers(Location.parse(reference), [(Described.from_dict(origin), SIZE)], options)
-    with BlobFile(Export(open_(rig.log.append), options, rig.log.append)) as blob:
+    with BlobFile(Export(open_(Context(rig.log.append)), options, Context(rig.log.append))) as blob:
         assert rig.fake.requests() == []
         used.close()
         assert blob.read() == data

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.config.options import MountOptions, ReadOptions
+from pyerofs.context import Context
 from pyerofs.daemon.served_layer import AT_ONCE, ServedLayer, for_each
 from pyerofs.errors import ImageError, MountError
 from pyerofs.export.base import Export
@@ -55,7 +56,7 @@ def test_after_an_error_no_other_is_begun_and_those_that_run_are_waited_for() ->
 
 
 def part(path: Path, said: list[str], devices: list[int], role: str = "lower") -> ServedLayer:
-    export = Export(LocalSource(str(path)), ReadOptions(), said.append)
+    export = Export(LocalSource(str(path)), ReadOptions(), Context(said.append))
     return ServedLayer(export, said.append, role, devices)  # type: ignore[arg-type]
 
 

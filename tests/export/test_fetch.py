@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.config.options import ReadOptions
+from pyerofs.context import Context
 from pyerofs.errors import NotFoundError, PyerofsError, RegistryError, UnavailableError
 from pyerofs.export import fetch
 from pyerofs.export.base import Export
@@ -41,7 +42,7 @@ def reading(fake: FakeRegistry, cache: Path, timeout: float = 20) -> Iterator[Re
     registry = Registry(fake.host, "app", transport, environ={})
     source = RawSource("app:1", 0, registry.blob(digest, SIZE), transport)
     lines: list[str] = []
-    export = Export(source, ReadOptions(cache=str(cache), timeout=timeout), lines.append)
+    export = Export(source, ReadOptions(cache=str(cache), timeout=timeout), Context(lines.append))
     try:
         yield Reader(export, lines)
     finally:

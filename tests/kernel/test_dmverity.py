@@ -58,7 +58,7 @@ def available(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(path: Path, tree: Tree) -> None:
-    made = served_layer.ServedLayer(Export(LocalSource(str(path)), ReadOptions(), print), print, tree=tree)
+    made = served_layer.ServedLayer(Export(LocalSource(str(path)), ReadOptions()), print, tree=tree)
     try:
         made.check(MountOptions())
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.config.options import parse_oci_options
+from pyerofs.context import NOBODY
 from pyerofs.erofs.compose import ROLE
 from pyerofs.errors import ImageError, NotFoundError, UsageError
 from pyerofs.oci.location import Location
@@ -84,10 +85,10 @@ def test_a_compressed_device(pusher: FakePusher, tmp_path: Path, device: Layer, 
     assert (part.layer, part.role) == (0, "device")
     if error:
         with pytest.raises(ImageError, match=error) as caught:
-            open_(print)
+            open_(NOBODY)
         assert "\n" not in str(caught.value)
         return
-    source = open_(print)
+    source = open_(NOBODY)
     found = bytearray()
     try:
         assert source.size == len(content)

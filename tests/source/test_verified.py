@@ -11,6 +11,7 @@ import pytest
 import pyerofs
 from pyerofs.cli import main
 from pyerofs.config.options import ReadOptions, parse_oci_options
+from pyerofs.context import NOBODY
 from pyerofs.erofs import chunk_index
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.errors import CorruptError, ImageError, PyerofsError, RegistryError
@@ -223,7 +224,7 @@ def test_a_layer_is_opened_again_without_its_registry(rig: Rig, kind: str, verif
     asked = len(rig.fake.requests())
     again = reopen_layers(
         Location.parse(source.name), [(Described.from_dict(source.origin.as_dict()), source.size)], options
-    )[0](print)
+    )[0](NOBODY)
     again.close()
     assert (again.size, again.storage, again.origin) == (source.size, source.storage, source.origin)
     assert len(rig.fake.requests()) == asked
@@ -235,7 +236,7 @@ def test_one_that_would_not_be_the_same_is_refused(rig: Rig) -> None:
     source = open_layer(Location.parse(reference), options)
     source.close()
     with pytest.raises(ImageError, match="bytes"):
-        reopen_layers(Location.parse(source.name), [(source.origin, source.size + 4096)], options)[0](print)
+        reopen_layers(Location.parse(source.name), [(source.origin, source.size + 4096)], options)[0](NOBODY)
 
 
 # All of it: reads at random, mirrors that are wrong at random

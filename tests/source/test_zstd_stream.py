@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 from pyerofs.config.options import parse_oci_options
+from pyerofs.context import NOBODY
 from pyerofs.erofs.layer import Layer as Described
 from pyerofs.errors import ImageError, RegistryError, UnavailableError
 from pyerofs.export import fill
@@ -395,7 +396,7 @@ def test_a_worker_that_takes_another_one_s_place(rig: Rig) -> None:
     source.close()
     again = reopen_layers(
         Location.parse(source.name), [(Described.from_dict(source.origin.as_dict()), len(DATA))], options
-    )[0](print)
+    )[0](NOBODY)
     try:
         assert (again.size, again.storage) == (source.size, source.storage)
         got = bytearray()
@@ -410,7 +411,7 @@ def test_a_size_that_is_another_one_now(rig: Rig) -> None:
     options = parse_oci_options([f"oci=0,oci.cache={rig.cache}"])
     source = open_layer(Location.parse(reference), options)
     source.close()
-    again = reopen_layers(Location.parse(source.name), [(source.origin, len(DATA) - 4096)], options)[0](print)
+    again = reopen_layers(Location.parse(source.name), [(source.origin, len(DATA) - 4096)], options)[0](NOBODY)
     try:
         with pytest.raises(ImageError, match="by its superblock"):
             again.read_range(0, 5000, lambda at, piece: True, whole=lambda: None, cancel=lambda: False)

@@ -191,7 +191,7 @@ def make_machine(cluster: Cluster, directory: Path, statistics: list[int]) -> ty
             self.registry = Registry(registry.host, "app", transport, config=config, environ={})
             source = RawSource("app:1", 0, self.registry.blob(cluster.digest, SIZE), transport)
             cache = directory / f"{statistics[0]}"
-            self.blob = BlobFile(Export(source, ReadOptions(cache=str(cache), timeout=TIMEOUT), lambda _: None))
+            self.blob = BlobFile(Export(source, ReadOptions(cache=str(cache), timeout=TIMEOUT)))
 
         def _host(self, number: int) -> FakeRegistry:
             """One of those that this sequence uses: a mirror, the registry, or the CDN."""
@@ -349,7 +349,7 @@ def test_any_mixture_of_answers_gives_no_wrong_byte_in_time_and_with_few_request
             source = RawSource("app:1", 0, registry.blob(cluster.digest, SIZE), transport)
             options = ReadOptions(cache=str(tmp_path / f"{number}"), timeout=TIMEOUT)
             reads = wanted = 0
-            with BlobFile(Export(source, options, lambda _: None)) as blob:
+            with BlobFile(Export(source, options)) as blob:
                 for _ in range(chance.randint(1, 8)):
                     offset = chance.randrange(SIZE)
                     length = min(chance.choice([1, 4096, 300_000, 2_000_000]), SIZE - offset)

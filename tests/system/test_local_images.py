@@ -14,6 +14,7 @@ import pytest
 import pyerofs
 from pyerofs.cli import main
 from pyerofs.config.options import ReadOptions
+from pyerofs.context import NOBODY
 from pyerofs.errors import CorruptError, ImageError, RegistryError, UsageError
 from pyerofs.oci.location import Location
 from pyerofs.source.blobs import FileBlob
@@ -115,9 +116,9 @@ def test_a_spoiled_blob_gives_no_wrong_byte(native: Path, scene: Scene, spoil: s
 def test_a_layer_is_opened_again_from_its_record(native: Path, scene: Scene) -> None:
     options = ReadOptions(cache=str(scene.cache))
     name = f"oci:{native}:one"
-    first = open_layer(Location.parse(name), options, log=lambda _: None)
+    first = open_layer(Location.parse(name), options)
     [open_] = reopen_layers(Location.parse(name), [(first.origin, first.size)], options)
-    again = open_(lambda _: None)
+    again = open_(NOBODY)
     assert (again.origin, again.size, again.name) == (first.origin, first.size, name)
     first.close()
     again.close()

@@ -13,6 +13,7 @@ import pytest
 from pyerofs.cache import directory as cache_directory
 from pyerofs.cache.lock import lock_entry
 from pyerofs.config.options import ReadOptions
+from pyerofs.context import NOBODY
 from pyerofs.erofs.layer import describe
 from pyerofs.oci.location import Location
 from pyerofs.source import converted_cache
@@ -109,7 +110,7 @@ def test_a_layer_is_opened_again_from_its_record(scene: Scene, small: tuple[Layo
     options = ReadOptions(cache=str(scene.cache), verify="none")
     known = [(converted_cache.Layer(**{**as_fields(layer), "converted": True}), size(scene, layer)) for layer in layers]
     for open_, (layer, length) in zip(reopen_layers(Location.parse(small[1]), known, options), known, strict=True):
-        source = open_(lambda _: None)
+        source = open_(NOBODY)
         assert (source.origin, source.size, source.storage.key) == (layer, length, layer.verified_key)
         source.close()
 
