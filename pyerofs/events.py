@@ -1,7 +1,8 @@
-"""The main thread of a process that serves: it waits for descriptors and signals, and does nothing else."""
+"""Signals and descriptors: the main thread of a process that serves, which waits for them and does nothing else."""
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -9,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Events:
@@ -86,3 +87,21 @@ class Events:
                 else:
                     del self._timers[callback]
                 callback()
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that what was being made is removed.
+
+    Only a main thread can see to that; in another one nothing is changed.
+    """
+    import threading  # a supervisor, which is a small process, does without
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ImageError, UsageError
 from ..printable import one_line
@@ -20,63 +20,59 @@ if TYPE_CHECKING:
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
     from ..source.converted_cache import ConversionInfo
+    from .commands import Commands
 
     Write = Callable[[str], None]
-    # Adds one command to a parser's commands, as all commands look: (commands, name, text, examples).
-    Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
 
 
-def add_parser(commands: Any, command: Command) -> None:
-    """Add `cache` to the command line's commands."""
-    p = commands.add_parser(
+def register(commands: Commands) -> None:
+    """Add `cache`."""
+    commands = commands.add_group(
         "cache",
-        help="show, shrink and verify the cache",
-        description="Show, shrink and verify the cache.",
-        epilog="examples:\n"
+        "show, shrink and verify the cache",
         "  pyerofs cache ls\n"
         "  pyerofs cache gc --max 20G --older-than 30d\n"
         "  pyerofs cache ACTION --help        more of them",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
     )
-    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(p))
 
-    p = command(
-        actions,
+    p = commands.add(
         "ls",
         "list the cached blobs, least recently used first",
         "  pyerofs cache ls\n  pyerofs cache ls --json | jq '.[] | select(.verified) | .digest'",
+        options=False,
     )
     p.add_argument("--json", action="store_true", help="as JSON; sizes in bytes")
     _add_place(p)
 
-    p = command(
-        actions,
+    p = commands.add(
         "gc",
         "remove blobs that are broken, unused for long, or too many; never those in use",
         "  pyerofs cache gc                     broken blobs; with cache.max also what exceeds it\n"
         "  pyerofs cache gc --max 20G           the least recently used, until 20 GiB are left\n"
         "  pyerofs cache gc --older-than 30d    blobs not used for 30 days",
+        options=False,
     )
     p.add_argument("--max", metavar="SIZE|N%", help="shrink the cache to this size (K, M, G, T; or N%% of the disk)")
     p.add_argument("--older-than", metavar="TIME", help="remove blobs not used for this long (units m, h, d, w)")
     _add_place(p)
 
-    p = command(
-        actions,
+    p = commands.add(
         "verify",
         "hash complete blobs, and remove those that do not match their digest",
         "  pyerofs cache verify\n  pyerofs cache verify sha256:8d5e6f 0a1b2c",
+        options=False,
     )
     p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least (default: all)")
     _add_place(p)
 
-    p = command(
-        actions,
+    p = commands.add(
         "rm",
         "remove blobs",
         "  pyerofs cache rm sha256:8d5e6f\n"
         "  pyerofs cache rm quay.io/org/app:1.0     the layers of a converted image\n"
         "  pyerofs cache rm --all",
+        options=False,
     )
     p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
     p.add_argument("--all", action="store_true", help="every blob and every manifest")

@@ -1,55 +1,64 @@
-"""The commands that make images and move them: their arguments, and what they do. cli/main.py prints what they say."""
+"""`pyerofs convert`, `build`, `push` and `pull`: images made and moved."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..context import Context
 from ..errors import UsageError
 from ..images.progress import Console, Lines
-from ..oci.location import ARCHIVES, IMAGES, Location, same_registry
+from .terminal import show
 
 if TYPE_CHECKING:
     from ..config.options import ReadOptions
+    from ..context import Context
     from ..images.layer import Recipe
     from ..images.writer import CopyWriter
+    from ..oci.location import Location
     from ..source.image_reader import ImageReader
+    from .commands import Commands, Run, Say
+
+IMAGES = "REFERENCE at a registry, or oci:DIR[:NAME]"
+ARCHIVES = "oci-archive:FILE[:NAME], or docker-archive:FILE[:NAME]"
 
 
-def add_parsers(make: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """`make(name, text, examples)` gives a command's parser, as cli/main.py's are."""
-    p = make(
+def register(commands: Commands) -> None:
+    """Add these commands."""
+    p = commands.add(
         "convert",
         "make an image of EROFS layers out of an ordinary one (needs root and mkfs.erofs)",
         "  pyerofs convert quay.io/org/app:1.0 registry.example/app:1.0-erofs\n"
         "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app",
+        _in_order(_convert),
     )
     _add_recipe(p)
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
-    p = make(
+    p = commands.add(
         "build",
         "make an image out of directories and EROFS files, one layer each, base first",
         "  pyerofs build rootfs/ registry.example/app:1.0\n  pyerofs build base.erofs changes/ oci:images:app",
+        _in_order(_build),
     )
     _add_recipe(p)
     p.add_argument("sources", metavar="SOURCE", nargs="+", help="a directory or an EROFS file")
     p.add_argument("dest", metavar="DEST", help=IMAGES)
-    p = make(
+    p = commands.add(
         "push",
         "copy an image, with all its platforms, to a registry",
         "  pyerofs push oci:images:app quay.io/org/app:1.0\n"
         "  pyerofs push quay.io/org/app:1.0 registry.example/app:1.0",
+        _in_order(_copy),
     )
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
-    p = make(
+    p = commands.add(
         "pull",
         "copy an image, with all its platforms, into an OCI layout directory",
         "  pyerofs pull quay.io/org/app:1.0 oci:images:app\n"
         "  pyerofs pull -o oci.platform=linux/arm64 quay.io/org/app:1.0 oci:images:arm",
+        _in_order(_copy),
     )
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
 
@@ -100,25 +109,40 @@ def _add_places(p: argparse.ArgumentParser, source: str) -> None:
     p.add_argument("dest", metavar="DEST", help=IMAGES)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> str:
-    """Run the command and return what is to be printed. Raises PyerofsError."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was unpacked is removed
-    try:
-        return _RUN[arguments.command](arguments, console)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _in_order(run: Run) -> Run:
+    """Have what a command was making removed when it is ended."""
+
+    def run_in_order(arguments: argparse.Namespace, write: Say, report: Say) -> None:
+        from ..events import sigterm_interrupts
+
+        with sigterm_interrupts():
+            run(arguments, write, report)
+
+    return run_in_order
 
 
-def _copy(arguments: argparse.Namespace, console: Console) -> str:
+def _console(arguments: argparse.Namespace, report: Say) -> Console:
+    """Show progress on a terminal."""
+    return Console(report, show if not arguments.quiet and sys.stderr.isatty() else None)
+
+
+def _copy(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..images.copy import copy_image
 
-    return _between(arguments, console, lambda o, t, options, meter: copy_image(o, t, options.platform, meter))
+    write(
+        _between(
+            arguments,
+            _console(arguments, report),
+            lambda o, t, options, meter: copy_image(o, t, options.platform, meter),
+        )
+    )
 
 
-def _convert(arguments: argparse.Namespace, console: Console) -> str:
+def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..images.convert import convert_image
 
     recipe = _recipe(arguments)
+    console = _console(arguments, report)
 
     def work(origin: ImageReader, target: CopyWriter, options: ReadOptions, meter: Lines) -> str:
         def warn(text: str) -> None:
@@ -126,24 +150,26 @@ def _convert(arguments: argparse.Namespace, console: Console) -> str:
 
         return convert_image(origin, target, options.platform, recipe, meter, warn, options.unpacked_max)
 
-    return _between(arguments, console, work)
+    write(_between(arguments, console, work))
 
 
-def _build(arguments: argparse.Namespace, console: Console) -> str:
+def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..config.options import parse_oci_options
     from ..images.build import build_image
     from ..images.writer import open_writer
+    from ..oci.location import Location
     from ..oci.platforms import Platform
 
     options = parse_oci_options(arguments.options)
     _check(options)
+    console = _console(arguments, report)
     target = open_writer(Location.parse(arguments.dest), options, _context(arguments, console))
     try:
         platform = options.platform or Platform.host()
         digest = build_image(arguments.sources, target, platform, _recipe(arguments), Lines(console))
     finally:
         target.close()
-    return f"{digest}  {target.name}"
+    write(f"{digest}  {target.name}")
 
 
 def _between(
@@ -152,6 +178,7 @@ def _between(
     work: Callable[[ImageReader, CopyWriter, ReadOptions, Lines], str],
 ) -> str:
     from ..images.writer import open_writer
+    from ..oci.location import Location
     from ..source.image_reader import open_reader
 
     where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
@@ -170,12 +197,15 @@ def _between(
 
 
 def _context(arguments: argparse.Namespace, console: Console) -> Context:
+    from ..context import Context
+
     return Context(console.report, console.report if arguments.verbose else None)
 
 
 def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tuple[ReadOptions, ReadOptions]:
     """Those for the source and for the destination."""
     from ..config.options import ReadOptions, parse_oci_options
+    from ..oci.location import same_registry
 
     source, dest = parse_oci_options(arguments.options), parse_oci_options(arguments.dest_options)
     _check(source)
@@ -188,11 +218,3 @@ def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tu
 def _check(options: ReadOptions) -> None:
     if options.layer is not None or options.blob:
         raise UsageError("oci.layer and oci.blob cannot be used here: this command takes whole images")
-
-
-_RUN: dict[str, Callable[[argparse.Namespace, Console], str]] = {
-    "convert": _convert,
-    "build": _build,
-    "push": _copy,
-    "pull": _copy,
-}

@@ -7,8 +7,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from ..cache.paths import chosen_directory, make_directory
@@ -17,6 +15,7 @@ from ..erofs.compose import ROLE
 from ..erofs.device_file import DeviceFile
 from ..erofs.foreign import obstacle
 from ..errors import ImageError, UnavailableError
+from ..events import sigterm_interrupts
 from ..files import atomic_write
 from ..oci.image_config import make_manifest, read_config
 from ..oci.manifest import Descriptor, Manifest, parse
@@ -73,7 +72,7 @@ def _convert(
     task: ConversionRequest, directory: str, options: ReadOptions, shown: Meter, report: Callable[[str], None]
 ) -> ConvertedImage:
     path = path_of(directory, task.digest)
-    with _ended_in_order(), _work_directory(path) as work, contextlib.ExitStack() as stack:
+    with sigterm_interrupts(), _work_directory(path) as work, contextlib.ExitStack() as stack:
         reader = open_reader(task.location, options)
         stack.callback(reader.close)
         try:
@@ -134,16 +133,3 @@ def _work_directory(path: str) -> Iterator[str]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that what was being made is removed. Only a main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

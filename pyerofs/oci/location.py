@@ -54,8 +54,6 @@ _FOREIGN = {
     "sif": "`skopeo copy` takes it into a layout, which oci:DIR:NAME names",
     "tarball": "`skopeo copy` takes it into a layout, which oci:DIR:NAME names",
 }
-IMAGES = "REFERENCE at a registry, or oci:DIR[:NAME]"
-ARCHIVES = "oci-archive:FILE[:NAME], or docker-archive:FILE[:NAME]"
 
 
 @dataclass(frozen=True, slots=True)

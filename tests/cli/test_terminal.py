@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyerofs.cli import main, terminal
+from pyerofs.cli import config, main, read, terminal
 from tests.support.images import Images, Published
 from tests.support.scene import Scene
 
@@ -119,7 +119,7 @@ def test_errors_that_nobody_expected(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setitem(main._COMMANDS, "list", fail)
+    monkeypatch.setattr(read, "_list", fail)
     assert main.main(["list"]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"pyerofs: {words}")
@@ -128,7 +128,7 @@ def test_errors_that_nobody_expected(
 
 
 def test_where_a_bug_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(main._COMMANDS, "config", lambda *_: 1 // 0)
+    monkeypatch.setattr(config, "config", lambda *_: 1 // 0)
     assert main.main(["config", "-v"]) == 4
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("pyerofs: ") for line in lines)

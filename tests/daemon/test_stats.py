@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyerofs.cli import observe as observe_commands
+from pyerofs.cli import stat as stat_command
 from pyerofs.core import GRANULE
 from pyerofs.daemon import record
 from pyerofs.daemon.record import LayerRecord, Record, start_of
@@ -357,7 +357,7 @@ def run_stat(target: str, *, json_: bool = False, watch: float | None = None) ->
             raise Enough
 
     try:
-        observe_commands.stat(argparse.Namespace(target=target, json=json_, watch=watch), write)
+        stat_command.stat(argparse.Namespace(target=target, json=json_, watch=watch), write, write)
     except Enough:
         pass
     finally:
@@ -387,7 +387,7 @@ def test_stat_that_goes_on(blob: BlobFile, monkeypatch: pytest.MonkeyPatch, term
 def test_stat_of_a_daemon_that_does_not_answer(silent: Silent) -> None:
     said: list[str] = []
     with pytest.raises(MountError, match=r"/mnt: the daemon does not answer within 0\.05 s \(pid .* is there\)"):
-        observe_commands.stat(argparse.Namespace(target="/dev/nbd1", json=False, watch=None), said.append)
+        stat_command.stat(argparse.Namespace(target="/dev/nbd1", json=False, watch=None), said.append, said.append)
     assert "no answer" in said[0]
 
 
@@ -397,4 +397,4 @@ def test_a_watch_ends_with_the_mount(silent: Silent) -> None:
         silent.record.remove()
 
     with pytest.raises(UsageError, match="/dev/nbd1 is not a mount of pyerofs"):
-        observe_commands.stat(argparse.Namespace(target="/dev/nbd1", json=False, watch=0.01), write)
+        stat_command.stat(argparse.Namespace(target="/dev/nbd1", json=False, watch=0.01), write, write)
