@@ -20,7 +20,7 @@ enum {
 	PE_LATENCY_BUCKETS = 200, /* the last one is for all that took longer, about two minutes */
 };
 
-/* What a run is fetched for. The last two: nobody has asked for it; PE_IDLE gives way to whoever asks for anything. */
+/* What a run is fetched for. The last two: no read has asked for it; PE_IDLE gives way to any read. */
 enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3 };
 
 /* Why pe_conn_serve came back. */
@@ -103,12 +103,12 @@ int pe_store_has(pe_store *store, uint64_t offset, uint64_t length);
 int pe_store_take(pe_store *store, struct pe_run *run);
 /*
  * As pe_store_take, but gives the first stretch that is neither present nor on its way, at most length bytes of it:
- * what nobody has asked for. kind PE_FILL: at any time; PE_IDLE: only when nobody has waited for anything for so many
- * ms. Where it has nothing to give it looks again after as long; while the blob is complete it sleeps. Blocks.
+ * what no read has asked for. kind PE_FILL: at any time; PE_IDLE: only when no read has waited for anything for so
+ * many ms. Where it has nothing to give it looks again after as long; while the blob is complete it sleeps. Blocks.
  */
 int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run);
 /*
- * The next bytes of a run, in order. PE_NOT_WANTED: somebody else has brought the rest, nobody wants it any more. What
+ * The next bytes of a run, in order. PE_NOT_WANTED: others have brought the rest, or no read wants it any more. What
  * the data file does not take is handed to the reads that wait for it, and not marked present.
  */
 int pe_store_land(pe_store *store, uint64_t id, uint64_t offset, const void *bytes, uint64_t length);
@@ -149,8 +149,8 @@ int64_t pe_store_read(pe_store *store, void *buffer, uint64_t length, uint64_t o
  */
 int pe_store_check(pe_store *store, uint64_t offset, uint64_t length);
 /*
- * For somebody who reads the whole data file and knows what it must be. The epoch to ask for before that: while it
- * lasts nobody has written. 0: somebody has just done so, so ask again in a moment.
+ * For a caller that reads the whole data file and knows what it must be. The epoch to ask for before that: while it
+ * lasts the file has not been written to. 0: that has just happened, so ask again in a moment.
  */
 int64_t pe_store_epoch(pe_store *store);
 /* All that was read since was right: none of it need be compared any more, as long as that epoch lasts. */

@@ -49,7 +49,7 @@ static void on_fault(int number, siginfo_t *info, void *context)
 	errno = saved;
 }
 
-/* Under the lock. Somebody may have taken the signal since; he is the one before then. */
+/* Under the lock. Another handler may have been set since; it is the previous one then. */
 static int install(void)
 {
 	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART };

@@ -1,8 +1,8 @@
 /*
- * Shared mappings of files that somebody else may cut short: to touch what was cut off is a SIGBUS. Of a mapping that is
+ * Shared mappings of files that another process may cut short: to touch what was cut off is a SIGBUS. Of a mapping that is
  * guarded the whole becomes private zeros then, and the thread goes on.
  *
- * The handler is the process's; any other SIGBUS goes to whoever had it before.
+ * The handler is the process's; any other SIGBUS goes to the previous handler.
  */
 #ifndef PE_FAULT_H
 #define PE_FAULT_H

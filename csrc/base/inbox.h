@@ -1,5 +1,5 @@
 /*
- * Where the answers to what somebody has asked for arrive, from any thread: a connection has one, a thread that waits
+ * Where the answers to requests arrive, from any thread: a connection has one, a thread that waits
  * for a single answer another. The items are the sender's until they are put, then the taker's.
  */
 #ifndef PE_INBOX_H

@@ -24,7 +24,7 @@ static inline unsigned latency_index(uint64_t us)
 	return index < PE_LATENCY_BUCKETS ? index : PE_LATENCY_BUCKETS - 1;
 }
 
-/* Adds count times the same duration. What one thread adds, another may see in parts: these are figures for people. */
+/* Adds count times the same duration. What one thread adds, another may see in parts: these are statistics. */
 static inline void latency_add(struct pe_latency *h, uint64_t ns, uint32_t count)
 {
 	uint64_t us = ns / 1000;

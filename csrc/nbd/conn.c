@@ -307,7 +307,7 @@ static int read_requests(struct pe_conn *c, struct reply_batch *batch, char *buf
 		int err, sent;
 
 		if (is_set(&c->pausing) && !have && !c->discard)
-			return PE_PAUSED; /* between two requests: whoever has the socket next can go on */
+			return PE_PAUSED; /* between two requests: the next owner of the socket can go on */
 		n = recv(c->fd, buffer + have, CONN_BUFFER - have, 0);
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -29,7 +29,7 @@ struct pe_conn {
 	bool draining, pausing, stopped; /* atomic */
 	uint64_t discard; /* bytes of a refused write still to be read; the serving thread's own */
 
-	/* Whoever writes to fd holds it for whole replies. Never taken with another one held. */
+	/* A thread that writes to fd holds it for whole replies. Never taken with another one held. */
 	pthread_mutex_t send_lock;
 	/* Reads that were parked and can be answered, for pe_conn_send. Closed when serving is over. */
 	struct inbox ready;

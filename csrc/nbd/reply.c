@@ -1,6 +1,6 @@
 /*
  * Replies. Data is never touched here: the kernel copies it from the mapping, so that a data file
- * that somebody cuts short is an error of the system call and not a SIGBUS.
+ * that is cut short is an error of the system call and not a SIGBUS.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -163,7 +163,7 @@ static void free_copies(struct reply_batch *batch)
 	}
 }
 
-/* Sends what is batched and, where length is not 0, that range of a data file that nobody doubts behind it. */
+/* Sends what is batched and, where length is not 0, that range of a data file, which is not doubted, behind it. */
 static int transmit(struct pe_conn *c, struct reply_batch *batch, uint64_t offset, uint32_t length)
 {
 	uint64_t served = batch->bytes + length;

@@ -1,6 +1,6 @@
 /*
  * The granule map: one bit a granule, in shared memory. Bits are set, and cleared only when their bytes are found to be
- * spoiled or wrong; no lock is needed to read them. Where somebody cuts the map's file short all of them are clear from
+ * spoiled or wrong; no lock is needed to read them. If the map's file is cut short, all of them are clear from
  * then on, and this process has a map of its own (fault.h).
  */
 #ifndef PE_BITMAP_H
@@ -14,8 +14,8 @@
 
 /* How the stores of different processes wake one another; in the half page before the map's bits. See claim.h. */
 struct bitmap_shared {
-	uint32_t asleep; /* somebody may be waiting on generation */
-	uint32_t generation; /* a futex: moves on when somebody is asleep and there is news */
+	uint32_t asleep; /* another thread may be waiting on generation */
+	uint32_t generation; /* a futex: moves on when a waiter is asleep and there is news */
 	uint32_t released; /* moves on when a claim is given up */
 };
 
@@ -36,7 +36,7 @@ size_t bitmap_bytes(const struct bitmap *bitmap);
 /* The first granule of [first, end) that is absent (present); end when there is none. */
 uint64_t bitmap_next_absent(const struct bitmap *bitmap, uint64_t first, uint64_t end);
 uint64_t bitmap_next_present(const struct bitmap *bitmap, uint64_t first, uint64_t end);
-/* Publishes [first, end): whoever then sees a bit sees the bytes that were written before this call. */
+/* Publishes [first, end): a thread that then sees a bit sees the bytes that were written before this call. */
 void bitmap_set(struct bitmap *bitmap, uint64_t first, uint64_t end);
 void bitmap_clear(struct bitmap *bitmap, uint64_t first, uint64_t end);
 uint64_t bitmap_count(const struct bitmap *bitmap);

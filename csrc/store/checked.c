@@ -19,9 +19,9 @@ enum {
 static const uint64_t settle_time = 50000000;
 /* Some filesystems keep whole seconds only. */
 static const uint64_t settle_time_of_seconds = 2000000000;
-/* So long one write(2), which moves the ctime once, may take somebody else who has the file open. */
+/* So long may one write(2), which moves the ctime once, of another process that has the file open take. */
 static const uint64_t settle_time_of_shared = 10000000000;
-/* Between two looks for somebody else who has the file open. */
+/* Between two looks for another process that has the file open. */
 static const uint64_t ask_interval = 50000000;
 /* Where the file could not be watched it is tried again after as long. */
 static const uint64_t watch_interval = 1000000000;
@@ -79,7 +79,7 @@ static void next_epoch(struct checked *c)
 }
 
 /*
- * Has somebody else written? Where nobody watches that is not known, and yes. Who has opened the file may be writing:
+ * Has another process written? Without a watch that is not known, so yes. An opener of the file may be writing:
  * the ctime tells from the beginning on, the watch at the end only, so that is the end of the watch. Under the lock.
  */
 static bool others_wrote(struct checked *c)
@@ -130,7 +130,7 @@ static uint32_t look_again(struct checked *c, struct granules *lost)
 		next_epoch(c);
 		if ((uint64_t)st.st_size < c->blob_size && (uint64_t)st.st_size < c->size)
 			*lost = (struct granules){ granule_of((uint64_t)st.st_size), c->bitmap->granules };
-	} else if (stamp_of(&st) != c->stamp) { /* nobody but this store has written: the epoch goes on */
+	} else if (stamp_of(&st) != c->stamp) { /* only this store has written: the epoch goes on */
 		__atomic_store_n(&c->settled, 0, __ATOMIC_RELEASE);
 		c->seen = now_ns();
 	} else if (!c->settled && is_settled(c)) {
@@ -283,8 +283,8 @@ int checked_read(struct checked *c, uint32_t epoch, uint64_t first, uint64_t end
 }
 
 /*
- * Before a write: watches the file, if that is not so already. Not while somebody else has it open, who may be writing:
- * of him the watch would tell at the end only. Under the lock.
+ * Before a write: watches the file, if that is not so already. Not while another process has it open, which may be
+ * writing: the watch would report that at the end only. Under the lock.
  */
 static void begin_watch(struct checked *c, struct granules *lost)
 {

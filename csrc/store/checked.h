@@ -2,18 +2,18 @@
  * What keeps spoiled bytes from going out. Each granule has a sum (CRC32C) in a file beside the data, written before
  * the granule's bit is set. A granule is compared with its sum before this store sends it for the first time; then it
  * is trusted, until the data file's ctime or size is another one than at the last look: every write and every cut
- * moves the ctime, by whomever. What is not trusted is sent from a copy that was compared, never from the file.
+ * moves the ctime, whatever process makes it. What is not trusted is sent from a copy that was compared, never from the file.
  *
  * A single write(2) moves the ctime when it begins, and may go on for long. So nothing becomes trusted by its ctime
- * while somebody else has the file open, until a time has passed in which no single write would still be under way.
+ * while another process has the file open, until a time has passed in which no single write would still be under way.
  *
  * Clocks are coarse: while a ctime is so young that a later write could have the same one, nothing becomes trusted. And
  * what lands moves the ctime too. So for as long as bytes land the kernel says who writes (writers.h): while it is only
  * this store, trust stays, what has landed has it at once, and no ctime is too young. Where the kernel does not say, or
- * while somebody else has the file open, all is compared; once a second it is seen whether that has ended.
+ * while another process has the file open, all is compared; once a second it is checked whether that has ended.
  *
  * What this cannot see: a disk that forgets bytes that had been read and compared; a write between a look and the one
- * call by which the kernel then copies bytes without waiting for anybody; and, by somebody who has had the file open all
+ * call by which the kernel then copies bytes without waiting; and, by a process that has had the file open all
  * the time, a write that takes longer than settle_time_of_shared, or one through a mapping.
  */
 #ifndef PE_CHECKED_H
@@ -45,7 +45,7 @@ struct checked {
 	uint64_t seen; /* CLOCK_MONOTONIC, ns: when the stamp was first seen */
 	enum watched watched;
 	uint64_t tried; /* ns: when it was last tried to watch the file */
-	uint64_t asked; /* ns: when it was last asked whether somebody else has it open */
+	uint64_t asked; /* ns: when it was last asked whether another process has it open */
 	struct writers_news news; /* as last seen */
 	unsigned writing; /* writes of this store under way */
 	bool wrote; /* and whether there were some since the last look */
@@ -70,7 +70,7 @@ void checked_close(struct checked *c);
 uint32_t checked_look(struct checked *c, struct granules *lost);
 /* May these granules be sent straight from the data file? */
 bool checked_has(const struct checked *c, uint32_t epoch, uint64_t first, uint64_t end);
-/* All of the blob was compared by somebody else, in this epoch. */
+/* All of the blob was compared elsewhere, in this epoch. */
 void checked_mark_all(struct checked *c, uint32_t epoch);
 /* Ends all trust: a system call has run into an error that the look before had not shown. */
 void checked_end(struct checked *c);

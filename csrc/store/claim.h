@@ -3,8 +3,8 @@
  * on a byte of the map's file for each granule, far behind its content. The kernel takes it back when the process
  * dies. Where the filesystem knows no locks there are no claims, and the same bytes may be fetched twice.
  *
- * News travel over a futex in the map's file: whoever waits for another's flight says so before it looks for the last
- * time, and so landing needs no system call while nobody does.
+ * News travel over a futex in the map's file: a process that waits for another's flight says so before its last look,
+ * and so landing needs no system call while none waits.
  */
 #ifndef PE_CLAIM_H
 #define PE_CLAIM_H

@@ -1,4 +1,4 @@
-/* Filling: fetching what nobody has asked for, and forgetting what has turned out to be wrong. */
+/* Filling: fetch what no read has asked for, and forget what has turned out to be wrong. */
 #define _GNU_SOURCE
 #include "fill.h"
 
@@ -19,7 +19,7 @@ static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
 	return s->busy && s->busy + quiet > now ? s->busy + quiet : 0;
 }
 
-/* The run for the first stretch that nobody has in flight. */
+/* The run for the first stretch that no process has in flight. */
 static bool start(struct pe_store *s, int kind, uint64_t length, struct pe_run *run)
 {
 	uint64_t first = 0, end;

@@ -9,8 +9,8 @@
 #include "claim.h"
 
 /*
- * An outage is waited for once: whoever comes while it lasts gets a moment, in which one attempt may bring the bytes. The
- * kernel asks again for the parts of a read that has failed, and each of them would wait anew.
+ * An outage is waited for once: a read that comes while it lasts gets a moment, in which one attempt may bring the bytes. The
+ * kernel asks again for the parts of a read that has failed, and each of them would wait again.
  */
 static uint64_t deadline_of(const struct pe_store *s, const struct waiter *w)
 {
@@ -83,7 +83,7 @@ static void wake_taker(struct pe_store *s, bool wanted)
 	uint64_t offset, length;
 	unsigned stream;
 
-	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes nobody. */
+	/* For the read itself, or for what its stream will want next. A hit that wants neither wakes no thread. */
 	if (s->idle &&
 	    (wanted || readahead_next(&s->readahead, s->size, store_busy_streams(s), &stream, &offset, &length)))
 		pthread_cond_signal(&s->work);
@@ -165,7 +165,7 @@ bool store_waits_for(const struct pe_store *s, const struct waiter *w, const str
 void store_set_at_peer(struct pe_store *s, struct waiter *w, bool at_peer)
 {
 	if (at_peer && !s->at_peer)
-		pthread_cond_signal(&s->timer); /* there is somebody to listen to */
+		pthread_cond_signal(&s->timer); /* there is another process to listen to */
 	s->at_peer += at_peer - w->at_peer;
 	w->at_peer = at_peer;
 }

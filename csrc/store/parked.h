@@ -35,7 +35,7 @@ bool store_waits_for(const struct pe_store *s, const struct waiter *w, const str
 uint64_t store_next_deadline(const struct pe_store *s);
 /* Fails the reads whose deadline is this or an earlier one, which begins an outage. The lock is held. */
 void store_fail_late(struct pe_store *s, uint64_t deadline);
-/* Something has landed: whoever still waits has all of its time again. The lock is held. */
+/* Something has landed: reads that still wait have all of their time again. The lock is held. */
 void store_end_outage(struct pe_store *s);
 /* Whether it waits for other processes too. The lock is held. */
 void store_set_at_peer(struct pe_store *s, struct waiter *w, bool at_peer);

@@ -7,7 +7,7 @@
 #include "claim.h"
 #include "parked.h"
 
-/* A process that dies wakes nobody: so often claims are tried again while something waits for them. */
+/* A dying process wakes no other: so often claims are tried again while something waits for them. */
 static const uint64_t peers_turn = 100000000;
 /* How long others may bring nothing, where reads have no deadline. */
 static const uint64_t peers_patience = 10000000000;

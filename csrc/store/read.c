@@ -224,7 +224,7 @@ static int send_chunk(struct pe_store *s, struct waiter *w, int out_fd, uint64_t
 	uint64_t before = *sent;
 	int err = -EINVAL;
 
-	/* To anything but a file the kernel would pass the data file's pages themselves, to be read when somebody likes. */
+	/* To anything but a file the kernel would pass the data file's pages themselves, to be read at any later time. */
 	if (!w->bounce && (!s->checked.words || is_file(out_fd)) &&
 	    checked_has(&s->checked, store_look(s), granule_of(w->offset), granule_end(w->offset + length)))
 		err = send_file(s, out_fd, w->offset, length, sent);

@@ -90,7 +90,7 @@ unsigned readahead_touch(struct readahead *ra, uint64_t offset, uint64_t length)
 }
 
 /*
- * How much a single miss asks for. Whoever reads here and there waits for one round trip after the other; where bytes
+ * How much a single miss asks for. A random reader waits for one round trip after the other; where bytes
  * come fast beside that, more of them save some of those trips for little.
  */
 static void weigh_first(struct readahead *ra, uint64_t bytes, uint64_t latency, uint64_t elapsed)

@@ -99,7 +99,7 @@ struct pe_store {
 	uint64_t written; /* bytes since the last such error */
 	struct readahead readahead;
 	uint64_t next_id;
-	uint64_t busy; /* when a run that somebody wanted last ended, ns: see fill.c */
+	uint64_t busy; /* when a run that a read wanted last ended, ns: see fill.c */
 	uint64_t probed; /* when it last started one, ns */
 	uint64_t misses, failed, runs, healed, from_peers;
 	bool outage; /* a read has failed for want of time, and nothing has landed since */

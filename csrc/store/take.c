@@ -142,11 +142,11 @@ static bool in_flight(const struct pe_store *s, const struct waiter *w)
 	return false;
 }
 
-/* The run for what a read needs and nobody has in flight: TAKE_ELSEWHERE when others have all of it, or there is none. */
+/* The run for what a read needs and no process has in flight: TAKE_ELSEWHERE when others have all of it, or there is none. */
 static enum take_result start_for(struct pe_store *s, struct waiter *w, struct pe_run *run)
 {
 	uint64_t first = granule_of(w->offset), last = granule_end(w->offset + w->length);
-	/* What cannot be cached is of use to nobody but those who wait for it. */
+	/* What cannot be cached is of use only to those who wait for it. */
 	uint64_t window = s->write_error ? 0 : granule_end(s->readahead.stream[w->stream].window);
 	bool at_peer = false;
 

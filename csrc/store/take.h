@@ -4,7 +4,7 @@
 
 #include "store.h"
 
-/* The first granule of [first, end) that w (NULL: anybody) needs and that is not in flight; end: there is none. */
+/* The first granule of [first, end) that w (NULL: any read) needs and that is not in flight; end: there is none. */
 uint64_t take_next_unclaimed(const struct pe_store *s, const struct waiter *w, uint64_t first, uint64_t end);
 
 /* What came of an attempt to start a run. */

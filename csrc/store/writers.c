@@ -91,7 +91,7 @@ static void anything(void)
 	news.written++;
 }
 
-/* Under the lock. What is not certainly this process's own is somebody else's. */
+/* Under the lock. What is not certainly this process's own counts as another's. */
 static void take_in(const char *events, size_t length)
 {
 	struct fanotify_event_metadata event; /* a copy: those with a file handle of 28 bytes are not aligned */
@@ -133,7 +133,7 @@ struct writers_news writers_news(void)
 
 bool writers_are_only_us(int fd)
 {
-	/* Whoever opens the file in between waits for the second call; the signal that tells of him is one that is ignored. */
+	/* Another opener in between waits for the second call; the signal that reports it is one that is ignored. */
 	if (fcntl(fd, F_SETSIG, SIGURG) || fcntl(fd, F_SETLEASE, F_WRLCK))
 		return false;
 	return !fcntl(fd, F_SETLEASE, F_UNLCK);
