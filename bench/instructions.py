@@ -52,7 +52,8 @@ def count(length: int, batch: int, complete: bool, trusted: bool, requests: int 
 
 def child(length: int, batch: int, complete: bool, trusted: bool, requests: int) -> None:
     """What is counted: a client that reads `requests` times, `batch` of them in each write."""
-    from tests.support.coreharness import GRANULE, MIB, Rig, until
+    from pyerofs.core import GRANULE
+    from tests.support.coreharness import MIB, Rig, until
 
     size = 16 * MIB
     with Rig(size) as rig:

@@ -82,7 +82,7 @@ def _is_of_the_guest(item: pytest.Item) -> bool:
 def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
     """The guest, started before the first test where any of its tests is selected."""
     chosen = [
-        item.callspec.params["guest_test"]
+        str(item.callspec.params["guest_test"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and _is_of_the_guest(item)
     ]
@@ -141,8 +141,8 @@ def published(registry: LoggingRegistry, images: Images) -> Published:
     push_image(registry, "app", "short", [Layer(images.other.read_bytes(), size=images.other.stat().st_size + 4096)])
     arm = push_image(registry, "app", None, [other], platform="linux/arm64/v8")
     windows = {**lz4, "platform": {"os": "windows", "architecture": "amd64"}}
-    push_index(registry, "app", "index", [arm, one, windows])
-    names = ("plain", "lz4", "index", "tar", "liar", "cut", "short")
+    push_index(registry, "app", "of_platforms", [arm, one, windows])
+    names = ("plain", "lz4", "of_platforms", "tar", "liar", "cut", "short")
     references = {name: f"{registry.host}/app:{name}" for name in names}
     return Published(two=f"{registry.host}/nested/app:two", **references)
 

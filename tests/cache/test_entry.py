@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from pyerofs.cache import entry as module
 from pyerofs.cache import entry_format
 from pyerofs.cache.entry import Entry
 from pyerofs.cache.entry_format import MAP_OFFSET
@@ -259,7 +258,7 @@ def test_the_durable_map_is_written_after_its_data(rig: Rig, monkeypatch: pytest
                 calls.append(f"{name} {what.partition('.')[0]}")
             return real(*arguments)
 
-        monkeypatch.setattr(module.os, name, call)
+        monkeypatch.setattr(os, name, call)
 
     with rig.open(reference) as blob:
         for name in ("fdatasync", "fsync", "rename"):
@@ -279,7 +278,7 @@ def test_a_map_copied_before_the_sync(tmp_path: Path, monkeypatch: pytest.Monkey
         os.pwrite(entry.map_fd, b"\xff", MAP_OFFSET)
         real(fd)
 
-    monkeypatch.setattr(module.os, "fdatasync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
     entry.sync(store)
     assert (Path(entry.path) / "map").read_bytes()[MAP_OFFSET] == 0
     monkeypatch.undo()
@@ -299,7 +298,7 @@ def test_a_disk_that_fails_keeps_the_previous_map(rig: Rig, monkeypatch: pytest.
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with rig.open(reference) as blob:
-        monkeypatch.setattr(module.os, failing, fail)
+        monkeypatch.setattr(os, failing, fail)
         assert blob.read() == data
     assert (rig.entry(data) / "map").read_bytes() == before
     assert files(rig.entry(data)) == FILES

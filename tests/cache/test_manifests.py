@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyerofs.cache import manifests as module
 from pyerofs.cache.manifests import CachedManifest, ManifestCache
 from pyerofs.config.options import ReadOptions, parse_oci_options
 from pyerofs.errors import NotFoundError, RegistryError
@@ -86,7 +86,7 @@ def test_with_the_registry_away(kept: ManifestCache, log: list[str], error: Regi
     with pytest.raises(RegistryError):
         kept.get(IMAGE, "1", fails(error, False))
     kept.get(IMAGE, "1", answer)
-    now = module.time.time()
+    now = time.time()
     os.utime(file_of(kept, "1"), (now - 7300, now - 7300))
     document = kept.get(IMAGE, "1", fails(error, enough))
     assert (document.body, document.digest) == (BODY, DIGEST)
@@ -168,7 +168,7 @@ def test_what_cannot_be_kept_is_a_line(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.os, failing, fail)
+    monkeypatch.setattr(os, failing, fail)
     assert kept.get(IMAGE, "1", answer).body == BODY
     monkeypatch.undo()
     assert log == [f"cannot store the manifest of {IMAGE} in the cache: No space left on device"]

@@ -181,7 +181,9 @@ def test_a_stranger_s_index_and_annotation_vouch_for_his_image_alone(rig: Rig, e
     layer = stream(IMAGE)
     reference = rig.push(layer)
     body, index = frames(OTHER, CHUNK, hashes="")
-    his = Layer(layer.data, str(layer.descriptor["mediaType"]), size=len(body), **{CONTENT: Layer(OTHER).digest})
+    his = Layer(
+        layer.data, str(layer.descriptor["mediaType"]), size=len(body), annotations={CONTENT: Layer(OTHER).digest}
+    )
     bad = publish_wrong(evil, alone(his, index), {layer.digest: body})
     assert rig.verified(bad) == OTHER
     assert rig.verified(reference) == IMAGE
@@ -193,8 +195,8 @@ def test_two_annotations_of_one_layer_do_not_share_a_place(rig: Rig, evil: FakeR
     layer = compressed(IMAGE, CHUNK, hashes="")
     reference = rig.push(layer)
     assert rig.verified(reference) == IMAGE
-    again = Layer(layer.data, str(layer.descriptor["mediaType"]), **layer.descriptor["annotations"])  # type: ignore[arg-type]
-    again.descriptor["annotations"][CONTENT] = Layer(OTHER).digest  # type: ignore[index]
+    again = Layer(layer.data, str(layer.descriptor["mediaType"]), annotations=layer.annotations)
+    again.annotations[CONTENT] = Layer(OTHER).digest
     push_image(FakePusher(evil), "evil", "1", [again])
     with rig.open(f"{evil.host}/evil:1") as blob, pytest.raises(ImageError, match="instead of"):
         blob.read()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyerofs.cli.images import Console, Lines
+from pyerofs.images.progress import Console, Lines
 from tests.support.fakeregistry import FakeRegistry, stall
 from tests.support.images import FakePusher, Layer, push_image
 from tests.support.scene import Scene

@@ -79,10 +79,10 @@ def test_wrong_invocations(capfd: pytest.CaptureFixture[str], arguments: list[st
 
 
 def test_inspect_for_people(scene: Scene, published: Published) -> None:
-    said = scene.run("inspect", "-o", "oci.platform=linux/amd64", published.index)
+    said = scene.run("inspect", "-o", "oci.platform=linux/amd64", published.of_platforms)
     assert (said.status, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert lines[0].startswith(f"{published.index}  sha256:")
+    assert lines[0].startswith(f"{published.of_platforms}  sha256:")
     assert [line.split()[:2] for line in lines[1:4]] == [
         ["linux/arm64", lines[1].split()[-1]], ["*", "linux/amd64"], ["windows/amd64", lines[3].split()[-1]],
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_inspect_for_people(scene: Scene, published: Published) -> None:
 
 
 def test_inspect_as_json(scene: Scene, published: Published, images: Images) -> None:
-    said = scene.run("inspect", "--json", "-o", "oci.platform=linux/amd64", published.index)
+    said = scene.run("inspect", "--json", "-o", "oci.platform=linux/amd64", published.of_platforms)
     found = json.loads(said.out)
     assert [entry["platform"] for entry in found["platforms"]] == ["linux/arm64", "linux/amd64", "windows/amd64"]
     layer = found["layers"][0]
@@ -191,7 +191,7 @@ def read(scene: Scene, source: str | Path, *arguments: str, options: str = "") -
 def test_read_the_whole(scene: Scene, published: Published, images: Images) -> None:
     data = images.plain.read_bytes()
     assert read(scene, published.plain) == data
-    assert read(scene, published.index, options="oci.platform=linux/amd64") == data
+    assert read(scene, published.of_platforms, options="oci.platform=linux/amd64") == data
     assert read(scene, images.plain) == data
 
 

@@ -99,7 +99,7 @@ def test_a_miss_asks_for_more_where_bytes_come_fast_after_a_long_wait() -> None:
             client.reply()
             return run.length
 
-        lengths = []
+        lengths: list[int] = []
         while (length := missed(0.02 * (1 + len(lengths) // 8), 0)) < FIRSTS[-1]:
             lengths.append(length)
         assert sorted(set(lengths)) == list(FIRSTS[:-1])

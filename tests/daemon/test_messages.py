@@ -130,7 +130,7 @@ def test_an_error_of_another_version_is_one_all_the_same() -> None:
 
 def test_a_bug_is_one_line_with_its_place_and_its_trace_is_kept() -> None:
     try:
-        {}["this"]
+        {"that": 1}["this"]
     except KeyError as error:
         bug = InternalError.of(error)
     assert str(bug).startswith("internal error at test_messages.py:") and "KeyError: 'this'" in str(bug)

@@ -24,7 +24,7 @@ ROOT = f"sha256:{'ab' * 32}"
 ROOT_512 = f"sha512:{'ab' * 64}"
 
 
-def annotations(offset: str | None = "8192", root: str | None = ROOT, block: str | None = None) -> dict[str, str]:
+def annotated(offset: str | None = "8192", root: str | None = ROOT, block: str | None = None) -> dict[str, str]:
     values = {dmverity.HASH_OFFSET: offset, dmverity.ROOT_DIGEST: root, dmverity.BLOCK_SIZE: block}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -33,9 +33,9 @@ def annotations(offset: str | None = "8192", root: str | None = ROOT, block: str
 
 
 @pytest.mark.parametrize(("found", "tree"), [
-    (annotations(), Tree(8192, 4096, ROOT)),
-    (annotations(block="4096"), Tree(8192, 4096, ROOT)),
-    (annotations("1024", ROOT_512, "512"), Tree(1024, 512, ROOT_512)),
+    (annotated(), Tree(8192, 4096, ROOT)),
+    (annotated(block="4096"), Tree(8192, 4096, ROOT)),
+    (annotated("1024", ROOT_512, "512"), Tree(1024, 512, ROOT_512)),
     ({dmverity.BLOCK_SIZE: "nonsense", "org.erofs.dmverity.future": "x"}, None),
     ({}, None),
 ])  # fmt: skip
@@ -44,23 +44,23 @@ def test_annotations(found: dict[str, str], tree: Tree | None) -> None:
 
 
 @pytest.mark.parametrize(("found", "error"), [
-    (annotations(offset=None), "root_digest, but not org.erofs.dmverity.hash_offset"),
-    (annotations(root=None), "hash_offset, but not org.erofs.dmverity.root_digest"),
-    (annotations("8191"), "hash_offset is 8191, not a multiple of the block size 4096"),
-    (annotations("0"), "hash_offset is 0"),
-    (annotations("-4096"), "hash_offset is not a number: '-4096'"),
-    (annotations("4 096"), "is not a number"),
-    (annotations("\u0664096"), "is not a number"),
-    (annotations("9" * 500), "is not a number"),
-    (annotations(root="ab" * 32), "root_digest is not a sha256 or sha512 digest"),
-    (annotations(root=f"md5:{'ab' * 16}"), "root_digest is not a sha256"),
-    (annotations(root=ROOT.upper()), "root_digest is not a sha256"),
-    (annotations(root="x\n" * 300), "root_digest is not a sha256"),
-    (annotations(block="3000"), "block_size is 3000: it must be a power of two"),
-    (annotations(block="256"), "it must be a power of two, 512 or more"),
-    (annotations(block="0"), "it must be a power of two"),
-    (annotations(block="4k"), "block_size is not a number: '4k'"),
-    (annotations(block="8192"), "blocks of 8192 bytes, more than this kernel's pages of 4096"),
+    (annotated(offset=None), "root_digest, but not org.erofs.dmverity.hash_offset"),
+    (annotated(root=None), "hash_offset, but not org.erofs.dmverity.root_digest"),
+    (annotated("8191"), "hash_offset is 8191, not a multiple of the block size 4096"),
+    (annotated("0"), "hash_offset is 0"),
+    (annotated("-4096"), "hash_offset is not a number: '-4096'"),
+    (annotated("4 096"), "is not a number"),
+    (annotated("\u0664096"), "is not a number"),
+    (annotated("9" * 500), "is not a number"),
+    (annotated(root="ab" * 32), "root_digest is not a sha256 or sha512 digest"),
+    (annotated(root=f"md5:{'ab' * 16}"), "root_digest is not a sha256"),
+    (annotated(root=ROOT.upper()), "root_digest is not a sha256"),
+    (annotated(root="x\n" * 300), "root_digest is not a sha256"),
+    (annotated(block="3000"), "block_size is 3000: it must be a power of two"),
+    (annotated(block="256"), "it must be a power of two, 512 or more"),
+    (annotated(block="0"), "it must be a power of two"),
+    (annotated(block="4k"), "block_size is not a number: '4k'"),
+    (annotated(block="8192"), "blocks of 8192 bytes, more than this kernel's pages of 4096"),
 ])  # fmt: skip
 def test_bad_annotations(found: dict[str, str], error: str) -> None:
     with pytest.raises(ImageError) as caught:
@@ -71,12 +71,12 @@ def test_bad_annotations(found: dict[str, str], error: str) -> None:
 
 def test_what_the_option_chooses() -> None:
     said: list[str] = []
-    assert dmverity.choose(annotations(), "require", "app: layer 1", said.append) == Tree(8192, 4096, ROOT)
+    assert dmverity.choose(annotated(), "require", "app: layer 1", said.append) == Tree(8192, 4096, ROOT)
     assert dmverity.choose({}, "auto", "app: layer 1", said.append) is None
     assert said == ["app: layer 1 has no dm-verity tree, and is not verified by the kernel"]
     for found, how, error in (
         ({}, "require", "app: layer 1 has no dm-verity tree"),
-        (annotations("1"), "auto", "app: layer 1: the annotation"),
+        (annotated("1"), "auto", "app: layer 1: the annotation"),
     ):
         with pytest.raises(ImageError) as caught:
             dmverity.choose(found, how, "app: layer 1", said.append)  # type: ignore[arg-type]

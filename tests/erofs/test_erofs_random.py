@@ -185,7 +185,8 @@ def test_random_trees_are_read_as_they_were_made(
     tree, contents, data = Tree(), DataMap(), Data()
     laying = Laying(contents, 0, data.land)
     root = tree.add_directory(Attributes())
-    directories, others = [(root, ".")], []
+    directories = [(root, ".")]
+    others: list[tuple[int, tuple[object, ...]]] = []
     expected: dict[str, tuple[object, ...]] = {".": ("d", "0755", (0, 0), 0, 0, "", {})}
     for into, (kind, name, (mode, uid, gid, time, xattrs), size) in files:
         directory, path = directories[into % len(directories)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 from array import array
@@ -128,14 +129,15 @@ def test_metadata_lie_in_the_order_of_a_search(tree: Tree, root: int) -> None:
             deep = tree.children[directory][inner.encode()] = tree.add_directory(Attributes())
             put(tree, deep, "f")
     reader = Reader(single(tree, root, DataMap()))
-    order = []
+    order: list[int] = []
     pending = [(reader.root, "")]
     while pending:
         nid, path = pending.pop()
-        names = {name: at for name, (at, _) in reader.names(reader.inode(nid)).items() if name not in (b".", b"..")}
+        found = reader.names(reader.inode(nid))
+        names = {os.fsdecode(name): at for name, (at, _) in found.items() if name not in (b".", b"..")}
         order += names.values()
-        inner = [(at, f"{path}/{name}") for name, at in names.items() if stat.S_ISDIR(reader.inode(at).mode)]
-        pending += reversed(inner)
+        below = [(at, f"{path}/{name}") for name, at in names.items() if stat.S_ISDIR(reader.inode(at).mode)]
+        pending += reversed(below)
     assert order == sorted(order)
     assert reader.root < order[0]
 
@@ -273,7 +275,10 @@ def test_xattrs_beyond_the_limits_are_refused(
 
 def test_an_image_beyond_16_tib_is_refused(tree: Tree, root: int) -> None:
     write_metadata(tree, root, DataMap(), Device(0, (1 << 44) - 3 * BLOCK))
-    for devices in ((Device(0, 1 << 44), []), (None, [Device(1, 1 << 43), Device(2, 1 << 43)])):
+    each: tuple[tuple[Device | None, list[Device]], ...] = (
+        (Device(0, 1 << 44), []), (None, [Device(1, 1 << 43), Device(2, 1 << 43)]),
+    )  # fmt: skip
+    for devices in each:
         with pytest.raises(ImageError, match="less than 16 TiB"):
             write_metadata(tree, root, DataMap(), *devices)
 

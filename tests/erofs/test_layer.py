@@ -31,7 +31,7 @@ def test_a_layer_without_an_index() -> None:
     layer = Layer(DATA)
     found = describe(manifest(Layer(b"x", TAR), layer), 1)
     assert found == Described(1, layer.digest, len(DATA), content=layer.digest)
-    assert describe(manifest(Layer(b"x", TAR), Layer(DATA, **{"org.erofs.unheard": "x"})), 1) == found
+    assert describe(manifest(Layer(b"x", TAR), Layer(DATA, annotations={"org.erofs.unheard": "x"})), 1) == found
     assert found.plain_key == layer.digest
 
 
@@ -50,7 +50,7 @@ def test_a_compressed_layer() -> None:
     for use_index in (True, False):  # without it nothing could be found in it
         found = describe(manifest(layer), 0, use_index=use_index)
         assert found.compressed and found.index is not None and found.index.frame
-        assert found.content == layer.descriptor["annotations"][CONTENT]  # type: ignore[index]
+        assert found.content == layer.annotations[CONTENT]
     assert found.plain_key == layer.digest.replace("sha256:", "sha256+zstd:")
 
 
@@ -58,7 +58,7 @@ def test_a_compressed_layer() -> None:
 def test_a_stand_alone_index(zstd: bool) -> None:
     if zstd:
         whole = compressed(DATA, 4096)
-        at = int(whole.descriptor["annotations"][chunk_index.RANGE])  # type: ignore[index]
+        at = int(whole.annotations[chunk_index.RANGE])
         blob, index = Layer(whole.data[:at], ZSTD), whole.data[at + 8 :]
     else:
         blob, index = Layer(DATA), index_of([DATA])
@@ -78,7 +78,7 @@ def test_a_stand_alone_index_for_another_layer() -> None:
     with pytest.raises(ImageError, match="is None"):
         describe(manifest(layer, Layer(index_of([DATA]), INDEX)), 0)
     assert describe(manifest(layer, Layer(b"x", TAR), index), 0).index is None  # not right behind it
-    later = Layer(index.data, "application/vnd.erofs.chunk-index.v2", **{TARGET: layer.digest})
+    later = Layer(index.data, "application/vnd.erofs.chunk-index.v2", annotations={TARGET: layer.digest})
     assert describe(manifest(layer, later), 0).index is None
     assert describe(manifest(Layer(DATA + DATA), index), 0, use_index=False).index is None
 
@@ -102,7 +102,7 @@ def test_a_layer_survives_json(layer: Layer) -> None:
     ({chunk_index.RANGE: "1", chunk_index.DIGEST: "sha256:0"}, "not a sha256"),
 ])  # fmt: skip
 def test_annotations_that_are_malformed(annotations: dict[str, str], text: str) -> None:
-    bad = Layer(DATA, EROFS, **annotations)
+    bad = Layer(DATA, EROFS, annotations=annotations)
     with pytest.raises(ImageError, match=text):
         describe(manifest(bad), 0)
     assert describe(manifest(bad), 0, use_index=False).index is None
@@ -110,7 +110,7 @@ def test_annotations_that_are_malformed(annotations: dict[str, str], text: str) 
 
 def test_a_content_digest_that_is_none() -> None:
     with pytest.raises(ImageError, match="uncompressed-digest is not a sha256"):
-        describe(manifest(Layer(DATA, ZSTD, **{CONTENT: "md5:0"})), 0)
+        describe(manifest(Layer(DATA, ZSTD, annotations={CONTENT: "md5:0"})), 0)
 
 
 def test_keys_of_what_nothing_vouches_for_yet() -> None:

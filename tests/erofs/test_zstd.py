@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+from typing import Any
 
 import pytest
 import zstandard
@@ -14,7 +15,7 @@ from pyerofs.errors import ImageError, UnavailableError
 DATA = os.urandom(5000) + bytes(60_000)
 
 
-def frame(data: bytes, **parameters: bool) -> bytes:
+def frame(data: bytes, **parameters: Any) -> bytes:
     return zstandard.ZstdCompressor(**parameters).compress(data)
 
 

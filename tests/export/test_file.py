@@ -11,8 +11,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,7 +226,10 @@ def test_close_ends_the_reads_of_other_threads(rig: Rig) -> None:
     rig.fake.default = stall(release, reached=reached)
     blob = rig.open(reference)
     with ThreadPoolExecutor(2) as pool, Path("/dev/null").open("wb") as null:
-        reads = [pool.submit(blob.pread, 10, 0), pool.submit(blob.sendfile, null.fileno(), SIZE - 10, 10)]
+        reads: list[Future[Any]] = [
+            pool.submit(blob.pread, 10, 0),
+            pool.submit(blob.sendfile, null.fileno(), SIZE - 10, 10),
+        ]
         assert reached.wait(20)
         blob.close()
         for read in reads:

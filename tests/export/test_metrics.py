@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,9 @@ from pyerofs.export.metrics import CountedSource, FetchCounters, Histogram, perc
 from pyerofs.source.blobs import NoConnections
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import FakeRegistry, short, stall, status
+
+if TYPE_CHECKING:
+    from pyerofs.source.base import Source
 
 quick = settings(deadline=None, derandomize=True, print_blob=True, max_examples=200)
 durations = st.lists(st.floats(0, 130), min_size=1, max_size=50)
@@ -74,7 +78,9 @@ def test_many_threads_count() -> None:
 # A source
 
 
-class Source:
+class Fixed:
+    """What a counter asks of a source."""
+
     size, digest, name, layer = 10, "sha256:00", "app", 0
     connections = NoConnections()
 
@@ -100,6 +106,10 @@ class Source:
         raise AssertionError("it is not the counter's to close")
 
 
+def counted(counters: FetchCounters, error: PyerofsError | None = None) -> CountedSource:
+    return CountedSource(cast("Source", Fixed(error)), counters)
+
+
 def ask(source: CountedSource, cancelled: bool = False) -> list[object]:
     said: list[object] = []
 
@@ -113,7 +123,7 @@ def ask(source: CountedSource, cancelled: bool = False) -> list[object]:
 
 def test_a_source_that_is_counted_is_the_same() -> None:
     counters = FetchCounters()
-    source = CountedSource(Source(), counters)
+    source = counted(counters)
     assert (source.size, source.digest, source.name, source.layer) == (10, "sha256:00", "app", 0)
     assert ask(source) == ["whole", (0, b"abc"), (3, b"defg")]
     source.close()
@@ -127,7 +137,7 @@ def test_a_source_that_is_counted_is_the_same() -> None:
 def test_a_failure_is_counted_unless_it_is_our_own(cancelled: bool) -> None:
     counters = FetchCounters()
     with pytest.raises(RegistryError):
-        ask(CountedSource(Source(RegistryError("it broke off")), counters), cancelled)
+        ask(counted(counters, RegistryError("it broke off")), cancelled)
     found = counters.read()
     assert found[:4] == (1, 0, 0 if cancelled else 1, 3)
     assert (sum(found.first_byte.buckets), sum(found.whole.buckets)) == (1, 0)

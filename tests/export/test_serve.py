@@ -31,18 +31,18 @@ MIB = 1 << 20
 
 
 class Served:
-    """A running `serve`. `address` is the Unix path or (host, port)."""
+    """A running `serve`. `path` of its Unix socket, or "" and `tcp`: host and port."""
 
     def __init__(self, process: subprocess.Popen[str], url: str):
         self.process = process
         self.url = url
         host_port = re.fullmatch(r"nbd://([^:]+):(\d+)", url)
-        self.address = (host_port[1], int(host_port[2])) if host_port else url.partition("socket=")[2]
+        self.path = "" if host_port else url.partition("socket=")[2]
+        self.tcp = (host_port[1], int(host_port[2])) if host_port else ("", 0)
 
     def connect(self) -> Client:
-        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.connect(self.address)
+        sock = socket.socket(socket.AF_UNIX if self.path else socket.AF_INET, socket.SOCK_STREAM)
+        sock.connect(self.path or self.tcp)
         client = Client(sock)
         sock.settimeout(20)
         client.greet()
@@ -123,7 +123,7 @@ def test_nbdcopy_cold_and_warm(
 @pytest.mark.parametrize("name", ["plain", "lz4"])
 def test_qemu_img_compare(scene: Scene, published: Published, images: Images, name: str) -> None:
     with serving(scene, getattr(published, name)) as served:
-        url = f"nbd:unix:{served.address}"
+        url = f"nbd:unix:{served.path}"
         said = run("qemu-img", "qemu-utils", "compare", "-f", "raw", "-F", "raw", getattr(images, name), url)
         assert "identical" in said
         size = json.loads(run("qemu-img", "qemu-utils", "info", "--output=json", url))["virtual-size"]
@@ -136,7 +136,7 @@ def test_qemu_img_converts_a_size_that_is_no_multiple_of_sectors(scene: Scene, i
     data = images.other.read_bytes() + os.urandom(more)
     image.write_bytes(data)
     with serving(scene, image) as served:
-        run("qemu-img", "qemu-utils", "convert", "-f", "raw", "-O", "raw", f"nbd:unix:{served.address}", copy)
+        run("qemu-img", "qemu-utils", "convert", "-f", "raw", "-O", "raw", f"nbd:unix:{served.path}", copy)
     assert copy.read_bytes() == data + bytes(512 - more)
     copy.unlink()
     image.unlink()
@@ -265,7 +265,7 @@ def accepts(served: Served) -> bool:
     """Whether somebody greets a new client."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(0.2)
-        sock.connect(str(served.address))
+        sock.connect(served.path)
         return bool(sock.recv(1))
     return False
 
@@ -312,7 +312,7 @@ def test_a_client_that_is_killed_disturbs_nobody(scene: Scene, images: Images) -
 
 def idle(served: Served, source: str = "127.0.0.1") -> socket.socket | None:
     """A connection that says nothing, from this address. None: it was refused."""
-    sock = socket.create_connection(served.address, timeout=20, source_address=(source, 0))
+    sock = socket.create_connection(served.tcp, timeout=20, source_address=(source, 0))
     try:
         greeting = sock.recv(18, socket.MSG_WAITALL)
     except ConnectionResetError:
@@ -350,7 +350,7 @@ def test_want_of_descriptors_is_waited_out(scene: Scene, images: Images) -> None
         with served.connect() as client:
             used = len(os.listdir(f"/proc/{served.process.pid}/fd"))
             resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (used, used))
-            waiting = socket.create_connection(served.address, timeout=20)
+            waiting = socket.create_connection(served.tcp, timeout=20)
             until(lambda: _said(served, "cannot accept a connection"), "that it says so")
             assert client.call(nbdclient.CMD_READ, 0, 1).error == 0
             client.ask(CMD_DISC)
@@ -412,7 +412,7 @@ def test_a_file_in_the_way_is_left_alone(scene: Scene, images: Images) -> None:
 
 def test_a_port_that_is_taken(scene: Scene, images: Images) -> None:
     with serving(scene, images.other, where=("--tcp", "127.0.0.1:0")) as served:
-        host, port = served.address
+        host, port = served.tcp
         fails(scene, 1, "in use", "--tcp", f"{host}:{port}", images.other)
 
 

@@ -103,7 +103,7 @@ def test_a_part_says_nothing(rig: Rig) -> None:
 def test_a_compressed_layer_whose_index_has_no_hashes(rig: Rig) -> None:
     content = image(64)
     layer = compressed(content, 8192, hashes="")
-    layer.descriptor["annotations"]["org.erofs.uncompressed-digest"] = "sha256:" + "0" * 64  # type: ignore[index]
+    layer.annotations["org.erofs.uncompressed-digest"] = "sha256:" + "0" * 64
     with rig.open(rig.push(layer)) as blob, pytest.raises(ImageError, match="instead of sha256:0000"):
         blob.read()
     assert rig.entries == []
@@ -147,7 +147,7 @@ def test_serve(scene: Scene, fake: FakeRegistry, images: Images) -> None:
     rig.spoil(layer, len(layer.data) - 5000)
     server = scene.start("serve", "--unix", scene.directory / "socket", "-o", f"oci=0,oci.cache={rig.cache}", reference)
     assert server.stdout and server.stdout.readline().startswith("ready: ")
-    copy = [need("nbdcopy", "libnbd-bin"), f"nbd+unix:///?socket={scene.directory}/socket", scene.directory / "copy"]
+    copy = [need("nbdcopy", "libnbd-bin"), f"nbd+unix:///?socket={scene.directory}/socket", f"{scene.directory}/copy"]
     subprocess.run(copy, check=True)
     server.send_signal(signal.SIGTERM)
     _, errors = server.communicate(timeout=30)

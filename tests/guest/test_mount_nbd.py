@@ -220,7 +220,12 @@ def test_errors(
     assert scene.leftovers() == []
     if options.endswith("no_such_option"):
         lines: list[str] = []
-        until(lambda: lines.extend(quiet_kernel.warnings()) or lines, "what the kernel has to say")
+
+        def said() -> list[str]:
+            lines.extend(quiet_kernel.warnings())
+            return lines
+
+        until(said, "what the kernel has to say")
         assert all("no_such_option" in line for line in lines)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.errors import MountError, UnavailableError, UsageError
-from pyerofs.kernel import mountpoint, nbd, netlink
+from pyerofs.kernel import mountpoint, nbd, nbd_node, netlink
 from tests.guest.nbdserver import FLAG_MULTI_CONN, FLAGS_READ_ONLY, Server
 
 Attach = Callable[..., nbd.NBDDevice]
@@ -77,12 +77,12 @@ def test_bytes_size_and_settings(attach: Attach, how: str) -> None:
     assert sysfs(device, "queue/logical_block_size") == "512"
     assert sysfs(device, "queue/io_timeout") == "1000"
     assert device.untuned == []
-    assert nbd.backend_of(device.path) == ("test" if how == "netlink" else None)
+    assert nbd_node.backend_of(device.path) == ("test" if how == "netlink" else None)
     device.disconnect()
     assert server.disc.wait(5)
     assert server.ended.wait(5)
     await_size(device.index, 0)
-    assert nbd.backend_of(device.path) is None
+    assert nbd_node.backend_of(device.path) is None
     device.disconnect()
 
 

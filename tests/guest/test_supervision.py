@@ -10,10 +10,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pyerofs.daemon.record import Record
 from tests.guest.load import RECOVERY, Load, alive_again, drop_caches, record_of
 from tests.support.images import Images, Layer, Published, push_image
 from tests.support.indexedlayers import compressed, raw, stream
@@ -75,6 +77,10 @@ def test_a_supervisor_that_is_killed_is_replaced(scene: Scene, tree: Tree, publi
     by_pyerofs(scene)
 
 
+def is_over(record: Record) -> bool:
+    return not record.alive() and not record.supervised()
+
+
 def test_reattach_when_both_are_dead(scene: Scene, tree: Tree, published: Published) -> None:
     scene.mount_image(published.plain, fstype="erofs.nbd")
     with Load(scene.mnt, tree) as load:
@@ -82,7 +88,7 @@ def test_reattach_when_both_are_dead(scene: Scene, tree: Tree, published: Publis
             before = record_of(scene)
             os.kill(before.supervisor, signal.SIGKILL)
             os.kill(before.pid, signal.SIGKILL)
-            until(lambda b=before: not b.alive() and not b.supervised(), "the end of both")
+            until(partial(is_over, before), "the end of both")
             assert scene.run("reattach", target) == Done(0, "", "")
             assert record_of(scene).alive() and record_of(scene).supervised()
             load.go_on()

@@ -69,7 +69,7 @@ def by_us(image: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def bare(data: bytes, **annotations: str) -> Layer:
-    return Layer(data, EROFS, None, **annotations)
+    return Layer(data, EROFS, annotations=annotations)
 
 
 def indexed(data: bytes, **annotations: str) -> Layer:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pyerofs.errors import RegistryError, UsageError
+from pyerofs.http.answer import Response
 from pyerofs.http.curlerror import TransportError
 from pyerofs.http.request import BODY_CAP, Request
 from pyerofs.http.tls import TLS, Authorities, find_authorities
@@ -30,6 +32,7 @@ from tests.support.fakeregistry import (
     stall,
     status,
 )
+from tests.support.sinks import into
 
 DATA = bytes(range(256)) * 4096
 
@@ -98,10 +101,13 @@ def test_an_error_page_never_reaches_the_sink(registry: FakeRegistry, transport:
 def test_usable_is_asked_once_also_without_a_body(registry: FakeRegistry, transport: Transport) -> None:
     registry.script(status(200), honest)
     heads = []
+
+    def usable(head: Response) -> bool:
+        heads.append(head.status)
+        return True
+
     for _ in range(2):
-        transport.request(
-            Request(blob_url(registry), sink=lambda _: True, usable=lambda head: heads.append(head.status) or True)
-        )
+        transport.request(Request(blob_url(registry), sink=lambda _: True, usable=usable))
     assert heads == [200, 200]
 
 
@@ -178,7 +184,7 @@ def test_the_sink_gets_what_came_before_a_failure(transport: Transport) -> None:
         thread.start()
         url = parse(f"http://127.0.0.1:{server.getsockname()[1]}/")
         with pytest.raises(TransportError):
-            transport.request(Request(url, sink=lambda piece: not got.extend(piece), usable=lambda _: True))
+            transport.request(Request(url, sink=partial(into(got), 0), usable=lambda _: True))
         thread.join()
     assert len(got) == 50_000
 

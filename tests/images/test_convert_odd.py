@@ -82,9 +82,15 @@ def put_config(layout: Layout, kind: str | None, **more: object) -> dict[str, An
 
 
 Make = Callable[[Layout], dict[str, Any]]
+
+
+def with_config(kind: str | None) -> Make:
+    return lambda layout: layout.image([ONE], config=put_config(layout, kind))
+
+
 MOUNTS: dict[str, Make] = {
     **{
-        f"a config of the type {kind}": lambda layout, kind=kind: layout.image([ONE], config=put_config(layout, kind))
+        f"a config of the type {kind}": with_config(kind)
         for kind in ("application/octet-stream", "application/json", "text/html", "text/html; charset=utf-8", "", None)
     },
     "docker's manifest": lambda layout: layout.image(

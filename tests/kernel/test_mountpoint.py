@@ -40,8 +40,8 @@ def target(tmp_path: Path) -> Iterator[Path]:
         mountpoint.umount(str(path), mountpoint.MNT_DETACH)
 
 
-def mount_local(image: Path, target: Path, **options: bool) -> str:
-    return mountpoint.mount_local(str(image), str(target), MS_RDONLY, **options)
+def mount_local(image: Path, target: Path, *, loop: bool = False) -> str:
+    return mountpoint.mount_local(str(image), str(target), MS_RDONLY, loop=loop)
 
 
 def device_of(target: Path) -> str:

@@ -33,18 +33,18 @@ def add(sys_block: Path, index: int, size: int = 0) -> Path:
     ("name", "index"), [("/dev/nbd0", 0), ("/dev/nbd12", 12), ("nbd3", 3), ("7", 7), (5, 5), ("/dev/../dev/nbd1", 1)]
 )
 def test_index_of(name: str | int, index: int) -> None:
-    assert nbd.index_of(name) == index
+    assert nbd_node.index_of(name) == index
 
 
 def test_index_of_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine").symlink_to("/dev/nbd9")
-    assert nbd.index_of(str(tmp_path / "mine")) == 9
+    assert nbd_node.index_of(str(tmp_path / "mine")) == 9
 
 
 @pytest.mark.parametrize("name", ["", "/dev/sda", "/dev/nbd", "/dev/nbd1p1", "/dev/nbd\u0661", "nbd-1", "/dev/nbd1\n"])
 def test_index_of_another_name(name: str) -> None:
     with pytest.raises(UsageError, match="not the name of an NBD device"):
-        nbd.index_of(name)
+        nbd_node.index_of(name)
 
 
 def test_arguments_are_checked_before_anything_is_touched() -> None:
@@ -69,7 +69,7 @@ def test_a_kernel_without_nbd(sys_block: Path) -> None:
         nbd.attach([0], 512, 3, "x", device="/dev/nbd77777")
     with pytest.raises(UsageError, match="there is no device /dev/nbd0"):
         nbd.disconnect("/dev/nbd0")
-    assert nbd.backend_of("/dev/nbd0") is None
+    assert nbd_node.backend_of("/dev/nbd0") is None
 
 
 def test_devices_in_use_are_seen_in_sysfs(sys_block: Path) -> None:
@@ -80,18 +80,18 @@ def test_devices_in_use_are_seen_in_sysfs(sys_block: Path) -> None:
     assert nbd_node.indices() == [0, 1, 10]
     assert [nbd_node.is_busy(index) for index in (0, 1, 10, 11)] == [True, True, False, False]
     assert nbd_node.size_of(1) == 4096
-    assert nbd.backend_of(1) == "some id"
+    assert nbd_node.backend_of(1) == "some id"
     with pytest.raises(MountError, match="/dev/nbd1 is in use"):
         nbd.attach([0], 512, 3, "x", device="/dev/nbd1")
 
 
 def test_settings_that_cannot_be_made_are_named(sys_block: Path) -> None:
     node = add(sys_block, 0)
-    assert nbd.tune(0) == []
+    assert nbd_node.tune(0) == []
     assert (node / "queue" / "io_timeout").read_text() == "1000"
-    assert nbd.tune(0, 130_000) == []
+    assert nbd_node.tune(0, 130_000) == []
     assert (node / "queue" / "io_timeout").read_text() == "130000"
-    assert nbd.tune(1) == ["queue/io_timeout"]
+    assert nbd_node.tune(1) == ["queue/io_timeout"]
 
 
 def test_a_node_that_cannot_be_made(sys_block: Path, monkeypatch: pytest.MonkeyPatch) -> None:

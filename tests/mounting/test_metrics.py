@@ -124,9 +124,9 @@ def test_buckets_are_cumulative_and_say_the_truth(seconds: list[float]) -> None:
     histogram = Histogram()
     for each in seconds:
         histogram.add(each)
-    entry = {**LABELS, "reads": {"latency": _latency(histogram.read())}}
+    latency = _latency(histogram.read())
     family = openmetrics._Family("x_seconds", "histogram", "text", "")
-    lines = list(openmetrics._samples(family, entry, entry["reads"]["latency"]))
+    lines = list(openmetrics._samples(family, {**LABELS, "reads": {"latency": latency}}, latency))
     counts = {found[1]: int(line.split()[-1]) for line in lines if (found := re.search('le="([^"]+)"', line))}
     assert counts == {bound: sum(each < float(bound) for each in seconds) for bound in counts}
     assert set(openmetrics._BOUNDS) < set(LATENCY_BOUNDS)

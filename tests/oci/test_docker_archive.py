@@ -110,9 +110,9 @@ def test_untagged_images_are_told_by_number_or_config(tmp_path: Path) -> None:
         assert layers(path, name) == [CONFIG, LAYER]
     for name in ("@1", digest_of(LAYER)):
         assert layers(path, name) == [LAYER, LAYER]
-    for name in (None, "@2", digest_of(b"")):
+    for nameless in (None, "@2", digest_of(b"")):
         with pytest.raises(ImageError, match=rf"it has @0 \(config {digest_of(CONFIG)}\), @1 \(config"):
-            layers(path, name)
+            layers(path, nameless)
 
 
 def test_a_message_lists_the_first_names_alone(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pyerofs import retry
 from pyerofs.errors import AuthError, RegistryError
 from pyerofs.http.tls import TLS
 from pyerofs.http.transport import Transport
@@ -21,6 +20,7 @@ from pyerofs.registry.redirect import HOPS_MAX
 from pyerofs.secret import Secret
 from tests.support.fakeregistry import Certificate, FakeRegistry, raw, redirect, status
 from tests.support.needs import need
+from tests.support.sinks import into
 
 ME = Credentials("the options", "me", Secret("hush"))
 BASIC = "Basic " + base64.b64encode(b"me:hush").decode()
@@ -165,7 +165,7 @@ def test_a_400_to_a_token_is_renewed_once(fake: FakeRegistry) -> None:
 
     def read() -> bytes:
         got = bytearray()
-        blob.read_range(0, len(data), lambda _offset, piece: got.extend(piece) is None)
+        blob.read_range(0, len(data), into(got))
         return bytes(got)
 
     expired = status(400, body=b'{"errors":[{"code":"DENIED","message":"Your Authorization Token is invalid."}]}')
@@ -227,7 +227,7 @@ def test_ends_are_counted_while_the_machine_is_suspended(fake: FakeRegistry, mon
     def clock_gettime(clock: int) -> float:
         return really(clock) + (asleep if clock == time.CLOCK_BOOTTIME else 0.0)
 
-    monkeypatch.setattr(retry.time, "clock_gettime", clock_gettime)
+    monkeypatch.setattr(time, "clock_gettime", clock_gettime)
     authorizer = Authorizer(Transport(), parse(f"{fake.url}/v2"), "org/app", lambda: None)
     fake.token_answer = lambda text: {"token": text, "expires_in": 300}
     authorizer.renew([Challenge("bearer", {"realm": f"{fake.url}/token"})], None)

@@ -20,6 +20,7 @@ from pyerofs.registry.upload import Uploads, scopes
 from pyerofs.secret import Secret
 from tests.support.dockerregistry import DockerRegistry
 from tests.support.needs import need
+from tests.support.sinks import into
 from tests.support.tokenserver import TokenServer
 from tests.support.uploadregistry import Cut, Refuse, UploadRegistry
 
@@ -174,6 +175,10 @@ def test_a_range_that_never_moves(said: int) -> None:
         assert sum(asked.length for asked in fake.sent("PATCH")) <= 4 * len(DATA)
 
 
+def misfortunes(rng: random.Random) -> list[Cut | Refuse]:
+    return [Cut(rng.randrange(PIECE)), Cut(None), Refuse(503), Refuse(416)]
+
+
 def test_registries_of_all_sorts_at_random() -> None:
     """Whatever they keep of a piece and say of it: the blob comes to lie there, and not much more is sent."""
     for seed in range(60):
@@ -186,14 +191,16 @@ def test_registries_of_all_sorts_at_random() -> None:
         def ranges(has: int, first: int, rng: random.Random = rng, lie: float = lie) -> int:
             return rng.choice([0, first, has // 2, has + 1, 9 * len(DATA)]) if rng.random() < lie else has
 
-        kinds = {"patched": rng.choice([201, 202, 204]), "put": rng.choice([200, 201, 202, 204])}
+        patched, put = rng.choice([201, 202, 204]), rng.choice([200, 201, 202, 204])
         known, head, drops = rng.random() < 0.5, rng.choice([0, 0, 405]), rng.randrange(3)
         if head:
             drops = 0  # nobody could know
-        with UploadRegistry(keeps=keeps, ranges=ranges, status_known=known, head=head, drops=drops, **kinds) as fake:
-            steps = [rng.choice([Cut(rng.randrange(PIECE)), Cut(None), Refuse(503), Refuse(416)]) for _ in range(4)]
+        with UploadRegistry(
+            keeps=keeps, ranges=ranges, patched=patched, put=put, head=head, status_known=known, drops=drops
+        ) as fake:
+            steps = [rng.choice(misfortunes(rng)) for _ in range(4)]
             fake.script(*steps)
-            if kinds["put"] == 201:
+            if put == 201:
                 fake.drops = 0
             pushing(fake.host).put_blob(DIGEST, Content.of(DATA))
             assert fake.blobs == {DIGEST: DATA}, seed
@@ -293,7 +300,7 @@ def test_real_registry_goes_away_and_comes_back(server: DockerRegistry) -> None:
     assert broken
     got = bytearray()
     blob = Registry(server.host, "org/app", Transport(), credentials=lambda: None).blob(DIGEST, len(DATA))
-    blob.read_range(0, len(DATA), lambda _offset, piece: got.extend(piece) is None)
+    blob.read_range(0, len(DATA), into(got))
     assert got == DATA
 
 

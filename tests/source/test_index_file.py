@@ -64,7 +64,7 @@ def test_one_that_is_not_its_content_stays_unverified(rig: Rig) -> None:
 
 
 def annotated(layer: Layer, key: str, value: str) -> Layer:
-    layer.descriptor["annotations"][key] = value  # type: ignore[index]
+    layer.annotations[key] = value
     return layer
 
 
@@ -74,12 +74,12 @@ def other_kind(layer: Layer) -> Layer:
 
 def with_byte(layer: Layer, at: int, value: int) -> Layer:
     """Another layer: its index has this byte, and the digest that it then has."""
-    annotations: dict[str, str] = layer.descriptor["annotations"]  # type: ignore[assignment]
+    annotations = layer.annotations
     kind = str(layer.descriptor["mediaType"])
     start = int(annotations[chunk_index.RANGE].partition(":")[0]) + (8 if kind.endswith("+zstd") else 0)
     data = bytearray(layer.data)
     data[start + at] = value
-    return Layer(bytes(data), kind, **{**annotations, chunk_index.DIGEST: digest_of(data[start:])})
+    return Layer(bytes(data), kind, annotations={**annotations, chunk_index.DIGEST: digest_of(bytes(data[start:]))})
 
 
 @kinds
@@ -103,7 +103,7 @@ def test_an_index_that_breaks_a_rule_is_not_passed_over(rig: Rig, kind: str) -> 
 
 
 @pytest.mark.parametrize("layer", [
-    Layer(DATA + index_of([]), **chunk_index.describe(len(DATA), index_of([]))),
+    Layer(DATA + index_of([]), annotations=chunk_index.describe(len(DATA), index_of([]))),
     compressed(DATA, CHUNK, says=(1 << 44) + 1),
 ], ids=["empty", "endless"])  # fmt: skip
 def test_an_image_of_a_size_that_none_has(rig: Rig, layer: Layer) -> None:

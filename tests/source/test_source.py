@@ -20,6 +20,7 @@ from pyerofs.source.open import open_layer, plan_layers
 from tests.support.fakeregistry import FakeRegistry
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, TAR, FakePusher, Layer, digest_of, push_image, push_index
 from tests.support.indexedlayers import compressed, image, stream
+from tests.support.sinks import into
 
 AMD64 = "oci.platform=linux/amd64"
 
@@ -79,7 +80,7 @@ EROFS_DEVICE = image(20)
 def test_a_compressed_device(pusher: FakePusher, tmp_path: Path, device: Layer, content: bytes, error: str) -> None:
     """Of any type: the suffix alone tells how to read it. Its size has to be known before it is attached."""
     device.descriptor["mediaType"] = "application/vnd.example.blob+zstd"
-    device.descriptor["annotations"] = {**device.descriptor["annotations"], ROLE: "device"}  # type: ignore[dict-item]
+    device.annotations[ROLE] = "device"
     push_image(pusher, "app", "1", [device, PLAIN])
     (part, open_), _ = plan_layers(Location.parse(f"{pusher.host}/app:1"), parse_oci_options([f"oci.cache={tmp_path}"]))
     assert (part.layer, part.role) == (0, "device")
@@ -92,9 +93,7 @@ def test_a_compressed_device(pusher: FakePusher, tmp_path: Path, device: Layer, 
     found = bytearray()
     try:
         assert source.size == len(content)
-        source.read_range(
-            0, source.size, lambda at, piece: found.extend(piece) is None, whole=lambda: None, cancel=lambda: False
-        )
+        source.read_range(0, source.size, into(found), whole=lambda: None, cancel=lambda: False)
     finally:
         source.close()
     assert found == content

@@ -193,7 +193,7 @@ def test_two_indexes_of_one_layer_do_not_share_an_entry(rig: Rig) -> None:
     layer = raw(DATA, CHUNK)
     evil_data = bytes(len(DATA))
     evil_index = index_of(cut(evil_data, CHUNK))
-    evil = Layer(layer.data, **chunk_index.describe(len(DATA), evil_index))
+    evil = Layer(layer.data, annotations=chunk_index.describe(len(DATA), evil_index))
     reference, other = rig.push(layer, tag="1"), rig.push(evil, tag="2")
     rig.fake.blobs[layer.digest] = evil_data + evil_index
     assert rig.read(other, "oci=0,oci.verify=require") == evil_data

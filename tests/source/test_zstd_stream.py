@@ -17,13 +17,13 @@ from pyerofs.erofs.layer import Layer as Described
 from pyerofs.errors import ImageError, RegistryError, UnavailableError
 from pyerofs.export import fill
 from pyerofs.oci.location import Location
-from pyerofs.source import zstd_stream
 from pyerofs.source.open import open_layer, reopen_layers
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import LIMIT, Exchange, FakeRegistry, honest, reset, short, stall, status
 from tests.support.images import FakePusher, Layer, push_image
 from tests.support.indexedlayers import CONTENT, ZSTD, compressed, frames, image, stream
 from tests.support.scene import until
+from tests.support.sinks import into
 
 DATA = image(200)
 
@@ -181,7 +181,7 @@ def test_a_stream_with_a_wrong_byte_is_taken_back(rig: Rig, part: int) -> None:
 
 
 def test_a_layer_that_is_not_its_own_content_is_taken_back(rig: Rig) -> None:
-    layer = Layer(frames(DATA, 8192)[0], ZSTD, **{CONTENT: "sha256:" + "0" * 64})
+    layer = Layer(frames(DATA, 8192)[0], ZSTD, annotations={CONTENT: "sha256:" + "0" * 64})
     reference = push(rig, layer)
     # It may be found out before the size is known, or later.
     with pytest.raises(ImageError, match="decompresses to sha256"), rig.open(reference) as blob:
@@ -281,7 +281,7 @@ def test_zeros_take_no_room_beside_the_cache(rig: Rig, monkeypatch: pytest.Monke
         written += len(data)
         return pwrite(fd, data, at)
 
-    monkeypatch.setattr(zstd_stream.os, "pwrite", counted)
+    monkeypatch.setattr(os, "pwrite", counted)
     data = claiming(2000) + bytes(1999 * 4096)
     with rig.open(push(rig, stream(data))) as blob:
         assert blob.read() == data
@@ -357,7 +357,7 @@ def test_a_cache_that_cannot_take_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     reference = push(rig, stream(DATA))
-    monkeypatch.setattr(zstd_stream.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UnavailableError, match="No space left"):
         rig.open(reference)
 
@@ -400,7 +400,7 @@ def test_a_worker_that_takes_another_one_s_place(rig: Rig) -> None:
     try:
         assert (again.size, again.storage) == (source.size, source.storage)
         got = bytearray()
-        again.read_range(0, 5000, lambda at, piece: got.extend(piece) is None, whole=lambda: None, cancel=lambda: False)
+        again.read_range(0, 5000, into(got), whole=lambda: None, cancel=lambda: False)
         assert got == DATA[:5000]
     finally:
         again.close()

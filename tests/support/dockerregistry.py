@@ -17,6 +17,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 from tests.support.tokenserver import ISSUER, SERVICE, TokenServer
@@ -49,7 +50,7 @@ class DockerRegistry:
     def host(self) -> str:
         return f"127.0.0.1:{self._port}"
 
-    def __enter__(self) -> DockerRegistry:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

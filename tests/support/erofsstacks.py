@@ -57,7 +57,9 @@ class Stack:
         laying = Laying(self.contents, number, data.land)
 
         def take(content: int, size: int) -> int:
-            return laying.copy(content, size, lambda device, at, length: self.devices[device].bytes[at : at + length])
+            return laying.copy(
+                content, size, lambda device, at, length: bytes(self.devices[device].bytes[at : at + length])
+            )
 
         layer = self.layers.begin(None if self._merged else take)
         apply_layer(Tar(io.BytesIO(tar).read), layer, laying)

@@ -28,14 +28,15 @@ class Images(NamedTuple):
 class Published(NamedTuple):
     """References of images in the registry (host/repository:tag), and what is in them.
 
-    plain, lz4: one layer each. index: linux/amd64 is the plain image, linux/arm64 the other, windows/amd64 the lz4 one.
+    plain, lz4: one layer each. of_platforms: an index; linux/amd64 is the plain image, linux/arm64 the other,
+    windows/amd64 the lz4 one.
     two: layer 0 other, layer 1 plain. tar: no EROFS layer. liar: a layer that only says it is EROFS. cut: the image's
     first half. short: a manifest that says more bytes than there are.
     """
 
     plain: str
     lz4: str
-    index: str
+    of_platforms: str
     two: str
     tar: str
     liar: str
@@ -46,7 +47,13 @@ class Published(NamedTuple):
 class Layer:
     """A layer to be pushed. `size`: what the manifest says of it, where that is not the truth."""
 
-    def __init__(self, data: bytes | Path, media_type: str = EROFS, size: int | None = None, **annotations: str):
+    def __init__(
+        self,
+        data: bytes | Path,
+        media_type: str = EROFS,
+        size: int | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ):
         self.data = data if isinstance(data, bytes) else data.read_bytes()
         self.digest = digest_of(self.data)
         self.descriptor: dict[str, object] = {
@@ -54,8 +61,9 @@ class Layer:
             "digest": self.digest,
             "size": len(self.data) if size is None else size,
         }
+        self.annotations = dict(annotations or {})  # may be changed until the layer is pushed
         if annotations:
-            self.descriptor["annotations"] = annotations
+            self.descriptor["annotations"] = self.annotations
 
 
 class Registry(Protocol):

@@ -6,6 +6,7 @@ import hashlib
 import random
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import zstandard
 
@@ -62,12 +63,12 @@ def index_of(pieces: Iterable[bytes], *, hashes: str = "sha256") -> bytes:
 def raw(data: bytes, sizes: int | Iterable[int], *, hashes: str = "sha256", **more: str) -> Layer:
     """The index lies behind the image."""
     index = index_of(cut(data, sizes), hashes=hashes)
-    return Layer(data + index, **{**chunk_index.describe(len(data), index), **more})
+    return Layer(data + index, annotations={**chunk_index.describe(len(data), index), **more})
 
 
 def alone(layer: Layer, index: bytes) -> list[Layer]:
     """A layer and its stand-alone index."""
-    return [layer, Layer(index, INDEX, **{"org.erofs.chunk-index.target": layer.digest})]
+    return [layer, Layer(index, INDEX, annotations={"org.erofs.chunk-index.target": layer.digest})]
 
 
 def frames(
@@ -77,7 +78,7 @@ def frames(
     says: int | None = None,
     hashes: str = "sha256",
     lead: bytes = b"",
-    **parameters: bool,
+    **parameters: Any,
 ) -> tuple[bytes, bytes]:
     """The chunks compressed one by one behind `lead`, and their index; `says`: the image's size by that, where it
     lies."""
@@ -99,7 +100,7 @@ def compressed(
     content: bool = True,
     says: int | None = None,
     lead: bytes = b"",
-    **parameters: bool,
+    **parameters: Any,
 ) -> Layer:
     """A +zstd layer with its index."""
     body, index = frames(data, sizes, says=says, hashes=hashes, lead=lead, **parameters)
@@ -107,13 +108,13 @@ def compressed(
     found = {chunk_index.RANGE: f"{len(body)}", chunk_index.DIGEST: digest_of(index)}
     if content:
         found[CONTENT] = digest_of(data)
-    return Layer(body + section, ZSTD, **found)
+    return Layer(body + section, ZSTD, annotations=found)
 
 
 def stream(data: bytes, sizes: int | Iterable[int] = 1 << 20, *, content: bool = True, tail: bytes = b"") -> Layer:
     """A +zstd layer without an index."""
     found = {CONTENT: digest_of(data)} if content else {}
-    return Layer(frames(data, sizes)[0] + tail, ZSTD, **found)
+    return Layer(frames(data, sizes)[0] + tail, ZSTD, annotations=found)
 
 
 KINDS: dict[str, Callable[..., Layer]] = {"raw": raw, "zstd": compressed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from pyerofs.http.transport import Transport
 from pyerofs.registry.blob import Blob
@@ -42,7 +43,7 @@ class Stage:
         self.trace: list[str] = []
         self.transport = Transport(stall_seconds=1, trace=self.trace.append)
 
-    def registry(self, *capabilities: frozenset[str], **more: object) -> Registry:
+    def registry(self, *capabilities: frozenset[str], **more: Any) -> Registry:
         places = [
             Host(parse_api_url(fake.url), capabilities[number] if capabilities else BOTH)
             for number, fake in enumerate((self.first, self.second))
@@ -51,7 +52,7 @@ class Stage:
         config = HostConfig(tuple(places), server)
         registry = Registry(
             self.server.host, "org/app", self.transport, credentials=lambda: ME, config=config, environ={}, **more
-        )  # type: ignore[arg-type]
+        )
         for mirror in registry.mirrors:
             mirror.health = Health(self.clock)
         return registry

@@ -16,7 +16,7 @@ def add_tree(image: Path, *options: str, block: int = dmverity.BLOCK, superblock
     size = image.stat().st_size
     options = (*options, f"--data-block-size={block}", f"--hash-block-size={block}", f"--data-blocks={size // block}")
     options = (*options, f"--hash-offset={size}", *(() if superblock else ("--no-superblock",)))
-    command = [need("veritysetup", "cryptsetup-bin"), "format", *options, image, image]
+    command = [need("veritysetup", "cryptsetup-bin"), "format", *options, str(image), str(image)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
     return {
@@ -40,6 +40,5 @@ def with_tree(layer: Layer, work: Path, *options: str, superblock: bool = True) 
     path = work / "tree.erofs"
     path.write_bytes(layer.data)
     found = add_tree(path, *options, superblock=superblock)
-    kept = layer.descriptor.get("annotations", {})
-    assert isinstance(kept, dict)
-    return Layer(path.read_bytes(), str(layer.descriptor.get("mediaType", EROFS)), None, **kept, **found)
+    kind = str(layer.descriptor.get("mediaType", EROFS))
+    return Layer(path.read_bytes(), kind, annotations={**layer.annotations, **found})

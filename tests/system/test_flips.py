@@ -27,7 +27,7 @@ PLACES = 120  # in each kind of layer
 class Large(NamedTuple):
     content: bytes
     layer: Layer
-    index: chunk_index.ChunkIndex
+    chunks: chunk_index.ChunkIndex
     end: int  # of the chunks in the blob
 
 
@@ -72,8 +72,8 @@ def numbers(large: Large, rng: random.Random) -> list[int]:
         struct.unpack_from("<I", large.content, 1024 + 40)[0],
         struct.unpack_from("<H", large.content, 1038)[0],
     )
-    certain = {0, (block * 4096 + root * 32) // CHUNK, len(large.index) - 2, len(large.index) - 1}
-    others = [number for number in range(len(large.index)) if number not in certain]
+    certain = {0, (block * 4096 + root * 32) // CHUNK, len(large.chunks) - 2, len(large.chunks) - 1}
+    others = [number for number in range(len(large.chunks)) if number not in certain]
     return [*sorted(certain), *rng.sample(others, PLACES - len(certain))]
 
 
@@ -93,20 +93,20 @@ def test_it_fails_and_nothing_of_it_is_kept(rig: Rig, large: Large, monkeypatch:
     monkeypatch.setattr(chunked, "PASSES", 1)
     rng = random.Random(41)
     chosen = numbers(large, rng)
-    places = [place_in(large.index.chunk(number), turn, rng) for turn, number in enumerate(chosen)]
+    places = [place_in(large.chunks.chunk(number), turn, rng) for turn, number in enumerate(chosen)]
     rig.fake.default = flipping(*places)
     with rig.open(push(rig, large)) as blob:
         for number in chosen:
-            chunk = large.index.chunk(number)
+            chunk = large.chunks.chunk(number)
             with pytest.raises(CorruptError, match=r"the chunk at \d+ is corrupt"):
                 blob.pread(1, chunk.start + rng.randrange(chunk.length))
-        for number in set(range(len(large.index))) - set(chosen):
-            chunk = large.index.chunk(number)
+        for number in set(range(len(large.chunks))) - set(chosen):
+            chunk = large.chunks.chunk(number)
             assert blob.pread(chunk.length, chunk.start) == large.content[chunk.start : chunk.start + chunk.length]
         assert blob._export.store.stats().present > 0
         (data,) = rig.cache.glob("*/*/data")
         kept = data.read_bytes()
-        for chunk in map(large.index.chunk, chosen):
+        for chunk in map(large.chunks.chunk, chosen):
             assert not any(kept[chunk.start : chunk.start + chunk.length])
         rig.fake.default = honest
         assert blob.read() == large.content
@@ -117,7 +117,7 @@ def test_a_good_mirror_mends_it(rig: Rig, large: Large) -> None:
     with FakeRegistry() as liar:
         liar.blobs = rig.fake.blobs
         for number in numbers(large, rng)[:10]:
-            chunk = large.index.chunk(number)
+            chunk = large.chunks.chunk(number)
             liar.default = flipping(place_in(chunk, number, rng))
             rig.cache = rig.cache.with_name(f"cache {number}")
             with rig.open(push(rig, large), f"oci=0,oci.verify=require,oci.mirror={liar.url}") as blob:

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -149,10 +150,10 @@ def test_a_file_that_changes_gives_no_wrong_byte(scene: Scene, saved: Path) -> N
             blob.pread(10, where + 400_000)
 
 
-def layout_tar(path: Path, *, left_out: str = "", **files: bytes) -> Path:
-    """An archive of these files of a layout, by their names with _ for / and -."""
+def layout_tar(path: Path, left_out: str = "", files: Mapping[str, bytes] | None = None) -> Path:
+    """An archive of a layout without images, in which these files are others."""
     made = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b'{"manifests":[]}'}
-    made |= {name.replace("_", "-"): data for name, data in files.items()}
+    made |= files or {}
     path.write_bytes(archive(*(file(name, data) for name, data in made.items() if name != left_out)))
     return path
 
@@ -161,10 +162,10 @@ def layout_tar(path: Path, *, left_out: str = "", **files: bytes) -> Path:
     (lambda path: layout_tar(path), "has no image"),
     (lambda path: layout_tar(path, left_out="oci-layout"), "it has no file 'oci-layout'"),
     (lambda path: layout_tar(path, left_out="index.json"), "it has no file 'index.json'"),
-    (lambda path: layout_tar(path, oci_layout=b"{"), "unknown imageLayoutVersion"),
-    (lambda path: layout_tar(path, oci_layout=b" " * 5000), "at most 4096 are read"),
-    (lambda path: layout_tar(path, **{"index.json": b"no"}), "the manifest is not JSON"),
-    (lambda path: layout_tar(path, **{"index.json": b'{"layers":[]}'}), "it is not an index"),
+    (lambda path: layout_tar(path, files={"oci-layout": b"{"}), "unknown imageLayoutVersion"),
+    (lambda path: layout_tar(path, files={"oci-layout": b" " * 5000}), "at most 4096 are read"),
+    (lambda path: layout_tar(path, files={"index.json": b"no"}), "the manifest is not JSON"),
+    (lambda path: layout_tar(path, files={"index.json": b'{"layers":[]}'}), "it is not an index"),
 ], ids=range(7))  # fmt: skip
 def test_what_is_no_layout(tmp_path: Path, path: object, error: str) -> None:
     made = path(tmp_path / "a.tar")  # type: ignore[operator]

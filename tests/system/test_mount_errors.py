@@ -145,7 +145,12 @@ def test_only_root_may(scene: Scene, images: Images, fstype: str) -> None:
 
 
 def test_umount_of_what_is_not_mounted(scene: Scene) -> None:
-    for arguments in (["umount", scene.mnt], ["mount", "-u", scene.mnt], ["umount", scene.directory / "missing"]):
+    each: tuple[list[str | Path], ...] = (
+        ["umount", scene.mnt],
+        ["mount", "-u", scene.mnt],
+        ["umount", scene.directory / "missing"],
+    )
+    for arguments in each:
         done = scene.run(*arguments)
         assert done.status in (1, 32)
         assert "not a mount point" in done.error

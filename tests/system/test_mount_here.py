@@ -122,7 +122,7 @@ def test_a_layer_of_several(scene: Scene, published: Published, options: list[st
 
 @pytest.mark.usefixtures("nbdfuse")
 def test_the_platform_that_was_asked_for(scene: Scene, published: Published) -> None:
-    scene.mount_image(published.index, "oci.platform=linux/arm64", fstype="erofs.fuse")
+    scene.mount_image(published.of_platforms, "oci.platform=linux/arm64", fstype="erofs.fuse")
     assert (scene.mnt / "other").read_bytes() == b"another tree\n"
     by_pyerofs(scene)
 

@@ -14,6 +14,7 @@ from pyerofs.cache import directory as cache_directory
 from pyerofs.cache.lock import lock_entry
 from pyerofs.config.options import ReadOptions
 from pyerofs.context import NOBODY
+from pyerofs.erofs.layer import Layer as Described
 from pyerofs.erofs.layer import describe
 from pyerofs.oci.location import Location
 from pyerofs.source import converted_cache
@@ -108,18 +109,18 @@ def test_a_layer_is_opened_again_from_its_record(scene: Scene, small: tuple[Layo
     with found:
         layers = [describe(found.image.manifest, number) for number in range(len(found.image.manifest.layers))]
     options = ReadOptions(cache=str(scene.cache), verify="none")
-    known = [(converted_cache.Layer(**{**as_fields(layer), "converted": True}), size(scene, layer)) for layer in layers]
+    known = [(Described(**{**as_fields(layer), "converted": True}), size(scene, layer)) for layer in layers]
     for open_, (layer, length) in zip(reopen_layers(Location.parse(small[1]), known, options), known, strict=True):
         source = open_(NOBODY)
         assert (source.origin, source.size, source.storage.key) == (layer, length, layer.verified_key)
         source.close()
 
 
-def as_fields(layer: converted_cache.Layer) -> dict[str, Any]:
+def as_fields(layer: Described) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in layer.__slots__}
 
 
-def size(scene: Scene, layer: converted_cache.Layer) -> int:
+def size(scene: Scene, layer: Described) -> int:
     found = cache_directory.describe_key(str(scene.cache), layer.verified_key)
     assert found is not None
     return found.size

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-from pyerofs.cache import entry as module
 from pyerofs.cache import entry_format
 from pyerofs.cache.entry import Entry
 from pyerofs.cache.entry_format import MAP_OFFSET
@@ -57,7 +56,7 @@ class Recorder:
         self.operations: list[Operation] = []
         self._known: dict[str, bytes] = {}
         for name in ("fdatasync", "fsync", "rename"):
-            monkeypatch.setattr(module.os, name, self._wrapped(name, getattr(os, name)))
+            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
         self.landing: Iterator[None] = iter(())
 
     def look(self) -> None:
@@ -102,11 +101,11 @@ def after_a_crash(operations: list[Operation], chance: random.Random, keep: floa
         if isinstance(operation, Write):
             inodes.setdefault(operation.file, []).append(operation)
         elif isinstance(operation, Rename):
-            old = inodes.get(operation.new), synced.get(operation.new, 0)
+            old, old_synced = inodes.get(operation.new), synced.get(operation.new, 0)
             inodes[operation.new] = inodes.pop(operation.old)
             synced[operation.new] = synced.pop(operation.old, 0)
-            if old[0] is not None:
-                inodes["was " + operation.new], synced["was " + operation.new] = old
+            if old is not None:
+                inodes["was " + operation.new], synced["was " + operation.new] = old, old_synced
             undone.append(operation)
             assert len(undone) == 1, "the directory is synced after each rename"
         elif operation.file:

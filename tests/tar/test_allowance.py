@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pyerofs.errors import ImageError
@@ -18,6 +20,7 @@ def test_what_may_be_taken(size: int, limit: int | None, most: int) -> None:
     allowance.check(most)
     allowance.take(most - 1)
     allowance.take(1)
-    for exceed in (lambda: allowance.take(1), lambda: allowance.check(most + 1)):
+    exceeding: tuple[Callable[[], object], ...] = (lambda: allowance.take(1), lambda: allowance.check(most + 1))
+    for exceed in exceeding:
         with pytest.raises(ImageError, match=r"more than .*: if you trust the image, .*-o oci.unpacked_max=SIZE"):
             exceed()

@@ -162,7 +162,7 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "hole").touch()
     os.truncate(tmp_path / "hole", 1 << 20)
     (tmp_path / "after").write_bytes(b"still in step")
-    command = ["tar", "-C", tmp_path, "--sparse", *options, "-cf", "-", "sparse", "hole", "after"]
+    command = ["tar", "-C", str(tmp_path), "--sparse", *options, "-cf", "-", "sparse", "hole", "after"]
     data = subprocess.run(command, check=True, capture_output=True).stdout
     assert len(data) < 1 << 20
     found = {r.entry.name: r.content for r in read(data, piece=777)}

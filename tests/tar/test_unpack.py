@@ -358,7 +358,7 @@ def test_what_linux_can_store_is_never_left_out(stack: Stack, name: str, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(unpacking.os, "setxattr", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
     with pytest.raises(UnavailableError, match="does not take it"):
         stack.add(file("f", pax_headers={f"SCHILY.xattr.{name}": "1"}))
 
@@ -382,10 +382,10 @@ def test_a_time_that_the_filesystem_would_change(
 ) -> None:
     utime = os.utime
 
-    def until_2038(path: bytes, ns: tuple[int, int], **more: bool) -> None:
-        utime(path, ns=(ns[0], min(ns[1], (2**31 - 1) * 10**9)), **more)
+    def until_2038(path: bytes, ns: tuple[int, int], *, follow_symlinks: bool) -> None:
+        utime(path, ns=(ns[0], min(ns[1], (2**31 - 1) * 10**9)), follow_symlinks=follow_symlinks)
 
-    monkeypatch.setattr(unpacking.os, "utime", until_2038)
+    monkeypatch.setattr(os, "utime", until_2038)
     assert stack.add(file("f", mtime=2**31 - 1))
     with pytest.raises(UnavailableError, match=r"cannot keep a time of 2147483648 s since 1970: set TMPDIR"):
         stack.add(make("x", mtime=2**31))
@@ -429,6 +429,6 @@ def test_a_filesystem_that_does_not_take_it(stack: Stack, monkeypatch: pytest.Mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(unpacking.os, "setxattr", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
     with pytest.raises(UnavailableError, match=r"cannot unpack 'f': the filesystem of .* does not take it .*TMPDIR"):
         stack.add(file("f", pax_headers={"SCHILY.xattr.user.a": "1"}))
