@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,8 @@ def test_threads_do_not_mix_their_messages(tmp_path: Path) -> None:
 
 
 def test_journal(listener: socket.socket) -> None:
-    Logger(JournalSink(), target="/mnt", id="pyerofs-1", source="quay.io/app:1").error("it broke")
+    with closing(Logger(JournalSink(), target="/mnt", id="pyerofs-1", source="quay.io/app:1")) as logger:
+        logger.error("it broke")
     assert parse_journal(listener.recv(1 << 16)) == {
         "MESSAGE": "it broke",
         "PRIORITY": "3",
@@ -181,6 +183,7 @@ def test_a_journal_that_takes_nothing_holds_up_nobody(listener: socket.socket) -
     logger.info("last")
     text = parse_journal(listener.recv(1 << 16))["MESSAGE"]
     assert text == f"last ({5000 - taken} messages before this one were lost)"
+    logger.close()
 
 
 def test_a_journal_that_is_restarted(listener: socket.socket, tmp_path: Path) -> None:
@@ -193,6 +196,7 @@ def test_a_journal_that_is_restarted(listener: socket.socket, tmp_path: Path) ->
         successor.bind(str(path))
         logger.info("three")
         assert "three (1 messages" in parse_journal(successor.recv(1 << 16))["MESSAGE"]
+    logger.close()
 
 
 # syslog and standard error
@@ -204,6 +208,7 @@ def test_syslog(listener: socket.socket) -> None:
     text = listener.recv(1 << 16).decode()
     stamp = r"[A-Z][a-z]{2} [ 1-3][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2}"
     assert re.fullmatch(rf"<28>{stamp} pyerofs\[{os.getpid()}\]: .*", text)
+    logger.close()
     assert text.endswith("]: /mnt: two\\nlines\\x1b[31m and \\u2028 caf\xe9")
 
 

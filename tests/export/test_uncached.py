@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyerofs.cache import entry as module
+from pyerofs.cache import entry_format
 from pyerofs.cache.entry import Entry
 from pyerofs.core import GRANULE
 from pyerofs.errors import ImageError
@@ -122,7 +122,7 @@ def test_a_live_map_that_has_no_room(rig: Rig, disk: Disk, monkeypatch: pytest.M
         assert blob.read() == data
     before = len(rig.ranges)
     boot = os.urandom(16)
-    monkeypatch.setattr(module, "_boot", lambda: boot)
+    monkeypatch.setattr(entry_format, "boot_id", lambda: boot)
     (rig.entry(data) / "live").unlink()
     disk.fill()
     with rig.open(reference) as blob:

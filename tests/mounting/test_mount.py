@@ -113,7 +113,7 @@ def test_a_caller_that_goes_before_its_mount(scene: Scene, published: Published)
         attached(caller, published)
         caller.hang_up()
         assert caller.ended() == (0, b"")
-        assert scene.leftovers() == []
+        scene.nothing_left()
 
 
 def test_a_caller_that_goes_right_after_its_mount(scene: Scene, published: Published) -> None:
@@ -123,7 +123,7 @@ def test_a_caller_that_goes_right_after_its_mount(scene: Scene, published: Publi
         mountpoint.mount(path, str(scene.mnt), "erofs", mountpoint.MS_RDONLY)
         caller.hang_up()
         assert caller.ended() == (0, b"")
-        assert scene.leftovers() == []
+        scene.nothing_left()
 
 
 def test_a_caller_that_goes_while_the_registry_is_silent(scene: Scene, fake: FakeRegistry, images: Images) -> None:
@@ -135,7 +135,7 @@ def test_a_caller_that_goes_while_the_registry_is_silent(scene: Scene, fake: Fak
         assert reached.wait(20)
         caller.hang_up()
         caller.ended()
-        assert scene.leftovers() == []
+        scene.nothing_left()
     release.set()
 
 
@@ -149,7 +149,7 @@ def test_a_whole_life(scene: Scene, published: Published) -> None:
         assert (scene.mnt / "hello").read_bytes() == b"hello, world\n"
         mountpoint.umount(str(scene.mnt))
         assert caller.ended() == (0, b"")
-        assert scene.leftovers() == []
+        scene.nothing_left()
 
 
 def test_a_daemon_is_detached_from_its_caller(scene: Scene, published: Published) -> None:
@@ -257,4 +257,4 @@ def test_unmount_of_a_link_to_the_mount_point(scene: Scene, published: Published
     link = scene.directory / "link"
     link.symlink_to(scene.mnt)
     mounting.unmount(str(link))
-    assert scene.leftovers() == []
+    scene.nothing_left()

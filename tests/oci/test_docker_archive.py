@@ -154,7 +154,12 @@ def test_a_pipe(tmp_path: Path) -> None:
     """What `<(docker save app)` is; a pipe with a name is not waited for."""
     data = Path(write(tmp_path / "a", [IMAGE], *FILES)).read_bytes()
     ours, theirs = os.pipe()
-    writer = threading.Thread(target=lambda: os.fdopen(theirs, "wb").write(data))
+
+    def give() -> None:
+        with os.fdopen(theirs, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=give)
     writer.start()
     with os.fdopen(ours, "rb"):
         assert layers(f"/dev/fd/{ours}") == [CONFIG, LAYER]

@@ -20,6 +20,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("guest_test", names, ids=[name.removeprefix("tests/guest/") for name in names])
 
 
+# Each test waits for its whole boot, which ends itself in time.
+@pytest.mark.timeout(guestrun.TIMEOUT + 120)
 def test_guest(guest_test: str, guest_run: guestrun.GuestRuns) -> None:
     outcome, text = guest_run.outcome(guest_test)
     if outcome == "skipped":
