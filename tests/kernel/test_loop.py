@@ -83,8 +83,10 @@ def test_a_device_taken_by_another_is_not_asked_again_for_ever(image: Path, monk
 def test_lines_of_errors(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^cannot open .*/none: No such file or directory$"):
         loop.attach(str(tmp_path / "none"))
-    with pytest.raises(MountError, match=r"^cannot attach .* to /dev/loop\d+: "):
+    with pytest.raises(UsageError, match=r"^cannot open .*: Is a directory$"):
         loop.attach(str(tmp_path))
+    with pytest.raises(MountError, match=r"^cannot attach /dev/null to /dev/loop\d+: "):
+        loop.attach("/dev/null")
     monkeypatch.setattr(loop, "_free_device", lambda: "/dev/loop99999")
     with pytest.raises(
         UnavailableError, match=r"^/dev/loop99999 is missing from /dev: try `mknod /dev/loop99999 b 7 99999`"

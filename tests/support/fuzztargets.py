@@ -148,6 +148,8 @@ def range_head(data: bytes) -> None:
         _one_line(error)
     else:
         raise AssertionError("no byte came, and that was taken for the range")
+    finally:
+        answer.close()
 
 
 def range_value(data: bytes) -> None:

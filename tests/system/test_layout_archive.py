@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -167,10 +168,13 @@ def layout_tar(path: Path, left_out: str = "", files: Mapping[str, bytes] | None
     (lambda path: layout_tar(path, files={"index.json": b"no"}), "the manifest is not JSON"),
     (lambda path: layout_tar(path, files={"index.json": b'{"layers":[]}'}), "it is not an index"),
 ], ids=range(7))  # fmt: skip
-def test_what_is_no_layout(tmp_path: Path, path: object, error: str) -> None:
-    made = path(tmp_path / "a.tar")  # type: ignore[operator]
-    with pytest.raises(PyerofsError, match=f"{made}.*{error}"):
-        LayoutArchive(Location("oci-archive", str(made))).root()
+def test_what_is_no_layout(tmp_path: Path, path: Callable[[Path], Path], error: str) -> None:
+    made = path(tmp_path / "a.tar")
+    with (
+        pytest.raises(PyerofsError, match=f"{made}.*{error}"),
+        contextlib.closing(LayoutArchive(Location("oci-archive", str(made)))) as archive,
+    ):
+        archive.root()
 
 
 def test_a_blob_that_is_another_one(scene: Scene, native: Path, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_conversion_that_is_ended(scene: Scene, fake: FakeRegistry, small: tup
     scene.nothing_left()
     path = home(scene, digest_of_image(small[0]))
     assert sorted(os.listdir(path)) == (["lock", "work"] if number == signal.SIGKILL else ["lock"])
-    fake.default = FakeRegistry().default
+    fake.default = honest
     scene.mount_image(image, fstype=FUSE)
     assert (scene.mnt / "two").read_bytes() == TWO
     assert sorted(os.listdir(path)) == ["image", "lock"]
