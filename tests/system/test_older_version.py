@@ -33,15 +33,15 @@ def test_an_older_record_is_read(older: OlderMount, tmp_path: Path, monkeypatch:
     assert [each.id for each in read_all(dead=True)] == [found.id]
 
 
-def test_an_older_cache_is_believed(older: OlderMount, fake: FakeRegistry) -> None:
-    """What it has is not fetched again, and every byte is right."""
+def test_an_older_cache_is_read_and_its_unhashed_part_dropped(older: OlderMount, fake: FakeRegistry) -> None:
+    """It is everybody's by its key, and nobody had hashed it: every byte of it is fetched again."""
     (entry,) = cache_directory.scan(str(older.cache))
     contents = cache_directory.describe(entry)
     assert contents is not None
-    assert (contents.size, contents.present, contents.broken) == (older.present + older.absent, older.present, False)
+    assert (contents.size, contents.present, contents.broken) == (older.present + older.absent, older.present, True)
     image = older.image.read_bytes()
     push_image(FakePusher(fake), "app", "1", [Layer(image)])
     with open_blob(f"{fake.host}/app:1", f"oci=0,oci.cache={older.cache}") as blob:
         assert blob.pread(len(image), 0) == image
     ranges = [seen.headers["range"].removeprefix("bytes=").split("-") for seen in fake.requests("/blobs/")]
-    assert sum(int(last) - int(first) + 1 for first, last in ranges) == older.absent
+    assert sum(int(last) - int(first) + 1 for first, last in ranges) == len(image)
