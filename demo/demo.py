@@ -112,10 +112,12 @@ def show(registry: Registry, size: int, mnt: Path, options: str) -> None:
     run("sha256sum", mnt / "usr/lib/libdemo7.so")
     print(f"  fetched for that: {registry.fetched()[0] - before[0]} requests", flush=True)
     say("5. Unmounted by umount(8): the daemon goes by itself")
-    daemon = next(os.pidfd_open(record.pid) for record in read_all() if record.target == str(mnt))
+    [record] = [record for record in read_all() if record.target == str(mnt)]
+    processes = [os.pidfd_open(pid) for pid in (record.pid, record.supervisor) if pid]
     run("umount", mnt)
-    select.select([daemon], [], [], 20)
-    os.close(daemon)
+    for process in processes:
+        select.select([process], [], [], 20)
+        os.close(process)
     left = leftovers(mnt)
     print("  left behind: " + ("; ".join(left) or "no mount, no daemon, no record"), flush=True)
     if left:

@@ -60,4 +60,4 @@ def test_importing_the_package_loads_no_folder_of_it() -> None:
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'pyerofs' has no attribute 'umount'"):
-        _ = pyerofs.umount  # type: ignore[attr-defined] # which is the point
+        _ = pyerofs.umount  # which is the point
