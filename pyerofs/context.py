@@ -1,4 +1,4 @@
-"""What a piece of work is given by whoever wants it done: where its lines go, and whether it is still wanted."""
+"""What a caller gives to a piece of work: where its messages go, and whether it is still wanted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LOGGER = "pyerofs"  # for logging.getLogger()
 
 
 def ignore(_: str) -> None:
-    """Take a line that nobody wants."""
+    """Drop a line."""
 
 
 def never() -> bool:
-    """Whether work that nobody can cancel is cancelled."""
+    """Return False: this work cannot be cancelled."""
     return False
 
 

@@ -65,7 +65,7 @@ class InternalError(PyerofsError):
 
 
 def unexpected(error: BaseException) -> PyerofsError:
-    """Return the error for an exception that nobody expected.
+    """Return the error for an unexpected exception.
 
     It is what this machine lacks (memory, threads, a part of this program), or else a bug of ours.
     """

@@ -1,4 +1,4 @@
-"""Files that somebody else names, files that are replaced as a whole, and where a user's own are. Any thread.
+"""Files that others name, files that are replaced as a whole, and where a user's own are. Any thread.
 
 A name may lead to a FIFO, which would hold up its opener until another process comes, or to a device that does
 something as it is opened: open(path, opener=regular) gives what such a name is worth, an error.

@@ -82,7 +82,7 @@ class Entry:
             try:
                 self._open()
                 if giver and not os.path.lexists(self._file("giver")):
-                    with contextlib.suppress(OSError):  # it is for people only
+                    with contextlib.suppress(OSError):  # only shown, never used
                         atomic_write(self._file("giver"), giver.encode())
             finally:
                 os.close(lock)
@@ -305,7 +305,7 @@ class Entry:
         Another process may have made it shared.
         """
         ours = os.fstat(self.data_fd)
-        for path in (self.path, self.everybodys):
+        for path in (self.path, self.shared_path):
             with contextlib.suppress(OSError):
                 if os.path.samestat(ours, os.stat(os.path.join(path, "data"))):
                     self.path = path
@@ -313,7 +313,7 @@ class Entry:
         return False
 
     @property
-    def everybodys(self) -> str:
+    def shared_path(self) -> str:
         """Where it is, or will be, when all of it has been hashed."""
         kind, _, name = self.earns.partition(":")
         return os.path.join(os.path.dirname(os.path.dirname(self.path)), kind, name)
@@ -337,7 +337,7 @@ class Entry:
         if mark is None:
             return None
         if not mark.key:
-            plain = re.fullmatch(r"sha\d+:[0-9a-f]+", self.earns) and self.path == self.everybodys
+            plain = re.fullmatch(r"sha\d+:[0-9a-f]+", self.earns) and self.path == self.shared_path
             return mark if plain else None
         return mark if mark.key == self.earns or "@" in self.earns else None  # "@": looked at, not used
 

@@ -3,8 +3,8 @@
     verified    seal and size of the data file, SHA-256 of `hashes`, then the key that the bytes have earned
     hashes      a chunk index of the data file, made in the same pass that hashed all of it
 
-For any other key the mark does not count. What is missing in a marked entry later is fetched from whoever
-has the entry open, so it is checked against `hashes` before it is put there.
+For any other key the mark does not count. What is missing in a marked entry later is fetched by any
+process that has the entry open, from its giver, so it is checked against `hashes` before it is put there.
 """
 
 from __future__ import annotations

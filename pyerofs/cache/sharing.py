@@ -95,7 +95,7 @@ def finished_size(directory: str, storage: Storage) -> int | None:
 
 def forget(entry: Entry) -> None:
     """Remove a giver's entry, which the caller has closed, unless others use it."""
-    if entry.path != entry.everybodys:
+    if entry.path != entry.shared_path:
         with contextlib.suppress(PyerofsError):
             drop(EntryInfo(entry.path, entry.earns, 0, 0.0))
 
@@ -107,7 +107,7 @@ def share(entry: Entry) -> bool:
 
     Those who have it open go on with it. Raises OSError, PyerofsError.
     """
-    target = entry.everybodys
+    target = entry.shared_path
     if entry.path == target:
         return True
     lock = lock_entry(entry.path)

@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
     p = commands.add(
         "mount",
         "mount the EROFS layers of an image, an image file or a block device",
-        "  pyerofs mount quay.io/org/app:1.0 /mnt     all EROFS layers as one, by what this kernel offers\n"
+        "  pyerofs mount quay.io/org/app:1.0 /mnt     all EROFS layers, stacked\n"
         "  pyerofs mount -t erofs.nbd -o oci=0,oci.platform=linux/amd64 quay.io/org/app:1.0 /mnt\n"
         "  pyerofs mount -o oci.upperdir=/var/up,oci.workdir=/var/work quay.io/org/app:1.0 /mnt     writable\n"
         "  pyerofs mount app.erofs /mnt               a local image\n"

@@ -29,8 +29,8 @@ class Storage(NamedTuple):
     `key`: names their place there, as KIND:NAME. `verified`: each piece has been checked against a hash before the
     sink got it. `section`: the chunk index that is to lie beside them, so that the layer can be opened without its
     registry. `align`: bytes, a multiple of a granule: what is fetched at a time. `fill`: all of it is to be fetched,
-    whether it is read or not. `shared`: the key that they have earned when all of them have been hashed, "" where
-    nobody says to what; `giver` of those that have not, for people.
+    whether it is read or not. `shared`: the key that they have earned when all of them have been hashed, ""
+    where no digest is known; `giver` of those that have not, for display.
     """
 
     key: str
@@ -112,8 +112,8 @@ class Layer:
     def verified_key(self) -> str:
         """Return the key of the cache entry for bytes that the index vouches for.
 
-        It goes by the index, not by the layer: an index fixes every byte, while anybody's manifest can give somebody
-        else's layer an index of its own. Nothing is ever put there without a check.
+        It goes by the index, not by the layer: an index fixes every byte, while any manifest can give another
+        image's layer an index of its own. Nothing is ever put there without a check.
         """
         assert self.index is not None  # noqa: S101 - the caller has one
         algorithm, _, digits = self.index.digest.partition(":")

@@ -1,6 +1,6 @@
 """A directory of this machine into a tree, as it is. The only module here that does I/O.
 
-It needs no root, except to read what only root can read. Nobody changes the directory meanwhile: a file that turns out
+It needs no root, except to read what only root can read. The directory must not change meanwhile: a file that turns out
 longer or shorter than it was is refused.
 """
 
@@ -25,7 +25,7 @@ _LABEL = b"security.selinux"  # given by the system that runs the image
 class Walk:
     """Read a directory into a tree, and lay the contents.
 
-    `root`: its row. Whiteouts and the xattrs of overlayfs are taken over, for whoever builds a layer by hand.
+    `root`: its row. Whiteouts and the xattrs of overlayfs are taken over, for layers built by hand.
     `left_out`: how many xattrs could not be stored, by name. Raises ImageError, and UnavailableError for what cannot be
     read.
     """

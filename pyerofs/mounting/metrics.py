@@ -131,7 +131,7 @@ def encode(text: str) -> bytes:
 
 
 def write_file(path: str, text: str) -> None:
-    """Replace the file, which everybody may read, as a whole. Raises UnavailableError."""
+    """Replace the file, which all users may read, as a whole. Raises UnavailableError."""
     try:
         atomic_write(path, encode(text), mode=0o644)
     except OSError as error:

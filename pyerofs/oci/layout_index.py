@@ -26,7 +26,7 @@ def choose(entries: Sequence[Descriptor], location: Location) -> Descriptor:
     if not entries:
         raise ImageError(f"{where} has no image")
     if location.name is None:
-        why = "says not which of several images is meant"
+        why = "does not say which of several images is meant"
     elif found:
         why = f"has several images with the name {location.name!r}"
     else:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..context import Context
     from .blobs import Connections
 
-    # Opens a source for whoever wants it.
+    # Opens a source.
     Opener = Callable[[Context], "Source"]
 
 

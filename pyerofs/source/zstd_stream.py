@@ -130,7 +130,7 @@ class StreamSource:
             error = UnavailableError(f"{self.name}: cannot keep what is decompressed in the cache: {e.strerror}")
         except PyerofsError as e:
             error = e
-        except Exception as e:  # whoever waits would wait for ever
+        except Exception as e:  # waiting reads would wait for ever
             error = unexpected(e)
         with self._changed:
             if isinstance(error, ImageError):  # the layer is no good, or the registry is not: either way none of it is

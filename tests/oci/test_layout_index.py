@@ -41,7 +41,7 @@ def test_names(name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "why"), [
-    (None, "says not which of several images is meant"), ("latest", "has several images with the name 'latest'"),
+    (None, "does not say which of several images is meant"), ("latest", "has several images with the name 'latest'"),
     ("no", "has no image with the name 'no'"), ("@5", "has no image"), (f"@{digest_of(b'9')}", "has no image"),
     ("quay.io/bb", "has no image"), ("TAG", "has no image"),
 ])  # fmt: skip

@@ -125,7 +125,7 @@ def test_a_layer_is_opened_again_from_its_record(native: Path, scene: Scene) -> 
 
 
 @pytest.mark.parametrize(("source", "error", "text"), [
-    ("oci:{0}", ImageError, "says not which of several images is meant"),
+    ("oci:{0}", ImageError, "does not say which of several images is meant"),
     ("oci:{0}:none", ImageError, "has no image with the name 'none'"),
     ("oci:{0}/blobs", UsageError, "is not an OCI layout directory"),
     ("oci:", UsageError, "names no layout directory: write oci:DIR"),
