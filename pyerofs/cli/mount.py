@@ -24,7 +24,7 @@ def register(commands: Commands) -> None:
         "  pyerofs mount -o oci.upperdir=/var/up,oci.workdir=/var/work quay.io/org/app:1.0 /mnt     writable\n"
         "  pyerofs mount app.erofs /mnt               a local image\n"
         "  pyerofs mount oci:images:app /mnt          an image in an OCI layout directory\n"
-        "  pyerofs mount oci-archive:app.tar /mnt     one that was saved: also docker-archive:FILE[:NAME]\n"
+        "  pyerofs mount oci-archive:app.tar /mnt     an image in an archive; also docker-archive:FILE[:NAME]\n"
         "  pyerofs mount -u /mnt                      unmount",
         _mount,
     )
