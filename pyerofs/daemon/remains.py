@@ -104,8 +104,8 @@ def sweep() -> None:
 def clear(identifier: str) -> None:
     """Remove all that belongs to the mount, whatever still uses it, and return when it has gone."""
     pidfds = []
-    for pid, its in _processes():
-        if its == identifier:
+    for pid, owner in _processes():
+        if owner == identifier:
             with contextlib.suppress(OSError):  # it has ended
                 pidfds.append(os.pidfd_open(pid))
     try:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..config.options import MountOptions
-    from ..erofs.compose import PlannedLayer as Chosen
-    from ..erofs.compose import Role
-    from ..erofs.dmverity import Table, Tree
+    from ..erofs.compose import PlannedLayer, Role
+    from ..erofs.dmverity import HashTree, Table
     from ..erofs.superblock import Superblock
     from ..export.base import Export
     from .attach.base import Attachment
@@ -45,7 +44,7 @@ class ServedLayer:
         log: Callable[[str], None],
         role: Role = "lower",
         devices: Sequence[int] = (),
-        tree: Tree | None = None,
+        tree: HashTree | None = None,
         debug: Callable[[str], None] = lambda _: None,
     ):
         self.export = export
@@ -81,7 +80,7 @@ class ServedLayer:
         if wanted and not self.devices and "device=" not in options.data:
             self._log(f"the image needs {wanted} more devices: give each with -o device=")
 
-    def _check_tree(self, tree: Tree) -> Table:
+    def _check_tree(self, tree: HashTree) -> Table:
         from ..erofs import dmverity
         from ..kernel.dmverity import check_available
 
@@ -94,7 +93,7 @@ class ServedLayer:
         except ImageError as e:
             raise ImageError(f"{self.export.source.name}: {e}") from None
 
-    def _check_covered(self, superblock: Superblock, tree: Tree) -> None:
+    def _check_covered(self, superblock: Superblock, tree: HashTree) -> None:
         if superblock.size > tree.offset:
             raise ImageError(
                 f"{self.export.source.name}: the EROFS image has {superblock.size} bytes, "
@@ -152,7 +151,9 @@ class ServedLayer:
         self.export.close()
 
 
-def choose_tree(chosen: Chosen, options: MountOptions, source: str, log: Callable[[str], None]) -> Tree | None:
+def choose_tree(
+    chosen: PlannedLayer, options: MountOptions, source: str, log: Callable[[str], None]
+) -> HashTree | None:
     """Return the tree by which the kernel is to verify a layer of the image `source`. Raises ImageError."""
     if options.verity == "none":
         return None

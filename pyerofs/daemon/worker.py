@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..erofs.compose import Role
-    from ..erofs.dmverity import Tree
+    from ..erofs.dmverity import HashTree
     from ..source.base import Source
     from ..source.converted_cache import ConversionRequest
 
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     layer: int = -1
     role: Role = "lower"
     devices: Sequence[int] = ()
-    tree: Tree | None = None
+    tree: HashTree | None = None
 
 
 class Worker:
@@ -142,15 +142,15 @@ class Worker:
         else:
             manifests = ManifestCache(chosen_directory(oci), self.log)
             try:
-                found = plan_layers(self._location, oci, context=self._context, manifests=manifests)
+                planned = plan_layers(self._location, oci, context=self._context, manifests=manifests)
             except NotErofsError as ordinary:
                 from ..source import converted_cache
 
                 image = self._held.enter_context(
                     converted_cache.get_converted(self._location, ordinary, oci, self._have_converted)
                 )
-                found = image.parts(self._location, oci)
-            for chosen, open_ in found:
+                planned = image.parts(self._location, oci)
+            for chosen, open_ in planned:
                 tree = choose_tree(chosen, self._options, str(self._location), self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)
 
@@ -238,11 +238,11 @@ class Worker:
         fds = self._caller.channel.take_fds()
         heart = fds.pop() if supervisor else -1
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        for part, its in list(zip(parts, was.parts, strict=True)):
-            count = resume.sockets.get(its.id, 0)
+        for part, known in list(zip(parts, was.parts, strict=True)):
+            count = resume.sockets.get(known.id, 0)
             ours, sockets = sockets[:count], sockets[count:]
             try:
-                part.adopt(its, ours, self._options.oci.connections)
+                part.adopt(known, ours, self._options.oci.connections)
             except MountError as e:
                 if len(parts) == 1:
                     raise

@@ -41,7 +41,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 _SAYS = "its superblock"
 
 
-class Tree(NamedTuple):
+class HashTree(NamedTuple):
     """A dm-verity tree as the annotations tell of it.
 
     It begins at byte `offset` of the image data, and covers all before that. `block` in bytes, `root` a digest with its
@@ -68,7 +68,7 @@ class Table(NamedTuple):
     root: str
 
 
-def choose(annotations: Mapping[str, str], how: Verify, what: str, log: Callable[[str], None]) -> Tree | None:
+def choose(annotations: Mapping[str, str], how: Verify, what: str, log: Callable[[str], None]) -> HashTree | None:
     """Return the tree by which this machine's kernel is to verify a layer, as oci.verity has it.
 
     `what`: the layer, for messages. Raises ImageError.
@@ -84,7 +84,7 @@ def choose(annotations: Mapping[str, str], how: Verify, what: str, log: Callable
     return tree
 
 
-def find(annotations: Mapping[str, str], page_size: int) -> Tree | None:
+def find(annotations: Mapping[str, str], page_size: int) -> HashTree | None:
     """Return the tree that a layer's descriptor tells of, or None.
 
     `page_size` (bytes) is the largest block that the kernel takes. Raises ImageError.
@@ -108,7 +108,7 @@ def find(annotations: Mapping[str, str], page_size: int) -> Tree | None:
     start = _number(HASH_OFFSET, offset)
     if not start or start % size:
         raise ImageError(f"the annotation {HASH_OFFSET} is {start}, not a multiple of the block size {size}")
-    return Tree(start, size, root)
+    return HashTree(start, size, root)
 
 
 def _number(name: str, text: str) -> int:
@@ -117,13 +117,13 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def check_within(tree: Tree, size: int) -> None:
+def check_within(tree: HashTree, size: int) -> None:
     """Raise ImageError unless some of the tree can lie in image data of `size` bytes, so that table() has its head."""
     if tree.offset + HEAD > size:
         raise _corrupt(f"it begins at {tree.offset}, and the layer has {size} bytes of image data")
 
 
-def table(tree: Tree, head: bytes, size: int) -> Table:
+def table(tree: HashTree, head: bytes, size: int) -> Table:
     """`head`: the HEAD bytes at the tree's offset; `size`: of all image data. Raises ImageError."""
     algorithm, _, root = tree.root.partition(":")
     blocks = tree.offset // tree.block

@@ -52,20 +52,20 @@ class LayerTree:
         self.root = NONE
         self.left_out: Counter[str] = Counter()
 
-    def begin(self, take: Callable[[int, int], int] | None = None) -> Layer:
+    def begin(self, take: Callable[[int, int], int] | None = None) -> AppliedLayer:
         """Begin the next layer; the one before it has been merged.
 
         `take` gives the number of the content of a file that the layer takes from a lower one, by its number there and
         its size in bytes: for layers that stand alone, which need it on their own device. None: it stays the same.
         """
-        return Layer(self, take or _same)
+        return AppliedLayer(self, take or _same)
 
 
 def _same(content: int, _: int) -> int:
     return content
 
 
-class Layer:
+class AppliedLayer:
     """One layer on those below. First all entries, then, if it is to stand alone, `standalone`, and `merge` at last.
 
     `root`: the directory of its own tree.

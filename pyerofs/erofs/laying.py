@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ..tar import reader
 from ..tar.reader import Tar
 from .data_map import BLOCK, INLINE_MAX, DataMap, Extent
-from .layer_tree import Layer
+from .layer_tree import AppliedLayer
 
 PIECE = 1 << 20  # bytes that are kept until they are landed; a content of no more lands only if it is new
 
@@ -111,7 +111,7 @@ class Laying:
                 yield offset + at, read(device, extent.start + at, min(PIECE, length - at))
 
 
-def apply_layer(tar: Tar, layer: Layer, laying: Laying) -> None:
+def apply_layer(tar: Tar, layer: AppliedLayer, laying: Laying) -> None:
     """Apply all entries of an archive to a layer, and lay their contents. Raises ImageError."""
     for entry in tar:
         content = laying.lay(entry.size, tar.data()) if entry.kind == reader.FILE else 0

@@ -16,7 +16,7 @@ from .url import Url
 BODY_CAP = 64 << 10  # bytes of a body that is not streamed, unless the request says otherwise
 
 
-class Meter:
+class ByteCounter:
     """A number that any number of threads add to."""
 
     def __init__(self) -> None:

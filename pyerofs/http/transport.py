@@ -18,7 +18,7 @@ from .answer import Response
 from .curlerror import Limits, TransportError
 from .exchange import Exchange
 from .proxy import Choice, Proxy, choose
-from .request import Meter, Request, header_lines
+from .request import ByteCounter, Request, header_lines
 from .tls import TLS, Authorities, find_authorities, merged
 
 CONNECT_TIMEOUT = 10  # seconds for name, TCP and TLS together
@@ -54,7 +54,7 @@ class Transport:
         self._user_agent = user_agent
         self._idle: list[pycurl.Curl] = []  # append and pop of a list are atomic
         self._closed = False
-        self.received = Meter()  # bytes of the heads and bodies of all answers, also while they come
+        self.received = ByteCounter()  # bytes of the heads and bodies of all answers, also while they come
 
     def request(self, request: Request) -> Response:
         """Return the answer, whatever its status. Raises TransportError where there was none, or only a part of it.

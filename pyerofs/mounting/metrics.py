@@ -170,13 +170,13 @@ def serve(listener: socket.socket, text: Callable[[], str], ready: Callable[[], 
         def log_message(self, *_: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
+    class MetricsServer(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
             pass  # the client has gone
 
-    server = Server(("", 0), Handler, bind_and_activate=False)
+    server = MetricsServer(("", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
     server.timeout = 0  # a client that has gone again is not waited for

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import CorruptError, RegistryError
 from ..files import regular
-from ..http.request import Meter
+from ..http.request import ByteCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class BlobStore(Protocol):
 class Connections(Protocol):
     """What has to be closed when no blob is wanted any more. `received`: bytes that have come over the network."""
 
-    received: Meter
+    received: ByteCounter
 
     def close(self) -> None: ...
 
@@ -63,7 +63,7 @@ class Connections(Protocol):
 class NoConnections:
     """A blob in a file needs none."""
 
-    received = Meter()
+    received = ByteCounter()
 
     def close(self) -> None:
         pass

@@ -14,7 +14,7 @@ from ..cache.paths import chosen_directory, make_directory
 from ..erofs.device_file import DeviceFile
 from ..erofs.layer_pass import read_layer
 from ..errors import ImageError, PyerofsError, RegistryError
-from ..http.request import Meter
+from ..http.request import ByteCounter
 from ..oci.manifest import Descriptor
 from . import kept_layers
 from .layer_blob import stream_layer
@@ -46,7 +46,7 @@ class RemadeBlobs:
         layers_of: Callable[[str], Sequence[str] | None],
     ) -> None:
         self.giver = ""
-        self.received = Meter()
+        self.received = ByteCounter()
         self._location = location
         self._name = name
         self._options = options

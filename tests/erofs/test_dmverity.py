@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.erofs import chunk_index, dmverity
-from pyerofs.erofs.dmverity import Table, Tree
+from pyerofs.erofs.dmverity import Table, HashTree
 from pyerofs.errors import ImageError
 from pyerofs.kernel import dmverity as dmverity_device
 from tests.support.images import Images
@@ -33,13 +33,13 @@ def annotated(offset: str | None = "8192", root: str | None = ROOT, block: str |
 
 
 @pytest.mark.parametrize(("found", "tree"), [
-    (annotated(), Tree(8192, 4096, ROOT)),
-    (annotated(block="4096"), Tree(8192, 4096, ROOT)),
-    (annotated("1024", ROOT_512, "512"), Tree(1024, 512, ROOT_512)),
+    (annotated(), HashTree(8192, 4096, ROOT)),
+    (annotated(block="4096"), HashTree(8192, 4096, ROOT)),
+    (annotated("1024", ROOT_512, "512"), HashTree(1024, 512, ROOT_512)),
     ({dmverity.BLOCK_SIZE: "nonsense", "org.erofs.dmverity.future": "x"}, None),
     ({}, None),
 ])  # fmt: skip
-def test_annotations(found: dict[str, str], tree: Tree | None) -> None:
+def test_annotations(found: dict[str, str], tree: HashTree | None) -> None:
     assert dmverity.find(found, 4096) == tree
 
 
@@ -71,7 +71,7 @@ def test_bad_annotations(found: dict[str, str], error: str) -> None:
 
 def test_what_the_option_chooses() -> None:
     said: list[str] = []
-    assert dmverity.choose(annotated(), "require", "app: layer 1", said.append) == Tree(8192, 4096, ROOT)
+    assert dmverity.choose(annotated(), "require", "app: layer 1", said.append) == HashTree(8192, 4096, ROOT)
     assert dmverity.choose({}, "auto", "app: layer 1", said.append) is None
     assert said == ["app: layer 1 has no dm-verity tree, and is not verified by the kernel"]
     for found, how, error in (
@@ -96,7 +96,7 @@ def superblock(**changes: object) -> bytes:
     return struct.pack("<8sII16s32sIIQH6x256s168x", *(values | changes).values())
 
 
-THREE = Tree(3 * 4096, 4096, ROOT)
+THREE = HashTree(3 * 4096, 4096, ROOT)
 
 
 def test_with_and_without_a_superblock() -> None:

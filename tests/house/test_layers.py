@@ -104,6 +104,16 @@ def test_one_home_for_each_dangerous_thing(what: str, allowed: set[str]) -> None
     assert users <= allowed
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """Each word for one thing, also for those that are in a function or in another class."""
+    homes: dict[str, list[str]] = {}
+    for module, path in paths().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 def test_no_file_is_too_long() -> None:
     files: list[Path] = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "csrc").rglob("*.[ch]")]
     assert {str(path): lines for path in files if (lines := len(path.read_text().splitlines())) > LINES_MAX} == {}
