@@ -64,7 +64,7 @@ def part(path: Path, said: list[str], devices: list[int], role: str = "lower") -
     ("plain", [], "", ""),
     ("far", [4], "", ""),
     ("far", [], "device=/x", ""),
-    ("far", [], "", "the image wants 1 more devices: give each with -o device="),
+    ("far", [], "", "the image needs 1 more devices: give each with -o device="),
 ])  # fmt: skip
 def test_what_is_checked(tmp_path: Path, name: str, devices: list[int], options: str, said: str) -> None:
     small(tmp_path, "plain", {"a": b"0"})
@@ -77,8 +77,8 @@ def test_what_is_checked(tmp_path: Path, name: str, devices: list[int], options:
 
 
 @pytest.mark.parametrize(("name", "devices", "text"), [
-    ("plain", [0], "wants 0 more devices, and the image has 1 for it (layers 0)"),
-    ("far", [0, 2], "wants 1 more devices, and the image has 2 for it (layers 0, 2)"),
+    ("plain", [0], "needs 0 more devices, but the image has 1 for it (layers 0)"),
+    ("far", [0, 2], "needs 1 more devices, but the image has 2 for it (layers 0, 2)"),
     ("far.blob", [], "not an EROFS image"),
     ("wide", [], "blocks of 65536 bytes, more than this kernel's pages of 4096"),
     ("cut", [], "the EROFS image is truncated"),

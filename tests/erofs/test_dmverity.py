@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.erofs import chunk_index, dmverity
-from pyerofs.erofs.dmverity import Table, HashTree
+from pyerofs.erofs.dmverity import HashTree, Table
 from pyerofs.errors import ImageError
 from pyerofs.kernel import dmverity as dmverity_device
 from tests.support.images import Images

@@ -14,7 +14,7 @@ from pyerofs.daemon import served_layer
 from pyerofs.daemon.attach.dmverity import VerityAttachment
 from pyerofs.daemon.record import LayerRecord
 from pyerofs.erofs import chunk_index, dmverity
-from pyerofs.erofs.dmverity import Table, Tree
+from pyerofs.erofs.dmverity import HashTree, Table
 from pyerofs.errors import ImageError, MountError, UnavailableError, UsageError
 from pyerofs.export.base import Export
 from pyerofs.kernel import dmverity as dmverity_device
@@ -57,7 +57,7 @@ def available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dmverity_device, "check_available", lambda: None)
 
 
-def check(path: Path, tree: Tree) -> None:
+def check(path: Path, tree: HashTree) -> None:
     made = served_layer.ServedLayer(Export(LocalSource(str(path)), ReadOptions()), print, tree=tree)
     try:
         made.check(MountOptions())
@@ -105,7 +105,7 @@ def test_an_index_that_does_not_cover_the_tree(tmp_path: Path, images: Images) -
     )
     assert index is not None
     with pytest.raises(ImageError, match=f"begins at {len(data)}, and the layer has {len(data)} bytes of image data"):
-        dmverity.check_within(Tree(len(data), 4096, ROOT), index.size)
+        dmverity.check_within(HashTree(len(data), 4096, ROOT), index.size)
 
 
 def layer_digest(layer: Layer) -> str:
