@@ -341,7 +341,7 @@ def test_idle_connections_of_one_address_leave_others_alone(scene: Scene, images
         status, errors = served.end()
         assert status == 0
         assert [line for line in errors.splitlines() if "refused" in line] == [
-            "pyerofs: refused a connection of 127.0.0.1: it has 256 already"
+            "pyerofs: refused a connection from 127.0.0.1: it has 256 connections already"
         ]
 
 

@@ -121,15 +121,15 @@ CHART = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
 NO_IMAGES: dict[str, tuple[Make, str]] = {
     "a Helm chart": (
         lambda layout: layout.image([ONE], [CHART], config=put_config(layout, HELM)),
-        "not the image of a container: it has a config of the type application/vnd.cncf.helm.config.v1+json",
+        "not a container image: it has a config of the type application/vnd.cncf.helm.config.v1+json",
     ),
     "an artifact": (
         lambda layout: layout.image(
             [ONE], config=put_config(layout, EMPTY), artifactType="application/vnd.example"
         ),
-        "no image of a container but an artifact of the type application/vnd.example",
+        "not a container image but an artifact of the type application/vnd.example",
     ),
-    "no config": (lambda layout: layout.image([ONE], config=None), "not the image of a container: it has no config"),
+    "no config": (lambda layout: layout.image([ONE], config=None), "not a container image: it has no config"),
     "a config that is none": (
         lambda layout: layout.image([ONE], config=put_config(layout, "application/json", rootfs=None)),
         "the image's config has no diff_ids: is it the image of a container?",

@@ -311,7 +311,7 @@ def test_a_layer_that_the_kernel_refuses(scene: Scene, registry: LoggingRegistry
     (lambda layers: layers.insert(1, Layer(b"no superblock" * 1000)), "not an EROFS image"),
     (lambda layers: layers.insert(1, Layer(b"x", "application/vnd.oci.image.layer.v1.tar")), "layer 1 is not EROFS"),
     (lambda layers: with_role(layers[2], "overlay-data"), "layer 2 has the role overlay-data"),
-    (lambda layers: with_role(layers[1], "device"), "layer 2 wants 0 more devices, and the image has 1 for it"),
+    (lambda layers: with_role(layers[1], "device"), "layer 2 needs 0 more devices, but the image has 1 for it"),
     (lambda layers: layers.append(Layer(layers[0].data[:4096], size=4096)), "truncated"),
 ])  # fmt: skip
 def test_an_image_that_makes_no_stack(
