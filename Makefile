@@ -11,8 +11,9 @@ TESTS ?=
 
 BUILD := gcc libc6-dev
 # libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd
-DEMO := $(BUILD) erofs-utils libnbd-bin mount
-TEST := $(DEMO) clang-format-14 cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl qemu-system-common \
+DEMO := $(BUILD) libnbd-bin mount
+# erofs-utils is a judge of what we make, and makes what others make
+TEST := $(DEMO) erofs-utils clang-format-14 cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl qemu-system-common \
 	qemu-system-x86 qemu-utils skopeo umoci user-mode-linux
 BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 

@@ -1,6 +1,6 @@
 """What `make demo` shows: an EROFS image in a registry, mounted without downloading it, read a little, unmounted.
 
-Needs root, mkfs.erofs, and either a kernel with NBD or one that mounts EROFS from a file (6.12) with nbdfuse.
+Needs root, and either a kernel with NBD or one that mounts EROFS from a file (6.12) with nbdfuse.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def make_image(directory: Path) -> bytes:
     chance = random.Random(1)
     for number in range(12):
         (tree / f"usr/lib/libdemo{number}.so").write_bytes(chance.randbytes(8 * MIB))
-    run("mkfs.erofs", "--quiet", directory / "demo.erofs", tree)
-    return (directory / "demo.erofs").read_bytes()
+    layout = directory / "layout"
+    pyerofs("build", "-q", "-o", f"oci.cache={directory / 'made'}", tree, f"oci:{layout}:demo")
+    return max((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size).read_bytes()
 
 
 def show_fetched(registry: Registry, size: int) -> None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 def adopt(directory: str, key: str, device: DeviceFile) -> bool:
     """Make the file the entry `key` of the cache; return False where others use one that is not whole.
 
-    The entry's bytes are those of `device`, whose file is moved there; one that is there already and whole stays as it
-    is. Raises OSError, UsageError.
+    The entry's bytes are those of `device`, whose file is moved there. It takes the place even of one that looks whole,
+    which may have been spoiled, while these bytes have just been hashed; but one that others use stays. Raises OSError,
+    UsageError.
     """
     path = entry_path(directory, key)
     make_directory(directory)
@@ -40,10 +41,8 @@ def adopt(directory: str, key: str, device: DeviceFile) -> bool:
         there = Entry.look(path)
         if there is not None:
             try:
-                if there.size == device.size and there.present() == there.size:
-                    return True
                 if not _is_unused(there):
-                    return False
+                    return there.size == device.size and there.present() == there.size
             finally:
                 there.close()
         _make_whole(path, device)

@@ -24,17 +24,25 @@ if TYPE_CHECKING:
 IMAGES = "REFERENCE at a registry, or oci:DIR[:NAME]"
 ARCHIVES = "oci-archive:FILE[:NAME], or docker-archive:FILE[:NAME]"
 
+_LAYER_TYPES = ("vnd.erofs", "vnd.erofs.layer.v1", "vnd.oci.image.layer.v1.erofs")
+
 
 def register(commands: Commands) -> None:
     """Add these commands."""
     p = commands.add(
         "convert",
-        "make an image of EROFS layers out of an ordinary one (needs root and mkfs.erofs)",
+        "make an image of EROFS layers out of an ordinary one",
         "  pyerofs convert quay.io/org/app:1.0 registry.example/app:1.0-erofs\n"
-        "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app",
+        "  pyerofs convert -o oci.platform=linux/amd64 docker-archive:app.tar oci:images:app\n"
+        "  pyerofs convert --index quay.io/org/app:1.0 quay.io/org/app:1.0",
         _in_order(_convert),
     )
     _add_recipe(p)
+    p.add_argument(
+        "--index", action="store_true",
+        help="copy the ordinary image too, first in one index, for engines that do not know EROFS",
+    )  # fmt: skip
+    p.add_argument("--merge", action="store_true", help="make one layer of all of them")
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
     p = commands.add(
         "build",
@@ -72,14 +80,22 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
         "--compress", type=_level, default=0, metavar="zstd[:LEVEL]",
         help="compress each chunk by itself, 1 (fastest) to 22 (smallest; default: 3); reading needs zstandard too",
     )  # fmt: skip
+    p.add_argument(
+        "--layer-type", choices=_LAYER_TYPES, default=_LAYER_TYPES[0], metavar="TYPE",
+        help=f"media type of the layers, without application/: {', '.join(_LAYER_TYPES)} (default: the first)",
+    )  # fmt: skip
     p.add_argument("--verity", action="store_true", help="add a dm-verity tree, for mount -o oci.verity")
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     from ..erofs.chunk_index import CHUNK_SIZE
-    from ..images.layer import Recipe
+    from ..images.layer import LAYER_TYPES, Recipe
 
-    return Recipe(arguments.chunk_size or CHUNK_SIZE, arguments.verity, arguments.compress)
+    if arguments.compress and not LAYER_TYPES[arguments.layer_type]:
+        raise UsageError(f"layers of the type {arguments.layer_type} are not compressed: leave out --compress")
+    merge = getattr(arguments, "merge", False)  # build has as many layers as it is told
+    size = arguments.chunk_size or CHUNK_SIZE
+    return Recipe(size, arguments.verity, arguments.compress, arguments.layer_type, merge)
 
 
 def _chunk_size(text: str) -> int:
@@ -139,16 +155,22 @@ def _copy(arguments: argparse.Namespace, write: Say, report: Say) -> None:
 
 
 def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:
-    from ..images.convert import convert_image
+    from ..images.convert import Conversion, convert_image
+    from ..images.made_layers import find_made
+    from ..oci.location import Location
+    from ..source.image_reader import open_reader
 
     recipe = _recipe(arguments)
+    where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
+    _, dest = _options(arguments, where, to)
     console = _console(arguments, report)
 
     def work(origin: ImageReader, target: CopyWriter, options: ReadOptions, meter: Lines) -> str:
         def warn(text: str) -> None:
             console.report(f"{origin.name}: {text}")
 
-        return convert_image(origin, target, options.platform, recipe, meter, warn, options.unpacked_max)
+        made = find_made(lambda: open_reader(to, dest))
+        return convert_image(origin, target, Conversion(recipe, arguments.index, options, made), meter, warn)
 
     write(_between(arguments, console, work))
 
@@ -166,7 +188,9 @@ def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     target = open_writer(Location.parse(arguments.dest), options, _context(arguments, console))
     try:
         platform = options.platform or Platform.host()
-        digest = build_image(arguments.sources, target, platform, _recipe(arguments), Lines(console))
+        digest = build_image(
+            arguments.sources, target, platform, _recipe(arguments), options, Lines(console), console.report
+        )
     finally:
         target.close()
     write(f"{digest}  {target.name}")

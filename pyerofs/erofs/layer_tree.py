@@ -21,7 +21,7 @@ from ..tar import reader
 from ..tar.reader import TarEntry, show
 from . import on_disk
 from .paths import Parts, check_depth, split
-from .storable_xattrs import taken_xattrs
+from .storable_xattrs import LeftOut, taken_xattrs
 from .tree import WHITEOUT, Attributes, Tree
 
 OPAQUE = (b"trusted.overlay.opaque", b"y")
@@ -50,7 +50,7 @@ class LayerTree:
     def __init__(self) -> None:
         self.tree = Tree()
         self.root = NONE
-        self.left_out: Counter[str] = Counter()
+        self.left_out: Counter[LeftOut] = Counter()
 
     def begin(self, take: Callable[[int, int], int] | None = None) -> AppliedLayer:
         """Begin the next layer; the one before it has been merged.

@@ -15,6 +15,7 @@ from ..errors import ImageError
 from .data_map import DataMap
 from .layer_table import LayerTable
 from .layer_tree import LayerTree
+from .storable_xattrs import LeftOut
 from .writer import Device, Metadata, write_metadata
 
 SMALL_MAX = 4 << 20  # bytes of content: what is copied for each image that has the layer
@@ -39,11 +40,14 @@ class MergedImage(NamedTuple):
     metadata: Metadata
     primary: tuple[int, ...]
     devices: tuple[int, ...]
-    left_out: Counter[str]
+    left_out: Counter[LeftOut]
 
 
-def merge_layers(layers: Sequence[LayerContent]) -> MergedImage:
-    """Merge layers, the base first. Raises ImageError for what they cannot make together."""
+def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_MAX) -> MergedImage:
+    """Merge layers, the base first. Raises ImageError for what they cannot make together.
+
+    `small_max`: bytes of content of a layer that lies on the primary device; None: all do.
+    """
     tree = LayerTree()
     contents = DataMap()
     first: dict[str, int] = {}
@@ -52,7 +56,7 @@ def merge_layers(layers: Sequence[LayerContent]) -> MergedImage:
     shift = 0
     for number, (digest, table) in enumerate(layers):
         of = first.setdefault(digest, number)
-        small = table.device_size <= SMALL_MAX
+        small = small_max is None or table.device_size <= small_max
         layer = tree.begin()
         try:
             for entry, content in table.entries(contents, _PRIMARY if small else of + 1, shift if small else 0):

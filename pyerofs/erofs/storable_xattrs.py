@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import NamedTuple
+
 from ..tar import reader
 from ..tar.reader import TarEntry
 from . import acl, on_disk
@@ -11,16 +14,23 @@ from .tree import Xattrs
 _OVERLAY, _LABEL = b"trusted.overlay.", b"security.selinux"
 _ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 _NAMES = {
-    reader.FILE: "a file",
-    reader.DIRECTORY: "a directory",
-    reader.SYMLINK: "a symbolic link",
-    reader.CHARACTER: "a device",
-    reader.BLOCK: "a device",
-    reader.FIFO: "a fifo",
+    reader.FILE: "files",
+    reader.DIRECTORY: "directories",
+    reader.SYMLINK: "symbolic links",
+    reader.CHARACTER: "devices",
+    reader.BLOCK: "devices",
+    reader.FIFO: "fifos",
 }
 
 
-def taken_xattrs(entry: TarEntry) -> tuple[int, Xattrs, list[str]]:
+class LeftOut(NamedTuple):
+    """An xattr that could not be stored, and what kind of files had it."""
+
+    name: str
+    kind: str
+
+
+def taken_xattrs(entry: TarEntry) -> tuple[int, Xattrs, list[LeftOut]]:
     """Return the entry's mode, its xattrs, and what cannot be stored of them, by name and kind of file.
 
     An ACL changes the mode, as setxattr(2) does. Raises ImageError for what is beyond the limits of Linux.
@@ -33,8 +43,7 @@ def taken_xattrs(entry: TarEntry) -> tuple[int, Xattrs, list[str]]:
         value = entry.xattrs[name]
         permissions = acl.mode_of(value) if name in (_ACCESS, _DEFAULT) else (0, False)
         if permissions is None or not _can_have(entry.kind, name):
-            kind = _NAMES.get(entry.kind, "a file")
-            left_out.append(f"{name.decode('utf-8', 'backslashreplace')} of {kind}")
+            left_out.append(LeftOut(os.fsdecode(name), _NAMES.get(entry.kind, "files")))
             continue
         if name == _ACCESS:
             mode = mode & ~0o777 | permissions[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import ImageError
+from .on_disk import checksum
 
 OFFSET = 1024  # bytes from the image's start
 SIZE = 128  # bytes, without extension slots
@@ -105,22 +106,6 @@ def parse(head: bytes, page_size: int = 4096) -> Superblock:
     )
 
 
-def sealed(block: bytes, uuid: bytes, build_time: int | None) -> bytes:
-    """Return the image's first block with this UUID (16 bytes), and this build time (seconds since 1970) unless None.
-
-    Eturn the image's first block with this UUID (16 bytes), and this build time (seconds since 1970) unless None.
-
-    `block` has been read by parse(), and is a whole one.
-    """
-    changed = bytearray(block)
-    changed[OFFSET + 48 : OFFSET + 64] = uuid
-    if build_time is not None:
-        struct.pack_into("<QI", changed, OFFSET + 24, build_time, 0)
-    if parse(block).feature_compat & _CHECKSUM:
-        struct.pack_into("<I", changed, OFFSET + 4, _checksum(bytes(changed[OFFSET:])))
-    return bytes(changed)
-
-
 def check_checksum(superblock: Superblock, start: bytes) -> None:
     """Refuse an image whose superblock has not the checksum that it states, as the kernel does. Raises ImageError.
 
@@ -130,31 +115,14 @@ def check_checksum(superblock: Superblock, start: bytes) -> None:
         return
     end = superblock.checked
     stated = int.from_bytes(start[OFFSET + 4 : OFFSET + 8], "little")
-    if len(start) < end or _checksum(start[OFFSET:end]) != stated:
+    # The field itself counts as zeros.
+    if len(start) < end or checksum(start[OFFSET : OFFSET + 4] + bytes(4) + start[OFFSET + 8 : end]) != stated:
         raise ImageError("the EROFS superblock is corrupt: its checksum is wrong, and no kernel mounts it")
-
-
-def _checksum(data: bytes) -> int:
-    """Of a superblock and what follows it in its block, its own field counted as zeros."""
-    return _crc32c(data[:4] + bytes(4) + data[8:])
 
 
 def inodes(head: bytes) -> int:
     """How many files the image says that it has."""
     return int.from_bytes(head[OFFSET + 16 : OFFSET + 24], "little")
-
-
-def _crc32c(data: bytes) -> int:
-    """As EROFS has it: without the inversion at the end."""
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = value >> 8 ^ table[(value ^ byte) & 0xFF]
-    return value
 
 
 def first_look(file: BinaryIO, name: str) -> None:

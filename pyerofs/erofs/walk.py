@@ -1,6 +1,6 @@
 """A directory of this machine into a tree, as it is. The only module here that does I/O.
 
-It needs no root, except to read what only root can read. The directory must not change meanwhile: a file that turns out
+It needs no root, except to read what only root can read. Nobody changes the directory meanwhile: a file that turns out
 longer or shorter than it was is refused.
 """
 
@@ -17,23 +17,25 @@ from ..tar.reader import show
 from . import on_disk
 from .laying import PIECE, Laying
 from .paths import check_depth
+from .storable_xattrs import LeftOut
 from .tree import Attributes, Tree
 
 _LABEL = b"security.selinux"  # given by the system that runs the image
+_KINDS = {stat.S_IFREG: "files", stat.S_IFDIR: "directories", stat.S_IFLNK: "symbolic links", stat.S_IFIFO: "fifos"}
 
 
 class Walk:
     """Read a directory into a tree, and lay the contents.
 
     `root`: its row. Whiteouts and the xattrs of overlayfs are taken over, for layers built by hand.
-    `left_out`: how many xattrs could not be stored, by name. Raises ImageError, and UnavailableError for what cannot be
+    `left_out`: how many xattrs could not be stored. Raises ImageError, and UnavailableError for what cannot be
     read.
     """
 
     def __init__(self, path: bytes, tree: Tree, laying: Laying) -> None:
         self._tree, self._laying = tree, laying
         self._linked: dict[tuple[int, int], int] = {}
-        self.left_out: Counter[str] = Counter()
+        self.left_out: Counter[LeftOut] = Counter()
         self.root = self._read(path)
         if self.root not in tree.children:
             raise ImageError(f"{show(path)} is not a directory")
@@ -59,7 +61,7 @@ class Walk:
         if kind != stat.S_IFDIR and key in self._linked:
             return self._linked[key]
         attributes = Attributes(
-            stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, self._xattrs(path)
+            stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, self._xattrs(path, kind)
         )
         if kind == stat.S_IFDIR:
             return tree.add_directory(attributes)
@@ -76,15 +78,21 @@ class Walk:
             self._linked[key] = row
         return row
 
-    def _xattrs(self, path: bytes) -> int:
+    def _xattrs(self, path: bytes, kind: int) -> int:
         found = []
-        for name in sorted(map(os.fsencode, os.listxattr(path, follow_symlinks=False))):
+        try:
+            names = os.listxattr(path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:  # of a filesystem without any
+                raise
+            names = []
+        for name in sorted(map(os.fsencode, names)):
             if name == _LABEL:
                 continue
             if on_disk.xattr_prefix(name):
                 found.append((name, os.getxattr(path, name, follow_symlinks=False)))
             else:
-                self.left_out[name.decode("utf-8", "backslashreplace")] += 1
+                self.left_out[LeftOut(os.fsdecode(name), _KINDS.get(kind, "devices"))] += 1
         return self._tree.intern(tuple(found))
 
 

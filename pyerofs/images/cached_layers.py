@@ -23,7 +23,7 @@ from ..errors import ImageError, UnavailableError
 from ..export.base import Export
 from ..source import kept_layers
 from ..source.converted_cache import hold_complete, locked
-from ..source.index_file import keep_index
+from ..source.index_file import find_index, keep_index
 from ..source.kinds import open_source
 from ..source.layer_blob import can_share, stream_layer
 from ..source.plan import with_index
@@ -51,6 +51,12 @@ class HeldLayer(NamedTuple):
     kept: KeptLayer
     entry: Entry | None
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return contents of the layer, fewer bytes at their end."""
+        if self.entry is None:
+            return self.kept.contents[offset : offset + length]
+        return os.pread(self.entry.data_fd, length, offset)
+
     def close(self) -> None:
         if self.entry is not None:
             self.entry.close()
@@ -59,8 +65,9 @@ class HeldLayer(NamedTuple):
 class CachedLayers:
     """Reads layers of one image. `work`: a directory of the cache's filesystem; `what` names the image in progress.
 
-    `allowance`: bytes that all layers may decompress to. `close()` gives up the layers that are held. Raises
-    ImageError, RegistryError, UnavailableError, OSError.
+    `allowance`: bytes that all layers may decompress to; `copied`: contents will be copied, and those that were kept
+    are checked before. `close()` gives up the layers that are held. Raises ImageError, RegistryError, UnavailableError,
+    OSError.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class CachedLayers:
         shown: Meter,
         allowance: Allowance,
         what: str = "",
+        *,
+        copied: bool = False,
     ) -> None:
         self._reader = reader
         self._directory = directory
@@ -80,6 +89,7 @@ class CachedLayers:
         self._shown = shown
         self._allowance = allowance
         self._what = what
+        self._copied = copied
         self._lock = threading.Lock()
         self._ended = False
         self._done: dict[str, int] = {}  # bytes of each layer that have come
@@ -141,7 +151,23 @@ class CachedLayers:
         if kept.device is None:
             return HeldLayer(kept, None)
         entry = hold_complete(self._directory, kept.device)
+        if entry is not None and self._copied and not self._is_sound(kept.device, entry):
+            entry.close()
+            return None
         return HeldLayer(kept, entry) if entry is not None else None
+
+    def _is_sound(self, device: Layer, entry: Entry) -> bool:
+        """Tell whether contents still have the hashes of their index: who copies them has no other check."""
+        found = find_index(device, self._directory)
+        if found is None:
+            return False
+        try:
+            for number in range(len(found.chunks)):
+                chunk = found.chunks.chunk(number)
+                chunk.verify(os.pread(entry.data_fd, chunk.length, chunk.start))
+        except ImageError:
+            return False
+        return True
 
     def _read(self, layer: Descriptor, diff_id: str) -> HeldLayer:
         def progress(done: int) -> None:
@@ -167,7 +193,15 @@ class CachedLayers:
             return HeldLayer(kept, self._store(kept.device, device))
 
     def _store(self, layer: Layer | None, device: DeviceFile) -> Entry | None:
-        return store_device(self._directory, layer, device, self._options, self._reader.name) if layer else None
+        if layer is None:
+            return None
+        entry = store_device(self._directory, layer, device, self._options, self._reader.name)
+        if self._copied and device.path and not self._is_sound(layer, entry):  # others use it: it was not replaced
+            _restore(layer, device, self._options, self._reader.name)
+            if not self._is_sound(layer, entry):
+                entry.close()
+                raise UnavailableError(f"{self._directory} does not keep what is written there: is the disk failing?")
+        return entry
 
     def close(self) -> None:
         for held in self._held:

@@ -1,114 +1,135 @@
-"""Ordinary images into native ones: each layer's tar stream becomes an EROFS layer; the rest stays as it was.
+"""Ordinary images into native ones: each layer becomes an EROFS layer, or all become one; the rest stays as it was.
 
-The same image gives the same digests, with the same version of mkfs.erofs. Needs root, for owners and devices.
+The same image gives the same digests, on any machine and filesystem and for any user. Nothing is unpacked, and nothing
+needs root. Layers are read through the cache: those that were converted before are neither fetched nor read again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..cache.paths import chosen_directory
+from ..cache.work import work_directory
 from ..erofs.foreign import obstacle
+from ..erofs.merge import LayerContent, merge_layers
 from ..erofs.native import is_native
-from ..errors import ImageError, UsageError
-from ..oci.image_config import FEATURE, annotations_of, make_config, make_entry, make_index, make_manifest, read_config
+from ..errors import ImageError, UnavailableError
+from ..oci import image_config
+from ..oci.image_config import annotations_of, make_config, make_entry, make_index, make_manifest, read_config
 from ..oci.manifest import INDEX_DEPTH, MAX_SIZE, Descriptor, Index, Manifest, is_attestation, listed, nothing_in, parse
-from ..oci.platforms import Platform
 from ..oci.raw_manifest import RawManifest, digest_of
-from ..source.image_reader import ImageReader
 from ..tar.allowance import Allowance
-from ..tar.decompress import LayerStream
-from ..tar.reader import Tar, show
-from ..tar.unpack import LeftOut, unpack
-from .copy import Meter, choose, meter, short_digest
-from .layer import BuiltLayer, Recipe, make_layer
-from .mkfs import find_mkfs, make_image
-from .writer import ImageWriter
+from ..tar.reader import show
+from .copy import Meter, choose, copy_document, meter, short_digest
+from .layer import SOURCE_CHAIN, SOURCE_RECIPE, BuiltLayer, ImageSource, Recipe, make_layer
+from .made_layers import MadeLayers
+from .standalone import StandaloneLayers, image_source
+
+if TYPE_CHECKING:
+    from ..config.options import ReadOptions
+    from ..erofs.storable_xattrs import LeftOut
+    from ..source.image_reader import ImageReader
+    from .cached_layers import HeldLayer
+    from .writer import CopyWriter, ImageWriter
+
+
+class Conversion(NamedTuple):
+    """How an image is converted.
+
+    `recipe` of its layers; `both`: the ordinary image goes along, in one index with what it became; `options` of the
+    source, which say where the cache is; `made`: layers that the destination has.
+    """
+
+    recipe: Recipe
+    both: bool
+    options: ReadOptions
+    made: MadeLayers
 
 
 def convert_image(
-    origin: ImageReader,
-    target: ImageWriter,
-    platform: Platform | None,
-    recipe: Recipe,
-    shown: Meter,
-    warn: Callable[[str], None],
-    unpacked_max: int | None = None,
+    origin: ImageReader, target: CopyWriter, how: Conversion, shown: Meter, warn: Callable[[str], None]
 ) -> str:
     """Convert an image with all its platforms, or what it has for one of them; return the digest of its root.
 
-    `warn` gets a line for what could not be taken over; `unpacked_max`: bytes that its layers may decompress to, None
-    for what their size allows. Raises PyerofsError. Layers that have been written before that stay, without a tag.
+    `warn` gets a line for what could not be taken over. Raises PyerofsError. Layers that have been written before that
+    stay, without a tag; layers that have been read stay in the cache.
     """
-    if os.geteuid() != 0:
-        raise UsageError("convert must be run as root: it sets owners and makes devices")
+    directory = chosen_directory(how.options)
     try:
         root = origin.root()
-        if platform:
-            root = choose(origin, root, platform)
+        if how.options.platform:
+            root = choose(origin, root, how.options.platform)
+        with work_directory(directory) as work:
+            run = _Run(origin, target, how, shown, warn, directory, work)
+            made = run.both(root) if how.both else run.document(root, INDEX_DEPTH, "")
+            target.add_document(made, root=True)
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
-    return convert_document(origin, target, root, recipe, shown, warn, unpacked_max)
-
-
-def convert_document(
-    origin: ImageReader,
-    target: ImageWriter,
-    root: RawManifest,
-    recipe: Recipe,
-    shown: Meter,
-    warn: Callable[[str], None],
-    unpacked_max: int | None = None,
-    directory: str | None = None,
-) -> str:
-    """Convert one document of the image, as convert_image() does.
-
-    `directory`: where there is room, on a filesystem that takes every kind of file; None: wherever temporary files go.
-    """
-    try:
-        work = _Conversion(origin, target, recipe, shown, warn, unpacked_max, directory)
-        made = work.document(root, INDEX_DEPTH, "")
-        target.add_document(made, root=True)
-    except ImageError as error:
-        raise ImageError(f"{origin.name}: {error}") from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UnavailableError(f"cannot convert {origin.name}: {error.strerror or error}{where}") from None
     return made.digest
 
 
-class _Conversion:
+class _Run:
     def __init__(
         self,
         origin: ImageReader,
-        target: ImageWriter,
-        recipe: Recipe,
+        target: CopyWriter,
+        how: Conversion,
         shown: Meter,
         warn: Callable[[str], None],
-        unpacked_max: int | None,
-        directory: str | None,
+        directory: str,
+        work: str,
     ) -> None:
-        self._warn = warn
-        self._unpacked_max = unpacked_max
         self._origin = origin
         self._target = target
-        self._recipe = recipe
+        self._how = how
+        self._recipe = how.recipe
         self._shown = shown
+        self._warn = warn
         self._directory = directory
-        self._mkfs = find_mkfs()
+        self._work = work
 
     def document(self, document: RawManifest, depth: int, where: str) -> RawManifest:
         """Convert a manifest or an index; all that the result names has been written."""
         found = parse(document.body, document.media_type)
         if isinstance(found, Manifest):
             return self._manifest(found, where)
+        return make_index(self._entries(found, depth), annotations_of(document))
+
+    def _entries(self, index: Index, depth: int) -> list[dict[str, Any]]:
         if not depth:
             raise ImageError(f"its indexes are nested more than {INDEX_DEPTH} deep")
         entries = []
-        for entry in _ordinary(found):
+        for entry in _ordinary(index):
             made = self.document(self._origin.document(entry), depth - 1, f"{entry.platform or 'unnamed'} ")
             self._target.add_document(made, root=False)
             entries.append(make_entry(made, entry))
-        return make_index(entries, annotations_of(document))
+        return entries
+
+    def both(self, document: RawManifest) -> RawManifest:
+        """Convert it into an index: what was there first, as it is, for whoever does not know EROFS."""
+        found = parse(document.body, document.media_type)
+        if isinstance(found, Manifest):
+            made = self._manifest(found, "")
+            copy_document(self._origin, self._target, document, self._shown)
+            self._target.add_document(made, root=False)
+            assert found.config is not None  # noqa: S101 - it was read
+            where = image_config.platform_of(read_blob(self._origin, found.config, self._work))
+            entry = Descriptor(document.media_type, document.digest, len(document.body), platform=where)
+            return make_index([image_config.describe_entry(entry), make_entry(made, entry)], {})
+        made_entries = self._entries(found, INDEX_DEPTH)
+        before = {entry.digest for entry in found.manifests if not _is_erofs(entry)}
+        for entry in found.manifests:
+            if entry.digest in before:
+                copy_document(self._origin, self._target, self._origin.document(entry), self._shown)
+        kept = [entry for entry in image_config.entries_of(document) if entry["digest"] in before]
+        return make_index([*kept, *made_entries], annotations_of(document))
 
     def _manifest(self, manifest: Manifest, where: str) -> RawManifest:
         for layer in manifest.layers:
@@ -119,46 +140,117 @@ class _Conversion:
         problem = obstacle(manifest)
         if problem or manifest.config is None:
             raise ImageError(problem)
-        config, diff_ids = read_config(read_blob(self._origin, manifest.config, self._directory), len(manifest.layers))
-        layers: list[BuiltLayer] = []
-        with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=self._directory) as directory:
-            trees: list[bytes] = []  # of the layers so far, the uppermost first
-            left_out: Counter[LeftOut] = Counter()
-            allowance = Allowance(sum(layer.size for layer in manifest.layers), self._unpacked_max)
-            for number, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
-                what = f"{where}layer {number + 1} of {len(diff_ids)}"
-                root = os.fsencode(f"{directory}/{number}")
-                os.mkdir(root, 0o700)
-                left_out += self._unpack(layer, diff_id, root, trees, allowance, what)
-                trees.insert(0, root)
-                image = f"{directory}/{number}.erofs"
-                make_image(self._mkfs, os.fsdecode(root), image)
-                made = make_layer(image, self._recipe)
-                how = self._target.add_layer(made, meter(self._shown, f"{what}: write", made.size))
-                os.unlink(image)
-                self._shown.done(f"{what}  {short_digest(layer.digest)} -> {short_digest(made.digest)}", made.size, how)
-                layers.append(made)
-            if left_out:
-                self._warn(f"{where}{_left_out(left_out)}")
-            body = make_config(config, [made.diff_id for made in layers])
-            add_config(self._target, body, directory)
+        config, diff_ids = read_config(read_blob(self._origin, manifest.config, self._work), len(manifest.layers))
+        chains = image_config.chain_ids(diff_ids)
+        if self._recipe.merge:
+            chains = chains[-1:]
+            config = image_config.with_one_layer(config)
+        ready = [self._find_made(chain) for chain in chains]
+        if chains and all(ready):
+            layers = [layer for layer in ready if layer]
+            for number, made in enumerate(layers):
+                what = f"all {len(diff_ids)} layers" if self._recipe.merge else f"layer {number + 1} of {len(layers)}"
+                self._say(f"{where}{what}", made, "already there")
+        else:
+            layers = self._make(manifest.layers, diff_ids, chains, ready, where)
+        body = make_config(config, [made.diff_id for made in layers])
+        add_config(self._target, body, self._work)
         return make_manifest(body, [made.description for made in layers], manifest.annotations)
 
-    def _unpack(
-        self, layer: Descriptor, diff_id: str, root: bytes, lowers: Sequence[bytes], allowance: Allowance, what: str
-    ) -> Counter[LeftOut]:
-        name = f"layer {short_digest(layer.digest)}"
-        progress = meter(self._shown, f"{what}: read", layer.size)
-        with self._origin.blob(layer, self._directory, progress) as path, open(path, "rb") as file:
-            stream = LayerStream(file, diff_id.partition(":")[0], allowance)
-            try:
-                left_out = unpack(Tar(stream.read), root, lowers, allowance.take)
-                digest = stream.finish()
-            except ImageError as error:
-                raise ImageError(f"{name}: {error}") from None
-        if digest != diff_id:
-            raise ImageError(f"{name} has another content than the config says: {digest} instead of {diff_id}")
-        return left_out
+    def _find_made(self, chain: str) -> BuiltLayer | None:
+        found = self._how.made.find(chain, self._recipe)
+        return found if found and self._target.has_blob(found.digest, found.size) else None
+
+    def _make(
+        self,
+        layers: Sequence[Descriptor],
+        diff_ids: Sequence[str],
+        chains: Sequence[str],
+        ready: Sequence[BuiltLayer | None],
+        where: str,
+    ) -> list[BuiltLayer]:
+        from .cached_layers import CachedLayers  # deferred: it imports what reads, which moving images does not need
+
+        options = self._how.options
+        allowance = Allowance(sum(layer.size for layer in layers), options.unpacked_max)
+        quiet = _Quiet(self._shown)
+        found = []
+        with CachedLayers(
+            self._origin, self._directory, self._work, options, quiet, allowance, where, copied=True
+        ) as cached:
+            held = cached.get_all(layers, diff_ids)
+            if self._recipe.merge:
+                return [self._write(self._merged(held, where), chains[0], f"{where}all {len(layers)} layers ")]
+            stack = StandaloneLayers(lambda number, offset, length: held[number].read(offset, length), self._work)
+            with contextlib.closing(stack):
+                for number, (layer, chain, made) in enumerate(zip(layers, chains, ready, strict=True)):
+                    what = f"{where}layer {number + 1} of {len(layers)}"
+                    try:
+                        stack.begin(held[number].kept.table)
+                    except ImageError as error:
+                        raise ImageError(f"layer {short_digest(layer.digest)}: {error}") from None
+                    if made is None:
+                        made = self._write(stack.image(), chain, f"{what}  {short_digest(layer.digest)} ->", what)
+                    else:
+                        self._say(what, made, "already there")
+                    stack.merge()
+                    found.append(made)
+            self._warn_of(stack.left_out, where)
+        return found
+
+    def _merged(self, held: Sequence[HeldLayer], where: str) -> ImageSource:
+        contents = [LayerContent(layer.kept.digest, layer.kept.table) for layer in held]
+        merged = merge_layers(contents, small_max=None)
+        self._warn_of(merged.left_out, where)
+        parts = ((held[number].kept.table.device_size, held[number].read) for number in merged.primary)
+        return image_source(merged.metadata.data, *parts)
+
+    def _write(self, image: ImageSource, chain: str, said: str, what: str = "") -> BuiltLayer:
+        about = {SOURCE_CHAIN: chain, SOURCE_RECIPE: str(self._recipe)}
+        return write_layer(self._target, image, self._recipe, about, self._work, self._shown, said, what)
+
+    def _say(self, what: str, made: BuiltLayer, how: str) -> None:
+        self._shown.done(f"{what}  {short_digest(made.digest)}", made.size, how)
+
+    def _warn_of(self, left_out: Counter[LeftOut], where: str) -> None:
+        if left_out:
+            self._warn(f"{where}{left_out_line(left_out)}")
+
+
+class _Quiet:
+    """Shows how far reading is, but no line for a layer that was read: it gets one when it has been written."""
+
+    def __init__(self, shown: Meter) -> None:
+        self.update = shown.update
+
+    def done(self, what: str, size: int, how: str) -> None:
+        """Say nothing."""
+
+
+def write_layer(
+    target: ImageWriter,
+    image: ImageSource,
+    recipe: Recipe,
+    about: dict[str, str],
+    work: str,
+    shown: Meter,
+    said: str,
+    what: str = "",
+) -> BuiltLayer:
+    """Make an image a layer, and write it. Raises PyerofsError, OSError.
+
+    `work`: a directory for files; `said` of it when it is done, `what` meanwhile.
+    """
+    with target.scratch(work) as directory:
+        path = f"{directory}/layer"
+        try:
+            made = make_layer(image, path, recipe, about)
+            how = target.add_layer(made, meter(shown, f"{what or said}: write", made.size))
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # a layout takes it as it is
+                os.unlink(path)
+    shown.done(f"{said} {short_digest(made.digest)}", made.size, how)
+    return made
 
 
 def read_blob(origin: ImageReader, config: Descriptor, directory: str | None = None) -> bytes:
@@ -177,23 +269,21 @@ def add_config(target: ImageWriter, body: bytes, directory: str) -> None:
     target.add_file(digest_of(body), path, lambda done: None)
 
 
-def _left_out(found: Counter[LeftOut]) -> str:
-    """Say in one line which extended attributes are not in the image."""
-    kinds = [f"{show(os.fsencode(what.name))} of {what.kind} ({count})" for what, count in found.most_common()]
-    return f"left out {found.total()} extended attributes that Linux cannot store: {listed(kinds)}"
-
-
-def left_out_line(found: Counter[str]) -> str:
+def left_out_line(found: Counter[LeftOut]) -> str:
     """Say in one line which extended attributes could not be taken over."""
-    kinds = [f"{show(os.fsencode(what))} ({count})" for what, count in found.most_common()]
+    kinds = [f"{show(os.fsencode(what.name))} of {what.kind} ({count})" for what, count in found.most_common()]
     return f"left out {found.total()} extended attributes that Linux cannot store: {listed(kinds)}"
 
 
 def _ordinary(index: Index) -> list[Descriptor]:
     """Return the entries to convert: no attestations, and no EROFS manifest beside the ordinary one it was made of."""
     images = [entry for entry in index.manifests if not is_attestation(entry)]
-    ordinary = [entry for entry in images if not (entry.platform and FEATURE in entry.platform.os_features)]
+    ordinary = [entry for entry in images if not _is_erofs(entry)]
     found = ordinary or images
     if not found:
         raise ImageError(nothing_in(index))
     return found
+
+
+def _is_erofs(entry: Descriptor) -> bool:
+    return entry.platform is not None and image_config.FEATURE in entry.platform.os_features

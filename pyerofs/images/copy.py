@@ -36,6 +36,11 @@ def copy_image(origin: ImageReader, target: CopyWriter, platform: Platform | Non
     return root.digest
 
 
+def copy_document(origin: ImageReader, target: CopyWriter, document: RawManifest, meter: Meter) -> None:
+    """Copy one document with all that it names, without a tag. Raises RegistryError, ImageError, UsageError."""
+    _Copy(origin, target, meter).run(document, root=False)
+
+
 def choose(origin: ImageReader, root: RawManifest, platform: Platform) -> RawManifest:
     """Return the manifest for a platform. Raises ImageError."""
     for _ in range(INDEX_DEPTH):
@@ -53,9 +58,9 @@ class _Copy:
         self._meter = meter
         self._seen: set[str] = set()
 
-    def run(self, root: RawManifest) -> None:
-        self._parts(root, INDEX_DEPTH)
-        self._target.add_document(root, root=True)
+    def run(self, document: RawManifest, *, root: bool = True) -> None:
+        self._parts(document, INDEX_DEPTH)
+        self._target.add_document(document, root=root)
 
     def _parts(self, document: RawManifest, depth: int) -> None:
         found = parse(document.body, document.media_type)

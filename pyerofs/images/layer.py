@@ -1,21 +1,31 @@
-"""A layer of an image out of an EROFS file: what lies behind it in its blob, its digest, its descriptor."""
+"""A layer of an image out of an EROFS image: what lies behind it in its blob, its digest, its descriptor."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from ..erofs import chunk_index, dmverity
+from ..erofs.compose import ROLE
 from ..erofs.layer import CONTENT
-from ..erofs.superblock import HEAD, Superblock, check_checksum, check_size, parse
-from ..errors import ImageError
 from ..oci.raw_manifest import descriptor
 
 MEDIA_TYPE = "application/vnd.erofs"
+# What layers may be called, and whether they may be compressed then (CONTAINERS: which engine takes which).
+LAYER_TYPES = {
+    "vnd.erofs": True,
+    "vnd.erofs.layer.v1": True,
+    "vnd.oci.image.layer.v1.erofs": False,
+}
+# Of a layer that was converted: the ChainID (OCI image spec) of what it was made of, with all that lies below it, and
+# the recipe. The same two give the same layer.
+SOURCE_CHAIN = "io.pyerofs.source.chain-id"
+SOURCE_RECIPE = "io.pyerofs.source.recipe"
+LAYOUT_VERSION = 1  # of what the same source and recipe give
 _ZSTD = "+zstd"
-_ROLE = "org.erofs.role"
 _LOWER = "overlay-lower"
+_PIECE = 1 << 20  # bytes
 
 
 class BuiltLayer(NamedTuple):
@@ -29,93 +39,131 @@ class BuiltLayer(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How layers are made. `chunk_size` in bytes; `verity`: with a dm-verity tree; `level`: of zstd, 0 for none."""
+    """How layers are made.
+
+    `chunk_size` in bytes; `verity`: with a dm-verity tree; `level`: of zstd, 0 for none; `layer_type`: one of
+    LAYER_TYPES; `merge`: all layers of an image in one.
+    """
 
     chunk_size: int = chunk_index.CHUNK_SIZE
     verity: bool = False
     level: int = 0
+    layer_type: str = "vnd.erofs"
+    merge: bool = False
+
+    @property
+    def media_type(self) -> str:
+        return f"application/{self.layer_type}{_ZSTD if self.level else ''}"
+
+    def __str__(self) -> str:
+        """Return all that the bytes of a layer depend on."""
+        how = f"layout={LAYOUT_VERSION} chunk-size={self.chunk_size}"
+        compressed = f" zstd={self.level}" if self.level else ""
+        return how + compressed + (" verity" if self.verity else "") + (" merge" if self.merge else "")
 
 
-def make_layer(path: str, recipe: Recipe) -> BuiltLayer:
-    """Make the EROFS file at `path` a layer. Raises ImageError, UnavailableError.
+class ImageSource:
+    """An EROFS image as a stream, in parts that lie in different places. For one thread.
 
-    Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
-    place.
+    `parts`: the bytes of each, and what gives them: `read(offset, length)`, fewer bytes only where the part is cut.
     """
-    with open(path, "r+b") as file:
-        start = file.read(HEAD)
-        superblock = parse(start)
-        check_size(superblock, os.fstat(file.fileno()).st_size)
-        check_checksum(superblock, start + file.read(max(0, superblock.checked - HEAD)))
-        if superblock.extra_devices:
-            raise ImageError("the EROFS image needs other devices, and so is no layer by itself")
-        tree = _add_tree(file, superblock) if recipe.verity else {}
-        file.seek(0)
-        return (_compressed if recipe.level else _raw)(path, file, recipe, {_ROLE: _LOWER, **tree})
 
-
-def _raw(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]) -> BuiltLayer:
-    hashed = _Hashed(file)
-    index = chunk_index.build(hashed.read, recipe.chunk_size)
-    size = file.tell()
-    hashed.write(index)
-    found = {**annotations, **chunk_index.describe(size, index)}
-    return _made(path, MEDIA_TYPE, hashed.digest(), hashed.digest(), size + len(index), found)
-
-
-def _compressed(path: str, file: IO[bytes], recipe: Recipe, annotations: dict[str, str]) -> BuiltLayer:
-    from ..erofs.zstd import deflater  # deferred: needed here only
-
-    deflate = deflater(recipe.level)
-    image = _Hashed(file)
-    partial = f"{path}.zst"
-    with open(partial, "wb") as out:
-        blob = _Hashed(out)
-        index = chunk_index.build(image.read, recipe.chunk_size, lambda chunk: blob.write(deflate(chunk)))
-        size = out.tell()
-        section = blob.write(chunk_index.framed(index))
-    os.replace(partial, path)
-    content = image.digest()
-    found = {**annotations, CONTENT: content, **chunk_index.describe(size, index, frame=True)}
-    return _made(path, MEDIA_TYPE + _ZSTD, blob.digest(), content, size + len(section), found)
-
-
-def _made(path: str, kind: str, digest: str, diff_id: str, size: int, annotations: dict[str, str]) -> BuiltLayer:
-    return BuiltLayer(path, digest, diff_id, size, descriptor(kind, digest, size, annotations))
-
-
-class _Hashed:
-    """A file of which every byte that is read or written is hashed, in that order."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hasher = hashlib.sha256()
+    def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], bytes]]]) -> None:
+        self.size = sum(size for size, _ in parts)
+        self._parts = list(reversed(parts))
+        self._at = 0  # in the last of them
 
     def read(self, count: int) -> bytes:
-        piece = self._file.read(count)
-        self._hasher.update(piece)
-        return piece
+        """Return the next `count` bytes, fewer only at the end. Raises what the parts raise."""
+        found: list[bytes] = []
+        while count and self._parts:
+            size, read = self._parts[-1]
+            piece = read(self._at, min(count, size - self._at)) if self._at < size else b""
+            self._at += len(piece)
+            count -= len(piece)
+            if piece:
+                found.append(piece)
+            else:
+                self._parts.pop()
+                self._at = 0
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+def make_layer(image: ImageSource, path: str, recipe: Recipe, about: Mapping[str, str]) -> BuiltLayer:
+    """Make the image a layer, in the file `path`, in one pass. `about`: more annotations. Raises ImageError, OSError.
+
+    Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
+    place. With a tree, the image has whole blocks.
+    """
+    with open(path, "wb") as file:
+        blob = _Blob(file, recipe)
+        annotations = {ROLE: _LOWER, **about}
+        if recipe.verity:
+            tree, root = dmverity.build(lambda count: blob.write(image.read(count)))
+            annotations |= dmverity.describe(image.size, root)
+            blob.write(tree)
+        else:
+            while piece := image.read(_PIECE):
+                blob.write(piece)
+        return blob.finish(path, annotations)
+
+
+class _Blob:
+    """The blob of a layer as it is written, with all that is hashed of it on the way."""
+
+    def __init__(self, file: IO[bytes], recipe: Recipe) -> None:
+        self._file, self._recipe = file, recipe
+        self._deflate: Callable[[bytes], bytes] | None = None
+        if recipe.level:
+            from ..erofs.zstd import deflater  # deferred: needed here only
+
+            self._deflate = deflater(recipe.level)
+        self._entries: list[tuple[int, int, bytes]] = []
+        self._start = self._size = 0  # of the image, and of the blob, so far
+        self._rest = bytearray()  # the beginning of a chunk
+        self._blob, self._image = hashlib.sha256(), hashlib.sha256()
 
     def write(self, data: bytes) -> bytes:
-        self._file.write(data)
-        self._hasher.update(data)
+        """Take the image's next bytes, and return them."""
+        view = memoryview(data)
+        size = self._recipe.chunk_size
+        if self._rest:
+            missing = size - len(self._rest)
+            self._rest += view[:missing]
+            view = view[missing:]
+            if len(self._rest) == size:
+                self._put(bytes(self._rest))
+                self._rest.clear()
+        while len(view) >= size:
+            self._put(view[:size])
+            view = view[size:]
+        self._rest += view
         return data
 
-    def digest(self) -> str:
-        return f"sha256:{self._hasher.hexdigest()}"
+    def _put(self, chunk: bytes | memoryview) -> None:
+        stored = chunk
+        if self._deflate is not None:
+            self._image.update(chunk)
+            stored = self._deflate(bytes(chunk))
+        self._entries.append((self._size, self._start, hashlib.sha256(stored).digest()))
+        self._start += len(chunk)
+        self._append(stored)
 
+    def _append(self, data: bytes | memoryview) -> None:
+        self._blob.update(data)
+        self._file.write(data)
+        self._size += len(data)
 
-def _add_tree(file: IO[bytes], superblock: Superblock) -> dict[str, str]:
-    """Append the dm-verity tree and return the annotations that tell of it. Raises ImageError."""
-    if superblock.block_size < dmverity.BLOCK:
-        raise ImageError(
-            f"the EROFS image has blocks of {superblock.block_size} bytes: the kernel cannot mount it by dm-verity, "
-            f"which here has blocks of {dmverity.BLOCK}; make it with mkfs.erofs -b{dmverity.BLOCK}"
-        )
-    size = file.seek(0, os.SEEK_END)
-    padding = -size % dmverity.BLOCK
-    file.write(bytes(padding))
-    file.seek(0)
-    tree, root = dmverity.build(file.read)
-    file.write(tree)
-    return dmverity.describe(size + padding, root)
+    def finish(self, path: str, annotations: dict[str, str]) -> BuiltLayer:
+        """Put the index behind it."""
+        if self._rest:
+            self._put(bytes(self._rest))
+        is_zstd = self._deflate is not None
+        index = chunk_index.encode(chunk_index.ZSTD if is_zstd else chunk_index.NONE, self._start, self._entries)
+        where = chunk_index.describe(self._size, index, frame=is_zstd)
+        self._append(chunk_index.framed(index) if is_zstd else index)
+        digest = diff_id = f"sha256:{self._blob.hexdigest()}"
+        if is_zstd:
+            diff_id = annotations[CONTENT] = f"sha256:{self._image.hexdigest()}"
+        about = descriptor(self._recipe.media_type, digest, self._size, {**annotations, **where})
+        return BuiltLayer(path, digest, diff_id, self._size, about)

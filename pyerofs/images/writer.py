@@ -5,8 +5,10 @@ A writer is for one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..config.options import ReadOptions
@@ -38,6 +40,14 @@ class ImageWriter(Protocol):
 
     def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
         """Store a layer that has been made."""
+        ...
+
+    def has_blob(self, digest: str, size: int) -> bool:
+        """Tell whether a blob of `size` bytes is there."""
+        ...
+
+    def scratch(self, directory: str) -> AbstractContextManager[str]:
+        """Give a directory for what add_layer() will get: `directory`, or one from where it need not be copied."""
         ...
 
     def add_document(self, document: RawManifest, *, root: bool) -> None: ...
@@ -96,6 +106,13 @@ class RegistryWriter:
     def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
         return self.add_file(made.digest, made.path, progress)
 
+    def has_blob(self, digest: str, size: int) -> bool:
+        return self._uploads.has_blob(digest)
+
+    @contextlib.contextmanager
+    def scratch(self, directory: str) -> Iterator[str]:
+        yield directory
+
     def has_document(self, document: RawManifest) -> bool:
         return self._uploads.has_manifest(document.digest, document.media_type)
 
@@ -134,6 +151,12 @@ class LayoutWriter:
 
     def add_layer(self, made: BuiltLayer, progress: Progress) -> str:
         return self.add_file(made.digest, made.path, progress)
+
+    def has_blob(self, digest: str, size: int) -> bool:
+        return self._layout.has(digest, size)
+
+    def scratch(self, directory: str) -> AbstractContextManager[str]:
+        return self._layout.scratch()
 
     def has_document(self, document: RawManifest) -> bool:
         return False  # a manifest that is here says nothing of its blobs

@@ -94,6 +94,47 @@ def annotations_of(document: RawManifest) -> dict[str, str]:
     return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
 
 
+def describe_entry(entry: Descriptor) -> dict[str, Any]:
+    """Return the descriptor of a manifest for an index, as it is: with its platform, if that is known."""
+    found = descriptor(entry.media_type, entry.digest, entry.size, entry.annotations)
+    return {**found, "platform": platform(entry.platform)} if entry.platform else found
+
+
+def entries_of(index: RawManifest) -> list[dict[str, Any]]:
+    """Return the entries of an index, which has been parsed, with all that they say."""
+    found: list[dict[str, Any]] = json.loads(index.body)["manifests"]
+    return found
+
+
+def platform_of(config: bytes) -> Platform | None:
+    """Return the platform of an image by its config, which has been read; None where it does not say."""
+    found = json.loads(config)
+    system, architecture, variant = (found.get(key) or "" for key in ("os", "architecture", "variant"))
+    if not (isinstance(system, str) and isinstance(architecture, str) and isinstance(variant, str)):
+        return None
+    return Platform(system, architecture, variant) if system and architecture else None
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """Return the ChainID (OCI image spec, "Layer ChainID") of each layer: of it and of all below it."""
+    chains: list[str] = []
+    for diff_id in diff_ids:
+        chains.append(digest_of(f"{chains[-1]} {diff_id}".encode()) if chains else diff_id)
+    return chains
+
+
+def with_one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with a history that has one layer, the last one's: some tools count them."""
+    history = config.get("history")
+    if not isinstance(history, list) or not all(isinstance(step, dict) for step in history):
+        return dict(config)
+    last = max((number for number, step in enumerate(history) if not step.get("empty_layer")), default=-1)
+    return {
+        **config,
+        "history": [step if number == last else {**step, "empty_layer": True} for number, step in enumerate(history)],
+    }
+
+
 def new_config(where: Platform, digests: Sequence[str], names: Sequence[str]) -> bytes:
     """Of an image that is made of nothing but these layers. No times: the same layers give the same image."""
     history = [{"created_by": f"pyerofs build {name}"} for name in names]

@@ -1,4 +1,4 @@
 """Tar layers: decompress, read and unpack them.
 
-Public: allowance, decompress, reader, unpack.
+Public: allowance, decompress, reader.
 """

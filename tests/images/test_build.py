@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,22 +10,21 @@ import pytest
 from pyerofs.erofs import chunk_index
 from pyerofs.oci.platforms import Platform
 from tests.support.images import EROFS, Images
-from tests.support.needs import need, need_root
+from tests.support.needs import need_root
 from tests.support.ordinary import check_layer, mounted, read_json
 from tests.support.scene import Scene
-from tests.support.skopeo import blobs, tags
+from tests.support.skopeo import tags
 from tests.support.trees import Tree, assert_same
 
 
 @pytest.fixture(autouse=True)
 def programs() -> None:
     need_root()
-    need("mkfs.erofs", "erofs-utils")
 
 
 def test_a_directory(scene: Scene, tree: Tree) -> None:
     out = scene.directory / "out"
-    done = scene.run("build", tree.root, f"oci:{out}:app")
+    done = scene.make("build", tree.root, f"oci:{out}:app")
     assert done.status == 0, done.err
     assert done.out == f"{tags(out)['app']}  oci:{out}:app\n"
     assert done.err.startswith(f"pyerofs: layer 1 of 1  {tree.root} -> sha256:")
@@ -46,14 +44,14 @@ def test_a_directory(scene: Scene, tree: Tree) -> None:
 def test_the_same_each_time(scene: Scene, tree: Tree) -> None:
     copy = scene.directory / "tree"
     subprocess.run(["cp", "-a", tree.root, copy], check=True)
-    outs = [scene.run("build", "-q", at, f"oci:{scene.directory}/out:app").out for at in (tree.root, copy)]
+    outs = [scene.make("build", "-q", at, f"oci:{scene.directory}/out:app").out for at in (tree.root, copy)]
     assert outs[0] == outs[1] != ""
 
 
 def test_compressed(scene: Scene, tree: Tree, images: Images) -> None:
     """Read back through its index."""
     name = f"oci:{scene.directory}/out:app"
-    done = scene.run("build", "-q", "--compress", "zstd:19", images.plain, name)
+    done = scene.make("build", "-q", "--compress", "zstd:19", images.plain, name)
     assert done.status == 0, done.err
     read = scene.directory / "read"
     with read.open("wb") as out:
@@ -69,7 +67,7 @@ def test_files_and_directories(scene: Scene, images: Images) -> None:
     (extra / "new").write_bytes(b"new")
     before = images.other.read_bytes()
     out = scene.directory / "out"
-    done = scene.run(
+    done = scene.make(
         "build", "-q", "-o", "oci.platform=linux/arm/v7", images.other, extra, images.lz4, f"oci:{out}:app"
     )
     assert done.status == 0, done.err
@@ -103,23 +101,20 @@ def test_what_cannot_be_built(scene: Scene, images: Images) -> None:
         (Path("/nowhere"), 1, "/nowhere is neither a directory nor an EROFS file"),
         (Path("/dev/null"), 1, "/dev/null is neither a directory nor an EROFS file"),
     ):
-        done = scene.run("build", "-q", source, out)
+        done = scene.make("build", "-q", source, out)
         assert (done.status, error in done.error) == (status, True), done.err
     assert tags(scene.directory / "out") == {}
-    assert "oci.layer" in scene.run("build", "-o", "oci.layer=1", cut, out).error
+    assert "oci.layer" in scene.make("build", "-o", "oci.layer=1", cut, out).error
 
 
 def test_nothing_of_a_directory_is_lost(scene: Scene) -> None:
-    """mkfs.erofs 1.5 leaves this one out; a newer one takes it."""
+    """Versions of mkfs.erofs left the first out, and cut the second off."""
     tree = scene.directory / "tree"
     (tree / "lost+found").mkdir(parents=True)
+    (tree / ("n" * 255)).touch()
     out = scene.directory / "out"
-    done = scene.run("build", "-q", tree, f"oci:{out}:x")
-    if done.status:
-        assert "'lost+found': mkfs.erofs" in done.error
-        assert list(blobs(out)) == []
-    else:
-        (layer,) = read_json(out, tags(out)["x"])["layers"]
-        with mounted([out / "blobs" / layer["digest"].replace(":", "/")], scene.directory / "native") as root:
-            assert (root / "lost+found").is_dir()
-    shutil.rmtree(tree)
+    done = scene.make("build", "-q", tree, f"oci:{out}:x")
+    assert done.status == 0, done.err
+    (layer,) = read_json(out, tags(out)["x"])["layers"]
+    with mounted([out / "blobs" / layer["digest"].replace(":", "/")], scene.directory / "native") as root:
+        assert sorted(path.name for path in root.iterdir()) == ["lost+found", "n" * 255]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import zstandard
 
-from pyerofs import program
 from pyerofs.cli import main
 from pyerofs.erofs import chunk_index, dmverity
 from pyerofs.erofs.zstd import inflate
@@ -42,7 +40,6 @@ from tests.support.trees import assert_same, survey
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> None:
     need_root()
-    need("mkfs.erofs", "erofs-utils")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 def converted(source: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout with the native app."""
     path = tmp_path_factory.mktemp("converted") / "layout"
-    assert main.main(["convert", "-q", f"oci:{source.path}:app", f"oci:{path}:app"]) == 0
+    cache = f"oci.cache={path.parent}/cache"
+    assert main.main(["convert", "-q", "-o", cache, f"oci:{source.path}:app", f"oci:{path}:app"]) == 0
     return path
 
 
@@ -141,8 +139,7 @@ def test_the_same_each_time_and_everywhere(
     scene: Scene, source: Layout, converted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    done = scene.run(
-        "convert", f"oci:{source.path}:app", f"oci:{scene.directory}/again:app",
+    done = scene.make("convert", f"oci:{source.path}:app", f"oci:{scene.directory}/again:app",
         env={"TMPDIR": str(elsewhere), "SOURCE_DATE_EPOCH": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}, cwd=elsewhere,
     )  # fmt: skip
     assert (done.status, done.out.split()[0]) == (0, tags(converted)["app"]), done.err
@@ -159,14 +156,14 @@ def test_on_another_filesystem(scene: Scene, source: Layout, converted: Path) ->
     memory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", memory], check=True)
     try:
-        done = scene.run("convert", f"oci:{source.path}:app", f"oci:{memory}/again:app", env={"TMPDIR": str(memory)})
+        done = scene.make("convert", f"oci:{source.path}:app", f"oci:{memory}/again:app", env={"TMPDIR": str(memory)})
         assert (done.status, done.out.split()[0]) == (0, tags(converted)["app"]), done.err
     finally:
         subprocess.run(["umount", memory], check=True)
 
 
 def test_how_layers_are_packed_makes_no_difference(scene: Scene, source: Layout, converted: Path) -> None:
-    done = scene.run("convert", "-q", f"oci:{source.path}:mixed", f"oci:{scene.directory}/out:app")
+    done = scene.make("convert", "-q", f"oci:{source.path}:mixed", f"oci:{scene.directory}/out:app")
     assert done.out.split()[0] == tags(converted)["app"], done.err
 
 
@@ -175,24 +172,24 @@ def test_docker_archive(scene: Scene, source: Layout, converted: Path) -> None:
     skopeo.copy(f"oci:{source.path}:app", f"docker-archive:{tar}:org/app:1", "--src-tls-verify=false")
     out = scene.directory / "out"
     for name, tag in ((f"docker-archive:{tar}", "a"), (f"docker-archive:{tar}:org/app:1", "b")):
-        assert scene.run("convert", "-q", name, f"oci:{out}:{tag}").status == 0
+        assert scene.make("convert", "-q", name, f"oci:{out}:{tag}").status == 0
     subprocess.run(["gzip", "-k", tar], check=True)
-    done = scene.run("convert", "-q", f"docker-archive:{tar}.gz:docker.io/org/app:1", f"oci:{out}:c")
+    done = scene.make("convert", "-q", f"docker-archive:{tar}.gz:docker.io/org/app:1", f"oci:{out}:c")
     assert done.status == 0, done.err
     assert tags(out)["a"] == tags(out)["b"] == tags(out)["c"]
     assert [layer["digest"] for layer in manifest_of(out, "a")["layers"]] == [
         layer["digest"] for layer in manifest_of(converted)["layers"]
     ]
-    assert "it has docker.io/org/app:1: say which" in scene.run("convert", f"docker-archive:{tar}:no", "oci:x").error
-    assert "not a valid tar" in scene.run("convert", f"docker-archive:{source.path}/oci-layout", "oci:x").error
+    assert "it has docker.io/org/app:1: say which" in scene.make("convert", f"docker-archive:{tar}:no", "oci:x").error
+    assert "not a valid tar" in scene.make("convert", f"docker-archive:{source.path}/oci-layout", "oci:x").error
     other = scene.directory / "other.tar"
     other.write_bytes(archive(file("x")))
-    assert "is it from docker save?" in scene.run("convert", f"docker-archive:{other}", "oci:x").error
+    assert "is it from docker save?" in scene.make("convert", f"docker-archive:{other}", "oci:x").error
 
 
 def test_all_platforms(scene: Scene, source: Layout, converted: Path) -> None:
     out = scene.directory / "out"
-    done = scene.run("convert", f"oci:{source.path}:all", f"oci:{out}:all")
+    done = scene.make("convert", f"oci:{source.path}:all", f"oci:{out}:all")
     assert done.status == 0, done.err
     found = manifest_of(out, "all")
     assert found["annotations"] == {"of": "all"}
@@ -202,7 +199,7 @@ def test_all_platforms(scene: Scene, source: Layout, converted: Path) -> None:
     assert amd["digest"] == tags(converted)["app"]
     assert amd["annotations"] == {"a": "b"}
     assert "pyerofs: linux/arm64 layer 1 of 1" in done.err
-    done = scene.run("convert", "-q", "-o", "oci.platform=linux/arm64", f"oci:{source.path}:all", f"oci:{out}:arm")
+    done = scene.make("convert", "-q", "-o", "oci.platform=linux/arm64", f"oci:{source.path}:all", f"oci:{out}:arm")
     assert done.out.split()[0] == arm["digest"]
 
 
@@ -216,11 +213,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]
 def test_from_and_to_a_registry(scene: Scene, source: Layout, server: DockerRegistry) -> None:
     skopeo.copy(f"oci:{source.path}:all", f"docker://{server.host}/org/app:tar")
     names = f"{server.host}/org/app:tar", f"{server.host}/org/app:erofs"
-    done = scene.run("convert", *names)
+    done = scene.make("convert", *names)
     assert done.status == 0, done.err
     assert done.err.count("pushed") == 5
     assert done.err.count("already there") == 1  # the base is both platforms'
-    again = scene.run("convert", *names)
+    again = scene.make("convert", *names)
     assert again.out == done.out
     assert again.err.count("already there") == 6
     shown = scene.run("inspect", "-o", "oci.platform=linux/amd64", names[1])
@@ -248,7 +245,7 @@ def test_skopeo_copies_it_unchanged(
 
 def test_chunk_size(scene: Scene, source: Layout) -> None:
     out = scene.directory / "out"
-    assert scene.run("convert", "-q", "--chunk-size", "1M", f"oci:{source.path}:app", f"oci:{out}:app").status == 0
+    assert scene.make("convert", "-q", "--chunk-size", "1M", f"oci:{source.path}:app", f"oci:{out}:app").status == 0
     layer = manifest_of(out)["layers"][2]
     first, end = map(int, layer["annotations"][chunk_index.RANGE].split(":"))
     assert end - first == 32 + -(-first // (1 << 20)) * 48
@@ -256,7 +253,7 @@ def test_chunk_size(scene: Scene, source: Layout) -> None:
 
 @pytest.mark.parametrize("text", ["gzip", "zstd:0", "zstd:23", "zstd:", "zstd:x", ""])
 def test_other_compressions_are_refused(scene: Scene, text: str) -> None:
-    done = scene.run("convert", "--compress", text, "oci:none", "oci:out")
+    done = scene.make("convert", "--compress", text, "oci:none", "oci:out")
     assert done.status == 1
     assert f"{text!r} is not zstd, or zstd:LEVEL from zstd:1 to zstd:22" in done.err
 
@@ -264,7 +261,7 @@ def test_other_compressions_are_refused(scene: Scene, text: str) -> None:
 def test_verity(scene: Scene, source: Layout, converted: Path) -> None:
     """Each layer has a tree, and is else what it is without."""
     out = scene.directory / "out"
-    assert scene.run("convert", "-q", "--verity", f"oci:{source.path}:app", f"oci:{out}:app").status == 0
+    assert scene.make("convert", "-q", "--verity", f"oci:{source.path}:app", f"oci:{out}:app").status == 0
     made, before = (manifest_of(at)["layers"] for at in (out, converted))
     for layer, plain in zip(made, before, strict=True):
         tree = dmverity.find(layer["annotations"], 4096)
@@ -276,8 +273,8 @@ def test_compressed(scene: Scene, source: Layout, extra: tuple[str, ...]) -> Non
     """The same images, in frames that anything can decompress that knows zstd; smaller; the same each time."""
     plain, out, again = (f"oci:{scene.directory}/{name}:app" for name in ("plain", "out", "again"))
     name = f"oci:{source.path}:app"
-    assert scene.run("convert", "-q", *extra, name, plain).status == 0
-    done = [scene.run("convert", "-q", *extra, "--compress", "zstd", name, at) for at in (out, again)]
+    assert scene.make("convert", "-q", *extra, name, plain).status == 0
+    done = [scene.make("convert", "-q", *extra, "--compress", "zstd", name, at) for at in (out, again)]
     assert [one.status for one in done] == [0, 0], done
     assert done[0].out.partition(" ")[0] == done[1].out.partition(" ")[0]
     raw, made = manifest_of(scene.directory / "plain"), manifest_of(scene.directory / "out")
@@ -310,7 +307,7 @@ def test_compressed(scene: Scene, source: Layout, extra: tuple[str, ...]) -> Non
     ([[file("../x")]], "the entry '../x' of the layer: it leads out of the image"),
     ([[symlink("s", "s"), file("s/x")]], "the entry 's/x' of the layer: there are too many symbolic links"),
     ([[file("a")], [file(".wh..")]], "it deletes what has no name"),
-    ([[file("huge", b"x", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 60)})]], "has no room"),
+    ([[file("huge", b"x", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 60)})]], "too fine holes"),
 ])  # fmt: skip
 def test_hostile_layers(scene: Scene, layers: list[list[ordinary.Member]], error: str) -> None:
     layout = Layout(scene.directory / "layout")
@@ -322,7 +319,7 @@ def fails(scene: Scene, name: str, status: int, error: str) -> None:
     scratch = scene.directory / "scratch"
     scratch.mkdir()
     out = scene.directory / "out"
-    done = scene.run("convert", "-q", name, f"oci:{out}:x", env={"TMPDIR": str(scratch)})
+    done = scene.make("convert", "-q", name, f"oci:{out}:x", env={"TMPDIR": str(scratch)})
     assert error in done.error
     assert done.status == status
     assert list(scratch.iterdir()) == []
@@ -354,22 +351,9 @@ def test_a_corrupt_blob(scene: Scene, source: Layout) -> None:
     fails(scene, name, 32, "is corrupt")
 
 
-def test_what_is_missing(
-    scene: Scene, source: Layout, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    command = ["convert", f"oci:{source.path}:app", f"oci:{scene.directory}/out"]
-    # Not PATH itself: beside this the guest's run starts programs (guestrun.py).
-    monkeypatch.setattr(program, "find", lambda _: None)
-    assert main.main(command) == 2
-    assert "mkfs.erofs is not installed: apt-get install erofs-utils" in capfd.readouterr().err
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert main.main(command) == 1
-    assert "convert must be run as root" in capfd.readouterr().err
-
-
 def test_all_entries_may_have_no_platform(scene: Scene) -> None:
     layout = Layout(scene.directory / "layout")
     name = layout.tag(layout.index([layout.image([archive(directory("d"))])]), "one")
     out = scene.directory / "out"
-    assert scene.run("convert", "-q", name, f"oci:{out}:app").status == 0
+    assert scene.make("convert", "-q", name, f"oci:{out}:app").status == 0
     assert "platform" not in manifest_of(out)["manifests"][0]

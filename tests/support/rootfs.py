@@ -104,7 +104,8 @@ def publish(directory: Path) -> None:
     _expect(directory, system.entries, system.said)
     with DockerRegistry(directory / "registry") as server:
         skopeo.copy(system.name, f"docker://{server.host}/system:tar")
-        command = [sys.executable, "-m", "pyerofs", "convert", "-q", system.name, f"{server.host}/system:erofs"]
+        command = [sys.executable, "-m", "pyerofs", "convert", "-q"]
+        command += ["-o", f"oci.cache={directory}/cache", system.name, f"{server.host}/system:erofs"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RootFSError(f"the image of a whole system cannot be converted: {done.stderr}")

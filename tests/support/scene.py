@@ -80,6 +80,12 @@ class Scene:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def make(
+        self, command: str, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> Done:
+        """`convert` or `build`, with this scene's cache."""
+        return self.run(command, "-o", f"oci.cache={self.cache}", *arguments, env=env, cwd=cwd)
+
     def start(self, *arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
         """Its pipes stay open until the end of the test."""
         process = subprocess.Popen(

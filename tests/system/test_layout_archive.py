@@ -22,7 +22,7 @@ from pyerofs.oci.location import Location
 from pyerofs.source.layout_archive import LayoutArchive
 from pyerofs.source.open import open_layer, reopen_layers
 from tests.support import skopeo
-from tests.support.needs import need, need_root
+from tests.support.needs import need_root
 from tests.support.ordinary import Layout, file, link, tars
 from tests.support.ordinaryscene import FUSE, need_to_mount
 from tests.support.scene import Scene, by_pyerofs
@@ -37,11 +37,11 @@ CONTENT = b"".join(b"%015d\n" % number for number in range(51_200))
 def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout with app, of five layers, and one."""
     need_root()
-    need("mkfs.erofs", "erofs-utils")
     path = tmp_path_factory.mktemp("native") / "layout"
     ordinary = Layout(tmp_path_factory.mktemp("ordinary") / "layout")
     for tag, layers in {"app": tars(), "one": [archive(file("numbers", CONTENT))]}.items():
-        assert main.main(["convert", "-q", ordinary.tag(ordinary.image(layers), tag), f"oci:{path}:{tag}"]) == 0
+        source = ordinary.tag(ordinary.image(layers), tag)
+        assert main.main(["convert", "-q", "-o", f"oci.cache={path.parent}/cache", source, f"oci:{path}:{tag}"]) == 0
     return path
 
 

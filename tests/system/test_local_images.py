@@ -34,13 +34,12 @@ CONTENT = b"".join(b"%015d\n" % number for number in range(51_200))
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """app: five layers, one: one; all with chunk indexes."""
     need_root()
-    need("mkfs.erofs", "erofs-utils")
     path = tmp_path_factory.mktemp("native") / "layout"
     ordinary = Layout(tmp_path_factory.mktemp("ordinary") / "layout")
     images = {"app": tars(), "one": [archive(file("numbers", CONTENT))]}
     for tag, layers in images.items():
         source = ordinary.tag(ordinary.image(layers), tag)
-        assert main.main(["convert", "-q", source, f"oci:{path}:{tag}"]) == 0
+        assert main.main(["convert", "-q", "-o", f"oci.cache={path.parent}/cache", source, f"oci:{path}:{tag}"]) == 0
     return path
 
 

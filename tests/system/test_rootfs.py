@@ -25,7 +25,7 @@ def system() -> RootFS:
 def converted(system: RootFS, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout with the native image; its blobs."""
     path = tmp_path_factory.mktemp("native") / "layout"
-    assert main.main(["convert", "-q", system.name, f"oci:{path}:app"]) == 0
+    assert main.main(["convert", "-q", "-o", f"oci.cache={path.parent}/cache", system.name, f"oci:{path}:app"]) == 0
     return path
 
 
