@@ -20,7 +20,7 @@ from .layer import ImageSource
 
 if TYPE_CHECKING:
     from ..erofs.layer_table import LayerTable
-    from ..erofs.layer_tree import Layer
+    from ..erofs.layer_tree import AppliedLayer
     from ..erofs.storable_xattrs import LeftOut
 
 
@@ -37,7 +37,7 @@ class StandaloneLayers:
         self._contents = DataMap(separate=True)
         self._number = -1
         self._table: LayerTable | None = None
-        self._layer: Layer | None = None
+        self._layer: AppliedLayer | None = None
         self._taken: _Taken | None = None
 
     @property
