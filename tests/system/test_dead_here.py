@@ -134,10 +134,10 @@ def test_a_mount_whose_nbdfuse_was_killed_is_dead_and_leaves_nothing(scene: Scen
     log = scene.directory / "log"
     scene.mount_image(published.plain, f"log.to={log}", fstype="erofs.fuse")
     kill(scene, NBDFUSE)
-    until(lambda: "nbdfuse has gone" in log.read_text(), "a line in the log")
+    until(lambda: "nbdfuse has died" in log.read_text(), "a line in the log")
     says_that_it_is_dead(scene)
     done = scene.run("stat", scene.mnt)
-    assert (done.status, "  dead      nbdfuse has gone" in done.out) == (32, True)
+    assert (done.status, "  dead      nbdfuse has died" in done.out) == (32, True)
     by_pyerofs(scene)
 
 
