@@ -93,7 +93,8 @@ def small(work: Path, name: str, files: dict[str, bytes], **annotations: str) ->
 
 
 def with_role(layer: Layer, role: str) -> Layer:
-    layer.descriptor["annotations"] = {ROLE: role}
+    layer.annotations[ROLE] = role
+    layer.descriptor["annotations"] = layer.annotations
     return layer
 
 

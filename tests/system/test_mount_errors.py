@@ -27,7 +27,7 @@ def fails(scene: Scene, status: int, text: str, source: str | Path, *options: st
     ("nowhere", [], "nowhere"),
     ("norepo", [], "norepo"),
     ("notag", [], "notag"),
-    ("index", ["oci.platform=linux/s390x"], "linux/s390x"),
+    ("of_platforms", ["oci.platform=linux/s390x"], "linux/s390x"),
     ("two", ["oci=7"], "7"),
     ("two", ["oci.blob=" + "0" * 64], "0" * 64),
     ("tar", ["oci.convert=no"], "tar"),
