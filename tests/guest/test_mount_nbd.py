@@ -52,7 +52,7 @@ def daemon_of(scene: Scene) -> int:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize(("name", "unmount"), [("plain", by_umount), ("lz4", by_pyerofs), ("index", by_mount_u)])
+@pytest.mark.parametrize(("name", "unmount"), [("plain", by_umount), ("lz4", by_pyerofs), ("of_platforms", by_mount_u)])
 def test_the_main_job(
     scene: Scene, tree: Tree, images: Images, published: Published, name: str, unmount: Callable[[Scene], None]
 ) -> None:
