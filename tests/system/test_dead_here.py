@@ -179,5 +179,8 @@ def test_a_mount_ends_with_the_last_process_of_its_namespace(scene: Scene, publi
         assert shell.stdout is not None
         assert shell.stdout.readline() == b"hello, world\n"
         assert not scene.mnt.is_mount()
-        assert pid_of(scene, "pyerofs.daemon.worker")
+        worker = pid_of(scene, "pyerofs.daemon.worker")
+    if not os.access("/proc/1/ns/mnt", os.R_OK):  # a sandbox hides process 1: then nothing is ended that may be in use
+        assert pid_of(scene, "pyerofs.daemon.worker") == worker
+        os.kill(worker, signal.SIGTERM)
     scene.nothing_left()
