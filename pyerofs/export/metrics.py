@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import LATENCY_BOUNDS, Latency
 from ..errors import PyerofsError
+from ..source.base import SourceWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..erofs.layer import Layer, Storage
     from ..source.base import Source
 
 
@@ -124,31 +124,12 @@ class FetchCounters:
         return FetchFigures(*counts, self._first_byte.read(), self._whole.read(), last)
 
 
-class CountedSource:
+class CountedSource(SourceWrapper):
     """A source whose requests are counted; the source itself stays the caller's. Any thread."""
 
     def __init__(self, source: Source, counters: FetchCounters):
-        self.size = source.size
-        self.digest = source.digest
-        self.name = source.name
-        self.layer = source.layer
-        self.connections = source.connections
-        self._source = source
+        super().__init__(source)
         self._counters = counters
-
-    @property
-    def origin(self) -> Layer:
-        return self._source.origin
-
-    @property
-    def storage(self) -> Storage:
-        return self._source.storage
-
-    def content(self) -> str | None:
-        return self._source.content()
-
-    def complete(self) -> None:
-        self._source.complete()
 
     def read_range(
         self,
@@ -179,6 +160,3 @@ class CountedSource:
                 counters.failed(str(error))
             raise
         counters.ended(time.monotonic() - began)
-
-    def close(self) -> None:
-        pass

@@ -58,3 +58,32 @@ class Source(Protocol):
         """All of it is in the cache, so that what is kept for reading may go. It may be read again. Any thread."""
 
     def close(self) -> None: ...
+
+
+class SourceWrapper:
+    """What a source that changes only how another is read has of that one, which stays the caller's. Any thread."""
+
+    def __init__(self, source: Source):
+        self.size = source.size
+        self.digest = source.digest
+        self.name = source.name
+        self.layer = source.layer
+        self.connections = source.connections
+        self._source = source
+
+    @property
+    def origin(self) -> Layer:
+        return self._source.origin
+
+    @property
+    def storage(self) -> Storage:
+        return self._source.storage
+
+    def content(self) -> str | None:
+        return self._source.content()
+
+    def complete(self) -> None:
+        self._source.complete()
+
+    def close(self) -> None:
+        pass

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import CorruptError, SpoiledError
+from .base import SourceWrapper
 from .chunked import ChunkReader
 from .index_file import own_index
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from ..cache.entry import Entry
     from ..erofs.chunk_index import ChunkIndex
-    from ..erofs.layer import Layer, Storage
     from .base import Source
 
     Sink = Callable[[int, bytes], bool]
@@ -29,32 +29,13 @@ PASSES = 4  # that bring nothing; each that is wrong is followed by another mirr
 TICK = 0.02  # seconds: what the times of files may lag behind
 
 
-class CheckedSource:
+class CheckedSource(SourceWrapper):
     """Any thread. Source and entry stay the caller's."""
 
     def __init__(self, source: Source, entry: Entry):
-        self.size = source.size
-        self.digest = source.digest
-        self.name = source.name
-        self.layer = source.layer
-        self.connections = source.connections
-        self._source = source
+        super().__init__(source)
         self._entry = entry
         self._index: ChunkIndex | None = None
-
-    @property
-    def origin(self) -> Layer:
-        return self._source.origin
-
-    @property
-    def storage(self) -> Storage:
-        return self._source.storage
-
-    def content(self) -> str | None:
-        return self._source.content()
-
-    def complete(self) -> None:
-        self._source.complete()
 
     def read_range(
         self, offset: int, length: int, sink: Sink, *, whole: Callable[[], None], cancel: Callable[[], bool]
@@ -104,6 +85,3 @@ class CheckedSource:
                     raise
             except SpoiledError as e:  # what has gone on was right all the same
                 raise CorruptError(str(e)) from None
-
-    def close(self) -> None:
-        pass
