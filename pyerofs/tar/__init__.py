@@ -1,4 +1,4 @@
-"""Tar layers: decompress, read and unpack them.
+"""Tar layers: decompress and read them, or their tables of contents.
 
-Public: allowance, decompress, reader.
+Public: allowance, decompress, reader, toc.model.
 """
