@@ -71,7 +71,9 @@ class Units:
     """The units of a blob in its order, as columns: `offsets` and `stored` lengths in the blob, `plain` lengths.
 
     `plain`: bytes that are wanted of it; what follows them in the unit, tar padding and headers, is of no use.
-    `digests`: DIGEST_SIZE bytes a unit, none at all where `digest_of` is "plain". For one thread.
+    `digests`: DIGEST_SIZE bytes a unit, none at all where `digest_of` is "plain". Of codec "span" also what
+    span.inflate_span() wants: `bits`, and `windows`, those of all units in one, each up to its `window_ends`. The first
+    byte of a span that has bits is the last one of the span before it, too. For one thread.
     """
 
     def __init__(self, codec: Codec, digest_of: DigestOf) -> None:
@@ -79,14 +81,20 @@ class Units:
         self.digest_of: DigestOf = digest_of
         self.offsets, self.stored, self.plain = array("Q"), array("Q"), array("Q")
         self.digests = bytearray()
+        self.bits, self.windows, self.window_ends = array("B"), bytearray(), array("Q")
         self.end = 0  # of the last one in the blob
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def add(self, offset: int, stored: int, plain: int, digest: bytes = b"") -> int:
-        """Add the next unit; return its number. Raises TocError where it overlaps the one before, or is too large."""
-        if not self.end <= offset <= 1 << 62:
+    def add(
+        self, offset: int, stored: int, plain: int, digest: bytes = b"", *, bits: int = 0, window: bytes = b""
+    ) -> int:
+        """Add the next unit; return its number. Raises TocError where it overlaps the one before, or is too large.
+
+        `bits`, `window`: as inflate_span() has them, of codec "span" alone.
+        """
+        if not self.end - bool(bits) <= offset <= 1 << 62:
             raise TocError("its offsets do not rise")
         if not (0 < stored <= UNIT_MAX and 0 < plain <= UNIT_MAX):
             raise TocError(f"a part of it has {stored} bytes, {plain} of content; at most {UNIT_MAX} are taken")
@@ -96,6 +104,10 @@ class Units:
         self.stored.append(stored)
         self.plain.append(plain)
         self.digests += digest
+        if self.codec == "span":
+            self.bits.append(bits)
+            self.windows += window
+            self.window_ends.append(len(self.windows))
         self.end = offset + stored
         return len(self.offsets) - 1
 
