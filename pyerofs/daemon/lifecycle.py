@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from .record import Record
     from .served_layer import ServedLayer
 
-RELEASE_INTERVAL = 1.0  # seconds between two looks at an attachment that others still use
+# Seconds between two looks at an attachment that is still in use, doubling: the kernel ends a mount's last use of it
+# just after the mount has gone from sight, others in their own time.
+RELEASE_FIRST, RELEASE_MAX = 0.005, 1.0
 
 
 class MountLifecycle:
@@ -65,6 +67,7 @@ class MountLifecycle:
         self._leave = threading.Lock()  # held from the moment on when the mount goes to another daemon
         self._left = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handed_over = False
+        self._pause = RELEASE_FIRST
         self._dead = ""  # why it cannot be read any more
         self._tenancy: Tenancy | None = None
 
@@ -79,7 +82,9 @@ class MountLifecycle:
         self._listen()
         self._supervision.start(self._record.target)
 
-    def mounted(self) -> None:
+    def mounted(self, number: str) -> None:
+        """Note that the caller has mounted it, as `number` (major:minor)."""
+        self._record = replace(self._record, number=number)
         self._supervise()
 
     def go_on(self, channel: Channel | None, supervisor: int) -> None:
@@ -166,7 +171,7 @@ class MountLifecycle:
         events.on_signal(signal.SIGCHLD, reap)
         events.on_signal(WAKE, lambda: None)
         self._mounts_changed()  # what happened before the watch began
-        device = next((mount.device for mount in mountinfo() if mount.source == self._record.device), "")
+        device = next((mount.device for mount in mountinfo() if self._record.owns(mount)), "")
         if device and is_private():
             self._tenancy = Tenancy(device)
             events.every(TENANCY_LOOK, self._see_tenants)
@@ -203,23 +208,26 @@ class MountLifecycle:
         self._log(f"{self._dead}: `pyerofs umount {self._record.target}`, and mount it again")
 
     def _mounts_changed(self) -> None:
-        if self._is_mounted():
-            self._events.never(self._try_release)
-        else:
-            self._events.every(RELEASE_INTERVAL, self._try_release)
+        self._pause = RELEASE_FIRST
+        if not self._is_mounted() or not self._can_go_on:
+            # The number of a filesystem that is no disk's may be another's by now: then the attempt tells.
             self._try_release()
 
     def _is_mounted(self) -> bool:
-        if self._record.stacked and any(mount.source == self._record.device for mount in mountinfo()):
+        if any(self._record.owns(mount) for mount in mountinfo()):
             return True
         return any(part.attachment.is_mounted() for part in self._parts)
 
     def _try_release(self) -> None:
+        """Let go of what is no longer in use; look again as long as the rest is not mounted."""
         if self._leave.locked():
             return
         self._held = [part for part in self._held if not part.attachment.release()]
         if not self._held:
             self._events.stop()
+        elif self._pause < RELEASE_MAX or not self._is_mounted():
+            self._events.after(self._pause, self._try_release)
+            self._pause = min(2 * self._pause, RELEASE_MAX)
 
     def _see_tenants(self) -> None:
         """Unmount where no process is left that could."""
@@ -228,13 +236,15 @@ class MountLifecycle:
         self._log("unmounted: the last process of its mount namespace has ended")
         self._events.never(self._see_tenants)
         for mount in reversed(mountinfo()):
-            if mount.source == self._record.device:
+            if self._record.owns(mount):
                 try:
                     umount(mount.target, MNT_DETACH | UMOUNT_NOFOLLOW)
                 except PyerofsError as e:
                     self._log(str(e))
 
     def _asked_to_end(self) -> None:
+        if not self._is_mounted():
+            return  # it is about to end
         try:
             umount(self._record.target)
         except PyerofsError as e:

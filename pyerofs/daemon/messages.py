@@ -127,7 +127,7 @@ class PlannedMount(_Message):
 class MountPlan(_Message):
     """Tell the caller what to mount.
 
-    `source`: what mountinfo is to show; `layers`: base first; `directory`: where they are put together, "" for one that
+    `source`: what mountinfo is to show, where the kernel takes it; `layers`: base first; `directory`: where they are put together, "" for one that
     is mounted by itself.
     """
 

@@ -18,6 +18,7 @@ from ..kernel.nbd_node import backend_of
 
 if TYPE_CHECKING:
     from ..erofs.compose import Role
+    from ..kernel.mountpoint import MountInfo
 
 DIRECTORY = "/run/pyerofs"
 VERSION = 3
@@ -62,7 +63,8 @@ class Record:
     `pid`: the daemon, `supervisor`: the process that watches it, 0 for none; with each its start in clock ticks since
     boot, which tells it from another process with the same number. `device` is what was mounted, as mountinfo shows it:
     a part's device, or the record's `id` for a stack. `request`: what a new daemon is asked, without secrets
-    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file.
+    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file. `number`
+    (major:minor) and `shown` (its source): of what was mounted, as mountinfo has them; "" where `device` is shown.
     """
 
     id: str
@@ -77,6 +79,8 @@ class Record:
     supervisor_started: int = 0
     restarts: int = 0
     identity: str = ""
+    number: str = ""
+    shown: str = ""
     request: dict[str, Any] = field(default_factory=dict)
     secrets: bool = False
     boot: str = field(default_factory=boot_id)
@@ -118,6 +122,12 @@ class Record:
         return frozenset(
             filter(None, (self.device, *(path for part in self.parts for path in (part.device, part.verity))))
         )
+
+    def owns(self, mount: MountInfo) -> bool:
+        """Whether this is a mount of it, or a bind mount of that."""
+        if mount.source in self.paths:
+            return True
+        return bool(self.number) and (mount.device, mount.source) == (self.number, self.shown)
 
     @property
     def directory(self) -> str:

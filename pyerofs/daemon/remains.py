@@ -39,9 +39,19 @@ def owner_of(path: str) -> str:
     return found[1] if found and (inside != path or path == found[1]) else ""
 
 
+def is_ours(mount: MountInfo) -> bool:
+    """Whether a mount, or what it is mounted from, was made by a daemon of ours, also where no record is left of that.
+
+    A stack that has another name than its id cannot be told from others' overlays.
+    """
+    if owner_of(mount.source) or owner_of(mount.target):
+        return True
+    return mount.fstype == "erofs" and not mount.source.startswith("/")  # named_source.py has made such a source
+
+
 def is_mounted(record: Record, mounts: Sequence[MountInfo] | None = None) -> bool:
     """Whether what it tells of is still mounted in this mount namespace, whether it can be read or not."""
-    return any(mount.source in record.paths for mount in (mountinfo() if mounts is None else mounts))
+    return any(record.owns(mount) for mount in (mountinfo() if mounts is None else mounts))
 
 
 def standing() -> list[Record]:
@@ -87,6 +97,7 @@ def sweep() -> None:
     """
     mounts = mountinfo()
     mounted = {owner_of(mount.source) for mount in mounts}
+    mounted |= {record.id for record in read_all(dead=True) if record.boot == boot_id() and is_mounted(record, mounts)}
     found = {owner_of(path) for path in (*_files(), *(mount.target for mount in mounts))}
     found |= {identifier for _, identifier in _processes()}
     for identifier in found - mounted - {""}:
@@ -96,9 +107,22 @@ def sweep() -> None:
         if record is None:
             if os.path.exists(os.path.join(records.DIRECTORY, f"{identifier}.json")):
                 continue  # of another version, which knows what it says
+            if _in_use(identifier, mounts):
+                continue
         elif record.boot == boot_id() and (record.attached() or is_mounted(record, mounts)):
             continue
         clear(identifier)
+
+
+def _in_use(identifier: str, mounts: Sequence[MountInfo]) -> bool:
+    """Whether something is still mounted from what nbdfuse shows; what is not in use is unmounted."""
+    for mount in mounts:
+        if mount.target.startswith(records.DIRECTORY + "/") and owner_of(mount.target) == identifier:
+            try:
+                umount(mount.target)
+            except MountError:
+                return True
+    return False
 
 
 def clear(identifier: str) -> None:

@@ -168,6 +168,8 @@ class Supervisor:
             self._events.unwatch(self._channel.fileno())
             return  # its death comes by the pidfd
         self._released = next(iter(message), "")
+        if self._released == "bye":
+            self._events.stop()  # the worker waits for this process, with nothing left that could need another worker
 
     def _listen(self) -> None:
         assert self._heart is not None  # noqa: S101 - it is watched
@@ -257,7 +259,7 @@ class Supervisor:
         )
         self._mounts = MountWatch()
         self._events.watch(self._mounts.fileno(), self._see_unmount, MountWatch.EVENTS)
-        device = next((mount.device for mount in mountinfo() if mount.source == self._record.device), "")
+        device = next((mount.device for mount in mountinfo() if self._record.owns(mount)), "")
         if device and is_private():
             self._tenancy = Tenancy(device)
             self._events.every(TENANCY_LOOK, self._see_tenants)

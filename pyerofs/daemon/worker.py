@@ -33,7 +33,7 @@ from .launch import begin, leave_terminal
 from .lifecycle import MountLifecycle
 from .log import open_logger
 from .messages import MountPlan, MountRequest, PlannedMount, Resume
-from .record import Record, start_of
+from .record import Record, read_all, start_of
 from .served_layer import ServedLayer, choose_tree, for_each
 from .stats import snapshot
 
@@ -184,13 +184,14 @@ class Worker:
         try:
             keeper.begin()
             self._caller.send(mount=_plan(parts, record).to_json())
-            if not self._caller.receive().get("mounted"):
-                self._unmount_again(record.device)
+            number = self._caller.receive().get("mounted")
+            if not number:
+                self._unmount_again(record)
                 keeper.end()
                 return
             for part in parts:
                 part.attachment.mounted()
-            keeper.mounted()
+            keeper.mounted(str(number))
         except BaseException:
             keeper.end()
             raise
@@ -208,14 +209,18 @@ class Worker:
     def _is_stack(self, parts: Sequence[ServedLayer]) -> bool:
         return self._options.upper is not None or len([part for part in parts if part.role != "device"]) > 1
 
-    def _unmount_again(self, source: str) -> None:
+    def _unmount_again(self, record: Record) -> None:
         """Unmount: the caller has hung up, and if it was killed, then perhaps after its mount(2)."""
-        while (found := find(self._target)) and found.source == source:
+        others = [other for other in read_all(dead=True) if other.id != record.id]
+        while (found := find(self._target)) and found.source in (record.device, record.shown):
+            if any(other.owns(found) for other in others):
+                return  # it is a mount of the same image that was there before
             umount(self._target, MNT_DETACH | UMOUNT_NOFOLLOW)
 
     def _record(self, parts: Sequence[ServedLayer]) -> Record:
         request, secrets = self._request.without_secrets()
         source = parts[-1].export.source
+        device = self._id if self._is_stack(parts) else parts[-1].attachment.path
         return Record(
             id=self._id,
             pid=os.getpid(),
@@ -223,7 +228,8 @@ class Worker:
             target=self._target,
             source=source.name,
             driver=self._driver,
-            device=self._id if self._is_stack(parts) else parts[-1].attachment.path,
+            device=device,
+            shown=device if self._location.is_file else str(self._location),
             parts=tuple(part.record() for part in parts),
             identity=source.identity if isinstance(source, LocalSource) else "",
             request=request.to_json(),
@@ -280,7 +286,7 @@ def _plan(parts: Sequence[ServedLayer], record: Record) -> MountPlan:
         for part in parts
         if part.role != "device"
     ]
-    return MountPlan(record.device, record.directory if record.stacked else "", layers)
+    return MountPlan(record.shown, record.directory if record.stacked else "", layers)
 
 
 def _allow_files() -> None:

@@ -17,21 +17,21 @@ def mounts() -> list[dict[str, Any]]:
     there is no `present` and no `present_percent`. What a dead mount has left is there as well, even without a record;
     its `health` is "dead".
     """
-    records = {record.device: record for record in standing()}
+    records = standing()
     dead = {(status["target"], status["device"]): status for status in strays()}
-    statuses = {status["device"]: status for status in query_all(records.values())}
+    statuses = {status["device"]: status for status in query_all(records)}
     found = []
     for mount in mountinfo():
-        record = records.get(mount.source)
+        record = next((record for record in records if record.owns(mount)), None)
         stray = dead.get((mount.target, mount.source))
         if mount.fstype == "erofs" or record or stray:
-            status = stray or statuses.get(mount.source, {})
+            status = stray or (statuses.get(record.device, {}) if record else {})
             percent = status.get("cache", {}).get("present_percent")
             found.append(
                 {
                     "target": mount.target,
                     "source": record.source if record else mount.source,
-                    "device": mount.source,
+                    "device": record.device if record else mount.source,
                     "driver": record.driver if record else "fuse" if stray else "local",
                     "pid": record.pid if record else None,
                     "size": record.size if record else None,

@@ -14,9 +14,10 @@ from ..context import ignore, log_of_caller
 from ..daemon import launch as daemons
 from ..daemon.messages import MountPlan, MountRequest
 from ..daemon.record import Record, boot_id, read_all, start_of
-from ..daemon.remains import owner_of, sweep
+from ..daemon.remains import is_ours, owner_of, sweep
 from ..errors import MountError, UsageError
 from ..kernel import mountpoint
+from ..kernel.named_source import mount_named
 from ..oci.location import Location
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def mount(
             plan = daemon.wait_for("mount", report, {"convert": convert})
             _mount(MountPlan.from_json(plan), target, parsed)
             try:
-                daemon.send(mounted=True)
+                daemon.send(mounted=_number_of(target))
                 daemon.wait_for("done", report)
             except BaseException:
                 mountpoint.umount(target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
@@ -130,7 +131,7 @@ def _mount(plan: MountPlan, target: str, options: MountOptions) -> None:
     if not plan.directory:
         [layer] = plan.layers
         data = ",".join(filter(None, [options.data, *(f"device={path}" for path in layer.devices)]))
-        mountpoint.mount(layer.path, target, "erofs", options.flags, data)
+        mount_named(plan.source, layer.path, target, "erofs", options.flags, data)
         return
     from ..kernel.overlay import Lower, Upper, mount_stack
 
@@ -139,6 +140,12 @@ def _mount(plan: MountPlan, target: str, options: MountOptions) -> None:
     ]
     upper = Upper(*options.upper) if options.upper else None
     mount_stack(stack, plan.source, target, plan.directory, options.flags, upper)
+
+
+def _number_of(target: str) -> str:
+    """Return major:minor of what has just been mounted there; "?" if it has gone again already."""
+    found = mountpoint.find(target)
+    return found.device if found else "?"
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
@@ -150,7 +157,7 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     found = mountpoint.find(target)
     if found is None:
         raise UsageError(f"{target} is not a mount point")
-    record = next((r for r in read_all(dead=True) if r.device == found.source and r.boot == boot_id()), None)
+    record = record_of(found)
     if found.fstype != "erofs" and not record and not owner_of(found.source):
         raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")
     with ExitStack() as stack:
@@ -158,8 +165,13 @@ def unmount(target: str, *, lazy: bool = False) -> None:
         mountpoint.umount(target, mountpoint.UMOUNT_NOFOLLOW | (mountpoint.MNT_DETACH if lazy else 0))
         if not lazy and not _still_mounted(found) and not wait_gone(processes, GONE_DEADLINE):
             raise MountError(f"{target} is unmounted, but its daemon still runs: another mount namespace may use it")
-    if not processes and (record or owner_of(found.source)):
+    if not processes and (record or is_ours(found)):
         sweep()  # the daemon that would have done it is dead
+
+
+def record_of(mount: mountpoint.MountInfo) -> Record | None:
+    """Return the record of what is mounted there, whether its daemon lives or not; None for what is not ours."""
+    return next((record for record in read_all(dead=True) if record.boot == boot_id() and record.owns(mount)), None)
 
 
 def _still_mounted(found: mountpoint.MountInfo) -> bool:

@@ -41,9 +41,9 @@ def find_record(what: str) -> Record:
     """
     records = [r for r in read_all(dead=True) if r.boot == boot_id()]
     mounted = mountpoint.find(os.path.realpath(what))
-    names = {os.path.realpath(what), what, os.path.join("/dev", what), mounted.source if mounted else what}
+    names = {os.path.realpath(what), what, os.path.join("/dev", what)}
     for record in records:
-        if names & {record.id, *record.paths}:
+        if names & {record.id, *record.paths} or (mounted and record.owns(mounted)):
             return record
     raise UsageError(f"{what} is not a mount of pyerofs with a daemon (see `pyerofs list`)")
 
@@ -180,7 +180,7 @@ def disconnect(what: str) -> None:
         # The dm-verity device's number may belong to another device by now, of any kind.
         others = {part.verity for part in record.parts if part.verity and not has_name(part.verity, part.id)}
         for mount in reversed(mountpoint.mountinfo()):
-            if mount.source in record.paths - others:
+            if mount.source in record.paths - others or (not others and record.owns(mount)):
                 with contextlib.suppress(MountError):  # it has gone by itself
                     mountpoint.umount(mount.target, mountpoint.MNT_DETACH | mountpoint.UMOUNT_NOFOLLOW)
         if not wait_gone(processes, GONE):

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..daemon.control import ask
-from ..daemon.remains import lives, owner_of, standing
+from ..daemon.remains import is_ours, lives, owner_of, standing
 from ..daemon.stats import identity
 from ..errors import MountError
 from ..kernel.mountpoint import mountinfo
@@ -54,11 +54,14 @@ def strays() -> list[dict[str, Any]]:
 
     With the fields by which metrics name them.
     """
-    known = {record.id for record in standing()}
+    records = standing()
+    known = {record.id for record in records}
     found = []
     for mount in mountinfo():
         owner = owner_of(mount.source) or owner_of(mount.target)
-        if owner and owner not in known and not lives(owner):
+        if not is_ours(mount) or any(record.owns(mount) for record in records):
+            continue
+        if owner not in known and not (owner and lives(owner)):
             dead = f"its daemon has died, and nothing more can be read: `pyerofs umount {mount.target}`"
             if mount.fstype != "erofs":
                 dead = "its daemon has died: `pyerofs reattach --all` removes it"

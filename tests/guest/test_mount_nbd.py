@@ -41,7 +41,7 @@ def by_umount(scene: Scene) -> None:
 def device_of(scene: Scene) -> Path:
     found = mountpoint.find(str(scene.mnt))
     assert found is not None and found.fstype == "erofs"
-    return Path("/sys/block", Path(found.source).name)
+    return Path("/sys/dev/block", found.device).resolve()
 
 
 def daemon_of(scene: Scene) -> int:

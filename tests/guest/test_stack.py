@@ -57,7 +57,7 @@ def test_the_whole_tree(scene: Scene, tree: Tree, registry: LoggingRegistry) -> 
     scene.mount_image(push(registry, "stack", stack.layers), fstype=NBD)
     record = record_of(scene)
     found = mountpoint.find(str(scene.mnt))
-    assert found is not None and (found.fstype, found.source) == ("overlay", record.id)
+    assert found is not None and (found.fstype, found.source) == ("overlay", record.source)
     backends = [Path("/sys/block", Path(part.device).name, "backend").read_text().strip() for part in record.parts]
     assert backends == [part.id for part in record.parts] == [record.id, f"{record.id}.1", f"{record.id}.2"]
     assert_same(stack.entries, scene.mnt)

@@ -93,9 +93,9 @@ def attached(caller: Caller, published: Published) -> str:
     """The path that is to be mounted."""
     caller.ask(published.plain, f"oci.cache={caller.scene.cache}")
     what = caller.receive()["mount"]
-    path: str = what["source"]
+    path: str = what["layers"][0]["path"]
     assert what == {
-        "source": path,
+        "source": published.plain,
         "directory": "",
         "layers": [{"path": path, "layer": 0, "devices": [], "names": True}],
     }

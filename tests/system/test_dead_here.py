@@ -12,6 +12,7 @@ import pytest
 
 from pyerofs.daemon.record import DIRECTORY, start_of
 from pyerofs.kernel import mountpoint
+from pyerofs.mounting.mount import record_of
 from tests.support.fakeregistry import FakeRegistry
 from tests.support.images import FakePusher, Images, Layer, Published, push_image
 from tests.support.needs import need
@@ -23,9 +24,12 @@ NBDFUSE = "nbdfuse --readonly"
 
 
 def source_of(scene: Scene) -> str:
+    """What it is mounted from."""
     found = mountpoint.find(str(scene.mnt))
     assert found is not None
-    return found.source
+    record = record_of(found)
+    assert record is not None
+    return record.device
 
 
 def pid_of(scene: Scene, what: str) -> int:

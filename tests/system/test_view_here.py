@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics import parser
 
 from pyerofs.kernel import mountpoint
+from pyerofs.mounting.mount import record_of
 from tests.support.fakeregistry import FakeRegistry, honest, silent, status
 from tests.support.images import FakePusher, Images, Layer, push_image
 from tests.support.scene import Scene, by_pyerofs, until
@@ -209,7 +210,11 @@ def test_reads_go_on_after_more_failures_than_a_pipe_holds(scene: Scene, image: 
     log = scene.directory / "log"
     scene.mount_image(image, f"log.to={log}", "log.level=debug", "oci.timeout=1", fstype=FUSE)
     fake.default = status(403)
-    (path,) = [m.source for m in mountpoint.mountinfo() if m.target == str(scene.mnt)]
+    found = mountpoint.find(str(scene.mnt))
+    assert found is not None
+    record = record_of(found)
+    assert record is not None
+    path = record.device
     size = os.stat(path).st_size
     failed = 0
     with open(path, "rb", buffering=0) as file:  # past the kernel's cache of EROFS, one request for each read
