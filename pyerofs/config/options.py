@@ -16,6 +16,7 @@ from ..quantity import Limit, parse_limit, parse_size
 from ..secret import Secret
 from . import values as to
 from .mount_flags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
+from .option_text import as_text, split
 from .values import LOG_PLACES
 
 Driver = Literal["auto", "nbd", "local", "fuse"]
@@ -216,40 +217,6 @@ OCI_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.
 MOUNT_HELP: tuple[tuple[str, str, str], ...] = tuple((row.name, row.argument, row.text) for row in _MOUNT_ROWS)
 
 
-def split(text: str) -> list[str]:
-    r"""Split an `-o` string at its commas; empty items are dropped. Raises UsageError on an unclosed quote or a NUL.
-
-    `\,` is a comma of the value and `\\` a backslash, any other backslash itself. As in mount(8), a value that begins
-    with a double quote goes on to the next one, commas and backslashes included; the quotes are kept.
-    """
-    if "\0" in text:
-        raise UsageError("an option contains a NUL character")
-    items: list[str] = []
-    item = ""
-    quoted = in_value = False
-    position = 0
-    while position < len(text):
-        character = text[position]
-        if quoted:
-            quoted = character != '"'
-        elif character == "\\" and text[position + 1 : position + 2] in (",", "\\"):
-            position += 1
-            character = text[position]
-        elif character == ",":
-            items.append(item)
-            item, in_value, character = "", False, ""
-        elif character == "=" and not in_value:
-            in_value = True
-            quoted = text.startswith('"', position + 1)
-            character = '="' if quoted else "="
-            position += quoted
-        item += character
-        position += 1
-    if quoted:
-        raise UsageError(f"the double quote in the option {item.partition('=')[0]!r} is not closed")
-    return [item for item in (*items, item) if item]
-
-
 def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: Defaults = ()) -> MountOptions:
     """Parse all `-o` strings of one mount, in their order. Raises UsageError, one line that names the option."""
     driver = _DRIVERS.get(fstype)
@@ -364,13 +331,8 @@ def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
         if name in _BY_NAME and is_secret(name, value):
             dropped = True
         else:
-            quoted = value[: value.index('"', 1) + 1] if value.startswith('"') else ""
-            kept.append(_escaped(name) + equals + quoted + _escaped(value[len(quoted) :]))
+            kept.append(as_text(item))
     return kept, dropped
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _value(row: OptionRow, value: str) -> Any:

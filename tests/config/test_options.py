@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pyerofs.config import mount_flags as o
 from pyerofs.config import options
+from pyerofs.config.option_text import split
 from pyerofs.config.options import (
     MountOptions,
     ReadOptions,
     names_image,
     parse_mount_options,
     parse_oci_options,
-    split,
     without_secrets,
 )
 from pyerofs.errors import UsageError
