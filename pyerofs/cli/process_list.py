@@ -29,7 +29,7 @@ def wipe_passwords() -> None:
 
 
 def secret_spans(arguments: bytes) -> Iterator[tuple[int, int]]:
-    """Where in the arguments (each ended by a NUL) the values of secret options are; as option_text.split() reads them."""
+    """Where in the arguments (each ended by a NUL) the values of secret options are; as option_text.py reads them."""
     for name in _WIPED:
         at = 0
         while (at := arguments.find(name, at)) >= 0:

@@ -327,7 +327,7 @@ def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
     """Return the options, one in each `-o` string, without secret ones; and whether there were any."""
     kept, dropped = [], False
     for item in (item for text in texts for item in split(text)):
-        name, equals, value = item.partition("=")
+        name, _, value = item.partition("=")
         if name in _BY_NAME and is_secret(name, value):
             dropped = True
         else:

@@ -127,8 +127,8 @@ class PlannedMount(_Message):
 class MountPlan(_Message):
     """Tell the caller what to mount.
 
-    `source`: what mountinfo is to show, where the kernel takes it; `layers`: base first; `directory`: where they are put together, "" for one that
-    is mounted by itself.
+    `source`: what mountinfo is to show, where the kernel takes it; `layers`: base first; `directory`: where they are
+    put together, "" for one that is mounted by itself.
     """
 
     source: str

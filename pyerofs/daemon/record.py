@@ -61,10 +61,11 @@ class Record:
     """What a mount's daemon says of itself.
 
     `pid`: the daemon, `supervisor`: the process that watches it, 0 for none; with each its start in clock ticks since
-    boot, which tells it from another process with the same number. `device` is what was mounted, as mountinfo shows it:
+    boot, which tells it from another process with the same number. `device` is what was mounted:
     a part's device, or the record's `id` for a stack. `request`: what a new daemon is asked, without secrets
-    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file. `number`
-    (major:minor) and `shown` (its source): of what was mounted, as mountinfo has them; "" where `device` is shown.
+    (`secrets`: there were some). `restarts`: how often a daemon has been replaced. `identity`: of a local file.
+    `number` (major:minor) and `shown` (its source): of what was mounted, as mountinfo has them; "" where it is not
+    known.
     """
 
     id: str

@@ -31,7 +31,7 @@ def mount_named(name: str, path: str, target: str, fstype: str, flags: int, data
     try:
         mounter.join()
     except BaseException:
-        mounter.join()  # mount(2) ends when its reads do; who is told that it has failed must find nothing mounted later
+        mounter.join()  # it ends when its reads do: nothing is to be mounted after the caller has heard of a failure
         raise
     if mounter.error is not None:
         raise mounter.error
