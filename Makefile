@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
 
-BUILD := gcc libc6-dev
+BUILD := gcc libc6-dev zlib1g-dev
 # libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd
 DEMO := $(BUILD) libnbd-bin mount
 # erofs-utils is a judge of what we make, and makes what others make

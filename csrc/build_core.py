@@ -37,6 +37,7 @@ ffi.set_source(
     sources=[os.path.relpath(path) for path in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.rglob("*.h"))],
+    libraries=["z"],
     extra_compile_args=flags + extra,
     extra_link_args=["-pthread", *extra],
 )

@@ -13,11 +13,13 @@
 
 typedef struct pe_store pe_store;
 typedef struct pe_conn pe_conn;
+typedef struct pe_gunzip pe_gunzip;
 
 enum {
 	PE_GRANULE = 4096, /* bytes of one presence bit */
 	PE_REQUEST_MAX = 33554432, /* longest NBD read that is answered */
 	PE_LATENCY_BUCKETS = 200, /* the last one is for all that took longer, about two minutes */
+	PE_WINDOW = 32768, /* how far back deflate refers */
 };
 
 /* What a run is fetched for. The last two: no read has asked for it; PE_IDLE gives way to any read. */
@@ -37,6 +39,19 @@ enum { PE_RIGHT = 0, PE_SPOILED = 1 };
 
 /* Whose latencies: those of every NBD read, or of those alone that had to wait for bytes. */
 enum { PE_READS = 0, PE_PARKED_READS = 1 };
+
+/* What inflating a span came to: it is no deflate, or ends too early. */
+enum { PE_SPAN_RIGHT = 0, PE_SPAN_CORRUPT = 1, PE_SPAN_SHORT = 2 };
+
+/* Why pe_gunzip_step stopped. */
+enum { PE_GUNZIP_MORE = 0, PE_GUNZIP_POINT = 1, PE_GUNZIP_MEMBER = 2, PE_GUNZIP_CORRUPT = 3 };
+
+/* How far pe_gunzip_step has come. */
+struct pe_gunzip_step {
+	uint64_t consumed, produced; /* bytes of this call's input and output */
+	uint64_t in, out; /* bytes since the stream's beginning; at a point all bits before in are used, but for bits */
+	uint32_t bits;
+};
 
 /* One range to fetch with one request. */
 struct pe_run {
@@ -192,6 +207,35 @@ void pe_conn_pause(pe_conn *conn);
 void pe_conn_stop(pe_conn *conn);
 /* Only after pe_conn_serve and pe_conn_send have returned. */
 void pe_conn_free(pe_conn *conn);
+
+/*
+ * A span: a range of a gzip stream that can be inflated by itself, from the start of a deflate block on. bits of its
+ * first byte are its own, the upper ones (0: all of them); window is the PE_WINDOW plain bytes before it, NULL where it
+ * refers to none. It may go on in other members. PE_SPAN_RIGHT: plain has length bytes; whatever the span has beyond
+ * them was left. -EINVAL for more than 4 GiB, or what has bits but no byte.
+ */
+int pe_span_inflate(const void *span, uint64_t span_length, uint32_t bits, const void *window, void *plain,
+		    uint64_t length);
+/*
+ * Copies to reduced what the span needs of the window, and zeros for the rest; less is to be kept of it then.
+ * PE_SPAN_SHORT: what there is of the span does not tell, and all of the window was copied.
+ */
+int pe_span_reduce(const void *span, uint64_t span_length, uint32_t bits, const void *window, void *reduced);
+
+/*
+ * A gzip stream that is inflated from its beginning on, and can be told where spans may begin: behind the header of
+ * the first member, and from there on at the first block behind more than spacing plain bytes. spacing 0: nowhere.
+ */
+int pe_gunzip_open(uint64_t spacing, pe_gunzip **gunzip);
+void pe_gunzip_free(pe_gunzip *gunzip);
+/*
+ * Inflates what it can. PE_GUNZIP_MORE: it wants more input, or more room. PE_GUNZIP_POINT: a span begins where it has
+ * come to. PE_GUNZIP_MEMBER: a member has ended; what is given next begins another one. Blocks for nothing.
+ */
+int pe_gunzip_step(pe_gunzip *gunzip, const void *input, uint64_t input_length, void *output, uint64_t output_length,
+		   struct pe_gunzip_step *step);
+/* Copies the window of the point where it is, PE_WINDOW bytes; what is not there is zeros in front. How many are there. */
+int64_t pe_gunzip_window(pe_gunzip *gunzip, void *window);
 
 /* The CRC32C of so many bytes; portably: without the processor's instruction for it. */
 int64_t pe_crc32c(const void *bytes, uint64_t length, int portably);

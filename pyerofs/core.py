@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from errno import EAGAIN, ESHUTDOWN
+from errno import EAGAIN, ENOMEM, ESHUTDOWN
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._core import ffi, lib
@@ -29,6 +29,14 @@ LATENCY_BOUNDS: tuple[float, ...] = tuple(lib.pe_latency_bound(i) / 1e6 for i in
 HARD_DISCONNECT: int = lib.PE_HARD_DISCONNECT
 DRAINED: int = lib.PE_DRAINED
 PAUSED: int = lib.PE_PAUSED
+WINDOW: int = lib.PE_WINDOW
+SPAN_RIGHT: int = lib.PE_SPAN_RIGHT
+SPAN_CORRUPT: int = lib.PE_SPAN_CORRUPT
+SPAN_SHORT: int = lib.PE_SPAN_SHORT
+GUNZIP_MORE: int = lib.PE_GUNZIP_MORE
+GUNZIP_POINT: int = lib.PE_GUNZIP_POINT
+GUNZIP_MEMBER: int = lib.PE_GUNZIP_MEMBER
+GUNZIP_CORRUPT: int = lib.PE_GUNZIP_CORRUPT
 
 # Transmission flags (NBD specification, "Transmission flags"): what every export of ours is.
 FLAG_HAS_FLAGS = 1 << 0
@@ -274,6 +282,93 @@ class Connection(_Handle):
 
     def stop(self) -> None:
         lib.pe_conn_stop(self._pointer)
+
+
+class GunzipStep(NamedTuple):
+    """What Gunzip.step() did.
+
+    `why` it stopped: GUNZIP_MORE and so on; `plain`: what came; `consumed` bytes of its input. Since the stream's
+    beginning `at` bytes of it were used, and gave `out`; at a point the last one of them but for its `bits` upper bits.
+    """
+
+    why: int
+    plain: bytes
+    consumed: int
+    at: int
+    out: int
+    bits: int
+
+
+class Gunzip(_Handle):
+    """A gzip stream that is inflated from its beginning on, `most` bytes at a time. For one thread.
+
+    `spacing`: plain bytes between two points where spans may begin, 0 for none. Raises MemoryError, as step() does.
+    """
+
+    def __init__(self, most: int, spacing: int = 0):
+        out = ffi.new("pe_gunzip **")
+        _check_memory(lib.pe_gunzip_open(spacing, out))
+        self._pointer = out[0]
+        self._plain = ffi.new("char[]", most)
+        self._most = most
+        self._step: Any = ffi.new("struct pe_gunzip_step *")
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            lib.pe_gunzip_free(self._pointer)
+            self._pointer = None
+
+    def step(self, data: Buffer) -> GunzipStep:
+        """Inflate what can be; with no data, what there was no room for before."""
+        with ffi.from_buffer(data) as view:
+            result = lib.pe_gunzip_step(self._pointer, view, len(view), self._plain, self._most, self._step)
+        step = self._step
+        plain = bytes(ffi.buffer(self._plain, step.produced))
+        return GunzipStep(_check_memory(result), plain, step.consumed, getattr(step, "in"), step.out, step.bits)
+
+    def window(self) -> bytes:
+        """Return the WINDOW plain bytes before a point, zeros for those of other members; b"" where these are all."""
+        window = ffi.new("char[]", WINDOW)
+        found = _check(lib.pe_gunzip_window(self._pointer, window))
+        return bytes(ffi.buffer(window)) if found else b""
+
+
+def inflate_span(span: Buffer, bits: int, window: bytes, length: int) -> tuple[int, bytes]:
+    """Inflate `length` bytes of a span, whose first byte has so many `bits`; `window`: WINDOW bytes, or none.
+
+    Returns SPAN_RIGHT and the bytes, or what is wrong and none. Raises MemoryError; ValueError for what cannot be.
+    """
+    plain = ffi.new("char[]", length)
+    before = ffi.from_buffer(_whole(window)) if window else ffi.NULL
+    with ffi.from_buffer(span) as view:
+        result = lib.pe_span_inflate(view, len(view), bits, before, plain, length)
+    return _check_memory(result), bytes(ffi.buffer(plain)) if result == SPAN_RIGHT else b""
+
+
+def reduce_window(span: Buffer, bits: int, window: bytes) -> bytes:
+    """Return the window with zeros where the span, or so much as there is of it, does not refer to it.
+
+    Raises MemoryError; ValueError for what cannot be.
+    """
+    reduced = ffi.new("char[]", WINDOW)
+    with ffi.from_buffer(span) as view:
+        _check_memory(lib.pe_span_reduce(view, len(view), bits, ffi.from_buffer(_whole(window)), reduced))
+    return bytes(ffi.buffer(reduced))
+
+
+def _whole(window: bytes) -> bytes:
+    if len(window) != WINDOW:
+        raise ValueError(f"a window of {len(window)} bytes")
+    return window
+
+
+def _check_memory(result: int) -> int:
+    """As _check(), for what does no I/O."""
+    if result == -ENOMEM:
+        raise MemoryError
+    if result < 0:
+        raise ValueError(os.strerror(-result))
+    return result
 
 
 def crc32c(data: Buffer, *, portably: bool = False) -> int:
