@@ -1,0 +1,47 @@
+"""Which TOC a layer has, by its descriptor, and the door to its reader. A new format is a reader, and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from . import estargz, zstd_chunked
+from .model import Toc, TocError
+
+TocFormat = Literal["", "eStargz", "zstd:chunked"]
+
+_READERS: dict[TocFormat, Callable[[Mapping[str, str], int, Callable[[int, int], bytes]], Toc]] = {
+    "eStargz": estargz.read_toc,
+    "zstd:chunked": zstd_chunked.read_toc,
+}
+_CHUNKED = (f"{zstd_chunked.PREFIX}{zstd_chunked.CHECKSUM}", f"{zstd_chunked.OLD_PREFIX}{zstd_chunked.CHECKSUM}")
+
+
+def toc_format(media_type: str, annotations: Mapping[str, str]) -> TocFormat:
+    """Return the format of the TOC that the descriptor of a tar layer speaks of; "" for none.
+
+    Raises TocError where it speaks of two, or of one that its compression cannot have.
+    """
+    stargz = estargz.DIGEST in annotations
+    chunked = any(key in annotations for key in _CHUNKED)
+    if not (stargz or chunked):
+        return ""
+    if stargz and _CHUNKED[0] in annotations:
+        raise TocError("there are two of them, and they may differ: eStargz and zstd:chunked")
+    if media_type.endswith((".gzip", "+gzip")) and not chunked:
+        return "eStargz"
+    if media_type.endswith((".zstd", "+zstd")):
+        return "zstd:chunked"
+    raise TocError(f"the manifest speaks of one that a layer of the type {media_type} cannot have")
+
+
+def read_toc(media_type: str, annotations: Mapping[str, str], size: int, read: Callable[[int, int], bytes]) -> Toc:
+    """Read the TOC of a layer, whose blob has `size` bytes, and compare it with the manifest's digest.
+
+    `read(offset, length)` gives a range of the blob; what it raises goes through. Raises TocError for a TOC that is not
+    exact, or for a layer without one; UnavailableError without zstandard.
+    """
+    found = toc_format(media_type, annotations)
+    if not found:
+        raise TocError("the manifest speaks of none")
+    return _READERS[found](annotations, size, read)
