@@ -88,7 +88,6 @@ def test_a_folder_s_inner_modules_are_its_own(imports: list[Edge]) -> None:
         ("print", {"cli.terminal"}),
         ("ctypes", {"cli.process_list", "kernel.mountpoint", "kernel.overlay"}),
         ("subprocess", {"program", "registry.credential_helper"}),
-        ("h2", {"grpc.framing"}),
         ("zstandard", {"erofs.zstd", "tar.decompress"}),
     ],
 )
