@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from ..config.option_text import split
 from ..errors import MountError, UsageError
 from .terminal import show
 
@@ -25,13 +26,15 @@ def register(commands: Commands) -> None:
         "  pyerofs mount app.erofs /mnt               a local image\n"
         "  pyerofs mount oci:images:app /mnt          an image in an OCI layout directory\n"
         "  pyerofs mount oci-archive:app.tar /mnt     an image in an archive; also docker-archive:FILE[:NAME]\n"
+        "  pyerofs mount -o remount,oci.fill=idle /mnt     change oci.fill, oci.fill_rate, timeouts\n"
         "  pyerofs mount -u /mnt                      unmount",
         _mount,
     )
     p.add_argument(
         "-t", "--types", default="erofs", metavar="TYPE",
-        help="erofs (chooses), erofs.nbd, erofs.local or erofs.fuse (default: %(default)s)",
+        help="erofs (chooses), erofs.oci (the same, an image for sure), erofs.nbd, erofs.local or erofs.fuse",
     )  # fmt: skip
+    p.add_argument("--over", action="store_true", help="mount on top of another image that is mounted at the target")
     p.add_argument("-u", "--unmount", action="store_true", help="unmount the target")
     p.add_argument("--reattach", action="store_true", help="replace the daemon of the mount at the target")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
@@ -75,6 +78,11 @@ def _mount(arguments: argparse.Namespace, write: Say, report: Say) -> None:
 
         reattach(arguments.target or arguments.source, arguments.options, report=report)
         return
+    if any(item == "remount" for text in arguments.options for item in split(text)):
+        from ..mounting.remount import remount
+
+        remount(arguments.target or arguments.source, arguments.options, report=report)
+        return
     if arguments.target is None:
         raise UsageError("mount needs a SOURCE and a TARGET (see `pyerofs mount --help`)")
     verbosity = arguments.verbose if arguments.debug is None else (2 if arguments.debug >= 7 else arguments.debug // 3)
@@ -83,6 +91,7 @@ def _mount(arguments: argparse.Namespace, write: Say, report: Say) -> None:
         arguments.target,
         [*arguments.options, "ro"] if arguments.read_only else arguments.options,
         fstype=arguments.types,
+        over=arguments.over,
         verbosity=verbosity,
         report=report,
         watch=show if not arguments.quiet and sys.stderr.isatty() else None,

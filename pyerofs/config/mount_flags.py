@@ -88,7 +88,7 @@ def kernel_options(items: list[str], *, writable: bool = False) -> tuple[int, st
     for item in items:
         name, equals, value = item.partition("=")
         if name == "remount":
-            raise UsageError("remount is not supported: unmount it and mount it again")
+            raise UsageError("remount changes what is mounted: write `mount -o remount,OPTIONS TARGET`")
         if name in _OTHER_OPERATIONS or _PROPAGATION.fullmatch(name):
             raise UsageError(f"{name} is not a mount of a file system: use mount(8) for it")
         if _USERSPACE.fullmatch(item):

@@ -29,7 +29,10 @@ LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
 # Values written elsewhere than after -o, by (name, value): layers, the strongest first.
 Defaults = Sequence[Sequence[tuple[str, str]]]
-_DRIVERS: dict[str, Driver] = {"erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse"}
+_IMAGES = "erofs.oci"  # the type of what is an image for sure, whatever its name looks like
+_DRIVERS: dict[str, Driver] = {
+    "erofs": "auto", "erofs.nbd": "nbd", "erofs.local": "local", "erofs.fuse": "fuse", _IMAGES: "auto",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +246,25 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
     )
 
 
-def names_image(texts: Sequence[str]) -> bool:
-    """Whether some oci option is among them, so that what is mounted must be an image. Raises UsageError."""
-    return any(item.startswith("oci") for text in texts for item in split(text))
+def is_ours(item: str) -> bool:
+    """Whether an option is one of ours by its name, known or not."""
+    return item.partition("=")[0].lower().startswith(("oci", "nbd", "cache.", "log."))
+
+
+def replaced(texts: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return the `-o` strings with those of `new` in place of options that say something else. Raises UsageError."""
+    fields = {find_row(item.partition("=")[0]).field for text in new for item in split(text) if is_ours(item)}
+    fields |= {field for group in GROUPS if group & fields for field in group}
+
+    def stays(item: str) -> bool:
+        return not is_ours(item) or find_row(item.partition("=")[0]).field not in fields
+
+    return [as_text(item) for text in texts for item in split(text) if stays(item)] + list(new)
+
+
+def names_image(texts: Sequence[str], fstype: str = "erofs") -> bool:
+    """Whether the type or some oci option says that what is mounted is an image. Raises UsageError."""
+    return fstype == _IMAGES or any(item.startswith("oci") for text in texts for item in split(text))
 
 
 def parse_oci_options(texts: Sequence[str], defaults: Defaults = ()) -> ReadOptions:
@@ -265,7 +284,7 @@ def _take_ours(texts: Iterable[str]) -> tuple[dict[str, Any], list[str], list[st
         name, equals, value = item.partition("=")
         if not name:
             raise UsageError("an option has a value but no name")
-        if name.lower().startswith(("oci", "nbd", "cache.", "log.")):
+        if is_ours(item):
             ours.append((name, _unquoted(value) if equals else None))
         else:
             rest.append(item)

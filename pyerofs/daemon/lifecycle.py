@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..config.options import parse_mount_options, replaced
 from ..errors import MountError, PyerofsError, UnavailableError
 from ..events import Events
 from ..export.server import WAKE
@@ -64,6 +65,7 @@ class MountLifecycle:
         self._events = Events()
         self._supervision = SupervisorLink(parts[-1].server, log)
         self._control: ControlServer | None = None
+        self._changing = threading.Lock()
         self._leave = threading.Lock()  # held from the moment on when the mount goes to another daemon
         self._left = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handed_over = False
@@ -100,7 +102,11 @@ class MountLifecycle:
     def _listen(self) -> None:
         try:
             make_directory()
-            handlers: dict[str, Callable[[dict[str, Any]], Answer]] = {"handover": self._hand_over, "stat": self._tell}
+            handlers: dict[str, Callable[[dict[str, Any]], Answer]] = {
+                "handover": self._hand_over,
+                "stat": self._tell,
+                "change": self._change,
+            }
             self._control = ControlServer(self._record.control, handlers)
         except OSError as e:
             raise UnavailableError(f"cannot listen on {self._record.control}: {e.strerror}") from None
@@ -273,6 +279,16 @@ class MountLifecycle:
 
     def _tell(self, _: dict[str, Any]) -> Answer:
         return Answer({**self._stat(self._record), **({"dead": self._dead} if self._dead else {})})
+
+    def _change(self, question: dict[str, Any]) -> Answer:
+        """Fill by other rules: what can change where no other daemon can take over."""
+        with self._changing:
+            request = replace(self._request, options=replaced(self._request.options, question["options"]))
+            oci = parse_mount_options(request.options, request.fstype, request.defaults).oci
+            for part in self._parts:
+                part.export.change_fill(oci.fill, oci.fill_rate)
+            self._request = request
+        return Answer({"changed": True})
 
     def _hand_over(self, _: dict[str, Any]) -> Answer:
         if not self._can_go_on:

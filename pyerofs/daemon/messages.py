@@ -64,7 +64,7 @@ class MountRequest(_Message):
 
         if self.location:
             return Location.from_list(self.location)
-        return Location.parse(self.source, image=names_image(self.options))
+        return Location.parse(self.source, image=names_image(self.options, self.fstype))
 
     def with_more(
         self, options: Sequence[str] = (), defaults: Sequence[Sequence[tuple[str, str]]] = ()

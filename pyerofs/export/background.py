@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..cache.entry import Entry
-    from ..config.options import ReadOptions
+    from ..config.options import Fill, ReadOptions
     from ..core import Store
     from ..source.base import Source
     from .fill import Filler
@@ -50,12 +50,27 @@ class Background:
         self._source = source
         # What has been checked piece by piece needs no other check.
         self._verifier = None if source.storage.verified else DigestCheck(entry, store, source.content, sync, log)
-        self._filler: Filler | None = None
-        if options.fill != "none" or source.storage.fill:
-            from .fill import Filler
+        self._landed = landed
+        self._retired: list[Filler] = []
+        self._filler = self._make_filler(options.fill, options.fill_rate)
 
-            idle = options.fill == "idle" and not source.storage.fill
-            self._filler = Filler(store, source, idle=idle, rate=options.fill_rate, landed=landed, log=log)
+    def _make_filler(self, fill: Fill, rate: int | None) -> Filler | None:
+        always = self._source.storage.fill  # a stream comes whole, or not at all
+        if fill == "none" and not always:
+            return None
+        from .fill import Filler
+
+        idle = fill == "idle" and not always
+        return Filler(self._store, self._source, idle=idle, rate=rate, landed=self._landed, log=self._log)
+
+    def change_fill(self, fill: Fill, rate: int | None) -> None:
+        """Fill by other rules from now on. For one thread at a time, between start() and stop()."""
+        if self._filler is not None:
+            self._filler.retire()
+            self._retired.append(self._filler)
+        self._filler = self._make_filler(fill, rate)
+        if self._filler is not None:
+            self._filler.start()
 
     @property
     def verification(self) -> State:
@@ -84,8 +99,8 @@ class Background:
 
     def stop(self) -> None:
         """After the store has been stopped. Nothing begins after this, although landed() may still be called."""
-        if self._filler is not None:
-            self._filler.stop()
+        for filler in (*self._retired, *filter(None, [self._filler])):
+            filler.stop()
         if self._verifier is not None:
             self._verifier.stop()
         self._eviction.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..cache.entry import Entry
-    from ..config.options import ReadOptions
+    from ..config.options import Fill, ReadOptions
     from ..source.base import Source
     from .digest_check import State
 
@@ -153,6 +153,12 @@ class Export:
             return None
         digest = self.source.content() if not isinstance(self.source, LocalSource) else None
         return Tally(self.size, digest) if digest else None
+
+    def change_fill(self, fill: Fill, rate: int | None) -> None:
+        """Download unread data by other rules from now on; `rate` in bytes a second. For one thread at a time."""
+        self.fill = fill
+        if self._upkeep is not None:
+            self._upkeep.change_fill(fill, rate)
 
     def settle(self, seconds: float = SETTLING) -> State:
         """Wait, at most so long, until what is complete has been hashed; return what is known then."""

@@ -88,8 +88,15 @@ class Filler:
         self._stopping.set()
         self._thread.join()
 
+    def retire(self) -> None:
+        """Fetch nothing more from now on. The thread waits where it is; stop() is still to be called."""
+        self._stopping.set()
+
     def _work(self) -> None:
         while run := self._store.take_fill(self._kind, self._length, self._look_again):
+            if self._stopping.is_set():
+                self._store.finish(run.id)
+                return
             seconds = self._fetch(run)
             if seconds > 0:
                 self._pause(seconds)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import ctypes
 
 MS_RDONLY = 1
+_CLONE_NEWNS = 0x20000  # linux/sched.h
+_MS_REMOUNT, _MS_BIND = 1 << 5, 1 << 12
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 _OFFSET = "fsoffset="  # the option of EROFS for an image that begins elsewhere
 
@@ -141,6 +143,29 @@ def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bo
     finally:
         os.close(fd)
     return "loop"
+
+
+def enter_namespace(what: str) -> None:
+    """Enter a mount namespace: a process's by its number, or a file of it. Raises UsageError. For a single thread."""
+    path = f"/proc/{what}/ns/mnt" if what.isdecimal() else what
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            check(libc().setns(fd, _CLONE_NEWNS))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UsageError(f"cannot enter the mount namespace {what}: {error.strerror}") from None
+
+
+def remount_flags(target: str, flags: int) -> None:
+    """Give the mount at `target` these flags. Raises UsageError, MountError."""
+    try:
+        _mount("none", target, "none", flags | _MS_REMOUNT | _MS_BIND, "")
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise _no_privilege(f"cannot remount {target}") from error
+        raise MountError(f"cannot remount {target}: {error.strerror}") from error
 
 
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:

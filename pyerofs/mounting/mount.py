@@ -13,12 +13,13 @@ from ..config.options import MountOptions, names_image, parse_mount_options
 from ..context import ignore, log_of_caller
 from ..daemon import launch as daemons
 from ..daemon.messages import MountPlan, MountRequest
-from ..daemon.record import Record, boot_id, read_all, start_of
+from ..daemon.record import Record, start_of
 from ..daemon.remains import is_ours, owner_of, sweep
 from ..errors import MountError, UsageError
 from ..kernel import mountpoint
 from ..kernel.named_source import mount_named
 from ..oci.location import Location
+from .present import alone_at, is_there, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ def mount(
     options: Sequence[str] | str = (),
     *,
     fstype: str = "erofs",
+    over: bool = False,
     verbosity: int = 0,
     report: Callable[[str], None] | None = None,
     watch: Callable[[str], None] | None = None,
@@ -56,6 +58,9 @@ def mount(
     What is mounted is all layers of an image as one, one of them, or a local image file. An image of ordinary layers is
     converted first, by this process.
 
+    Where the same is mounted there already, this is only reported; another image is refused, unless `over` says that it
+    is to lie on top.
+
     `source`: an image's reference, oci:DIR[:NAME], an archive (oci/location.py), or a path; `options`: as after -o;
     `report` (by default logging.getLogger("pyerofs")) gets a line for each warning, with `verbosity` 1 for what is
     chosen, with 2 for the conversation with the registry; `watch` gets how far a conversion is, each time in place of
@@ -64,7 +69,7 @@ def mount(
     """
     report = log_of_caller(report)
     texts = [options] if isinstance(options, str) else list(options)
-    location = Location.parse(source, image=names_image(texts))
+    location = Location.parse(source, image=names_image(texts, fstype))
     defaults = config_file.load().defaults(location)
     parsed = parse_mount_options(texts, fstype, defaults)
     for warning in parsed.warnings if not parsed.quiet else ():
@@ -79,13 +84,16 @@ def mount(
     driver, why = choose_driver(location, parsed)
     if verbosity >= 1:
         report(f"driver {driver}: {why}")
-    if driver == "local":
-        mountpoint.mount_local(
-            location.path, target, parsed.flags | mountpoint.MS_RDONLY, parsed.data, loop=parsed.loop
-        )
-        return
-    daemon = daemons.start(target)
     with ExitStack() as held:
+        held.enter_context(alone_at(target, report))
+        if not over and is_there(location, parsed, target):
+            report(f"{location} is already mounted on {target}")
+            return
+        if driver == "local":
+            flags = parsed.flags | mountpoint.MS_RDONLY
+            mountpoint.mount_local(location.path, target, flags, parsed.data, loop=parsed.loop)
+            return
+        daemon = daemons.start(target)
 
         def convert(task: dict[str, Any]) -> None:
             from ..images.convert_cache import convert as convert_image
@@ -167,11 +175,6 @@ def unmount(target: str, *, lazy: bool = False) -> None:
             raise MountError(f"{target} is unmounted, but its daemon still runs: another mount namespace may use it")
     if not processes and (record or is_ours(found)):
         sweep()  # the daemon that would have done it is dead
-
-
-def record_of(mount: mountpoint.MountInfo) -> Record | None:
-    """Return the record of what is mounted there, whether its daemon lives or not; None for what is not ours."""
-    return next((record for record in read_all(dead=True) if record.boot == boot_id() and record.owns(mount)), None)
 
 
 def _still_mounted(found: mountpoint.MountInfo) -> bool:

@@ -7,10 +7,11 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config import file as config_file
-from ..config.options import parse_mount_options
+from ..config.options import parse_mount_options, replaced
 from ..context import ignore, log_of_caller
 from ..daemon.control import Answer, ask
 from ..daemon.launch import WorkerProcess
@@ -80,7 +81,7 @@ def reattach(what: str, options: Sequence[str] | str = (), *, report: Callable[[
             now.remove()
             devices = ", ".join(part.device for part in now.parts)
             raise MountError(f"{record.target}: {devices} has been disconnected; the record is removed")
-        request = request.with_more(options=texts)
+        request = replace(request, options=replaced(request.options, texts))
         parse_mount_options(request.options, request.fstype, request.defaults)
         _start(now, request, answer, report)
         wait_gone(processes, GONE)
