@@ -195,8 +195,8 @@ def test_passed_to_the_kernel(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("remount", "unmount it and mount it again"),
-        ("ro,remount", "unmount it and mount it again"),
+        ("remount", "remount changes what is mounted"),
+        ("ro,remount", "remount changes what is mounted"),
         ("bind", "bind is not"),
         ("rbind", "rbind is not"),
         ("move", "move is not"),
@@ -423,3 +423,13 @@ def test_options_without_secrets_read_the_same(pairs: list[tuple[str, str]]) -> 
     kept, dropped = without_secrets([text, "oci.password=s3cret"])
     assert [item for one in kept for item in split(one)] == items
     assert dropped
+
+
+@pytest.mark.parametrize(("texts", "new", "result"), [
+    (["oci.fill=idle,nosuid"], ["oci.fill=full"], ["nosuid", "oci.fill=full"]),
+    ([r"oci.ca=/a\,b", "oci.timeout=5"], ["oci.timeout=6"], [r"oci.ca=/a\,b", "oci.timeout=6"]),
+    (["oci.username=a,oci.password_file=/b"], ["oci.username=c,oci.password=d"], ["oci.username=c,oci.password=d"]),
+    (["oci=1"], ["oci.blob=sha256:" + "0" * 64], ["oci.blob=sha256:" + "0" * 64]),
+])  # fmt: skip
+def test_options_take_the_place_of_others(texts: list[str], new: list[str], result: list[str]) -> None:
+    assert options.replaced(texts, new) == result

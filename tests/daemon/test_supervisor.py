@@ -15,6 +15,9 @@ from collections.abc import Iterator
 import pytest
 
 from pyerofs.daemon import supervisor_link
+from pyerofs.daemon.channel import Channel
+from pyerofs.daemon.messages import Watch
+from pyerofs.daemon.record import Record, start_of
 from pyerofs.daemon.supervisor import Heartbeat
 from pyerofs.daemon.supervisor_link import SupervisorLink
 
@@ -111,3 +114,22 @@ def test_one_that_dies_is_started_again_later_if_it_died_at_once(
         assert supervised.fileno() == -1
         found.append(supervised.pause)
     assert found == pauses
+
+
+def test_a_supervisor_ends_with_its_mount_while_the_worker_waits_for_that() -> None:
+    """Neither waits for the other's end."""
+    ours, theirs = socket.socketpair()
+    heart, other = socket.socketpair()
+    record = Record("pyerofs-1-1", os.getpid(), start_of(os.getpid()), "/mnt", "", "fuse", "", ())
+    watch = Watch(record, None, 1, 1.0, "0", ("stderr", "info"))
+    with ours, theirs, heart, other:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyerofs.daemon.supervisor", str(theirs.fileno()), "/mnt"],
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        channel = Channel(ours)
+        channel.send({"watch": watch.to_json()}, [other.fileno()])
+        assert channel.receive() == {"ready": process.pid}
+        channel.send({"bye": True})
+        assert process.wait(60) == 0

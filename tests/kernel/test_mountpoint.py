@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyerofs.errors import ImageError, MountError, UnavailableError, UsageError
 from pyerofs.kernel import loop, mountpoint
 from pyerofs.kernel.mountpoint import MS_RDONLY
+from pyerofs.kernel.named_source import mount_named
 
 HELLO = b"hello from inside\n" * 1000
 
@@ -282,3 +283,31 @@ def test_check_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         with pytest.raises(UsageError, match=f"^mount point .*{line}"):
             mountpoint.check_target(name)
+
+
+# Under another name
+
+
+@pytest.mark.parametrize("name", ["quay.io/org/app:1.0", "oci:/images/all of them:app", "docker://quay.io/a@sha256:ff"])
+def test_a_source_is_shown_by_its_name(image: Path, target: Path, name: str) -> None:
+    directory = os.getcwd()
+    mount_named(name, str(image), str(target), "erofs", mountpoint.MS_RDONLY)
+    found = mountpoint.find(str(target))
+    assert found is not None and (found.source, found.fstype) == (name, "erofs")
+    assert (target / "hello").read_bytes() == HELLO
+    assert os.getcwd() == directory
+
+
+@pytest.mark.parametrize("name", ["", "/absolute", "a/../b", "./a", "x" * 256, "a/", "n" * 200 + "/" + "m" * 4000])
+def test_a_name_that_is_no_path_is_not_used(image: Path, target: Path, name: str) -> None:
+    mount_named(name, str(image), str(target), "erofs", mountpoint.MS_RDONLY)
+    found = mountpoint.find(str(target))
+    assert found is not None and found.source == str(image)
+
+
+def test_a_mount_under_a_name_fails_as_others_do(tmp_path: Path, target: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.write_bytes(bytes(8192))
+    with pytest.raises(MountError, match=f"the kernel refused {bad}"):
+        mount_named("quay.io/a", str(bad), str(target), "erofs", mountpoint.MS_RDONLY)
+    assert mountpoint.find(str(target)) is None
