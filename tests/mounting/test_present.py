@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from pyerofs.daemon.record import Record, read_all, start_of
 from pyerofs.kernel import mountpoint
-from tests.support.fakeregistry import FakeRegistry, stall
+from tests.support.fakeregistry import FakeRegistry, honest, stall
 from tests.support.images import FakePusher, Images, Layer, Published, push_image
 from tests.support.needs import need, need_root
 from tests.support.scene import Done, Scene, by_pyerofs, until
@@ -88,15 +89,16 @@ def test_a_dead_mount_is_not_taken_for_one(scene: Scene, published: Published) -
 
 def test_two_at_once_mount_once(scene: Scene, fake: FakeRegistry, images: Images) -> None:
     push_image(FakePusher(fake), "app", "1", [Layer(images.other)])
-    gate = fake.default
-    fake.default = stall
+    gate = threading.Event()
+    fake.default = stall(gate)
     arguments = ("mount", *FUSE, "-o", f"oci.cache={scene.cache}", f"{fake.host}/app:1", scene.mnt)
     first = scene.start(*arguments)
     until(fake.requests, "the first one's request")
     second = scene.start(*arguments)
     assert second.stderr is not None
     assert second.stderr.readline() == f"pyerofs: another process is mounting at {scene.mnt}: waiting for it\n"
-    fake.default = gate
+    fake.default = honest
+    gate.set()
     assert first.wait(60) == second.wait(60) == 0
     assert mounts_at(scene) == 1
     by_pyerofs(scene)

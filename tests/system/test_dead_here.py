@@ -12,7 +12,7 @@ import pytest
 
 from pyerofs.daemon.record import DIRECTORY, start_of
 from pyerofs.kernel import mountpoint
-from pyerofs.mounting.mount import record_of
+from pyerofs.mounting.present import record_of
 from tests.support.fakeregistry import FakeRegistry
 from tests.support.images import FakePusher, Images, Layer, Published, push_image
 from tests.support.needs import need

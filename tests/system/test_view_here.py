@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.openmetrics import parser
 
 from pyerofs.kernel import mountpoint
-from pyerofs.mounting.mount import record_of
+from pyerofs.mounting.present import record_of
 from tests.support.fakeregistry import FakeRegistry, honest, silent, status
 from tests.support.images import FakePusher, Images, Layer, push_image
 from tests.support.scene import Scene, by_pyerofs, until
