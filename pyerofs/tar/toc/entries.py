@@ -8,10 +8,9 @@ where the next begins, and the last one of a file at its endOffset, where it has
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from ..reader import FILE, TarEntry, show
+from ..reader import TarEntry, show
 from . import fields
 from .json_stream import stream_items
 from .model import ZEROS, Toc, TocEntry, TocError, TocPiece, Units
@@ -19,20 +18,9 @@ from .model import ZEROS, Toc, TocEntry, TocError, TocPiece, Units
 TOC_MAX = 150 << 20  # bytes, plain and compressed; what the formats' own tools take
 ENTRIES_MAX = 10_000_000
 VERSION = 1
+_DISORDER = "its offsets do not rise, or lie outside the layer"
 LANDMARK = b".prefetch.landmark"
 STARGZ_NAMES = frozenset((LANDMARK, b".no.prefetch.landmark", b"stargz.index.json"))  # the format's own files
-
-
-@dataclass(slots=True)
-class _OpenFile:
-    """A file whose chunks are being read. `covered`: bytes of it that these make up so far."""
-
-    entry: TarEntry
-    hidden: bool
-    digest: bytes
-    end_offset: int
-    pieces: list[TocPiece] = field(default_factory=list)
-    covered: int = 0
 
 
 def read_entries(read: Callable[[int], bytes], toc: Toc, end: int, hidden: Container[bytes] = ()) -> Iterator[TocEntry]:
@@ -44,84 +32,104 @@ def read_entries(read: Callable[[int], bytes], toc: Toc, end: int, hidden: Conta
     layout = _BlobOrder(toc.units, end)
     names: set[int] = set()
     file: _OpenFile | None = None
-    count = 0
     for found in stream_items(read, "entries", rest):
-        count += 1
-        if count > ENTRIES_MAX:
-            raise TocError(f"it has more than {ENTRIES_MAX} entries")
         if type(found) is not dict:
             raise TocError("it has something else than an object for an entry")
-        kind = found.get("type")
-        if kind == "chunk":
-            if file is None or fields.text(found, "name") not in (b"", file.entry.name):
-                raise TocError("it has a chunk that no file comes before")
-            _add_chunk(layout, file, found)
-            continue
         if file is not None:
-            yield from _finished(layout, file)
+            if file.add(layout, found):
+                continue
+            if (done := file.finish(layout)) is not None:
+                yield done
             file = None
-        if not isinstance(kind, str) or kind not in fields.KINDS:
-            raise TocError(f"it has an entry of the unknown type {ascii(kind)[:40]}")
-        entry = fields.tar_entry(found, fields.KINDS[kind])
+        entry = fields.tar_entry(found)
         name = _plain_name(entry.name)
         number = hash(name)  # which takes less memory than the name, and differs for the same ones never
         if number in names:
             raise TocError(f"it has the name {show(name)} twice")
         names.add(number)
-        if entry.kind == FILE and entry.size:
-            digest, end_offset = fields.digest_of(found, "digest"), fields.number(found, "endOffset")
-            file = _OpenFile(entry, name in hidden, digest, end_offset)
-            _add_chunk(layout, file, found)
-            if file.hidden and name == LANDMARK:
+        if len(names) > ENTRIES_MAX:
+            raise TocError(f"it has more than {ENTRIES_MAX} entries")
+        shown = name not in hidden
+        if entry.size:
+            file = _OpenFile(entry, found, shown)
+            file.add_first(layout, found)
+            if not shown and name == LANDMARK:
                 toc.landmark = fields.number(found, "offset")
-        elif name not in hidden:
+        elif shown:
             yield TocEntry(entry)
-    if file is not None:
-        yield from _finished(layout, file)
+    if file is not None and (done := file.finish(layout)) is not None:
+        yield done
     layout.close(end)
     if rest.get("version") != VERSION or type(rest["version"]) is not int:
         raise TocError("it is of another version than 1")
 
 
-def _add_chunk(layout: _BlobOrder, file: _OpenFile, found: dict[str, Any]) -> None:
-    """Add what an entry says of the bytes of a file, which must begin where those that are known end."""
-    pieces, size = file.pieces, file.entry.size
-    at = fields.number(found, "chunkOffset")
-    length = fields.number(found, "chunkSize") or size - at
-    if at != file.covered or not 0 < length <= size - at:
-        raise TocError(f"its chunks do not make up the file {file.entry}")
-    file.covered += length
-    offset = fields.number(found, "offset")
-    kind = found.get("chunkType")
-    if kind == "zeros":
-        layout.skip(offset)
-        pieces.append(TocPiece(ZEROS, 0, length, b""))
-        return
-    if kind:
-        raise TocError(f"it has a chunk of the unknown type {ascii(kind)[:40]}")
-    digest = fields.digest_of(found, "chunkDigest")
-    if length == size:
-        if digest and file.digest and digest != file.digest:
-            raise TocError(f"it has two digests of the file {file.entry}")
-        digest = digest or file.digest
-    if not digest:
-        raise TocError(f"it has no digest of a chunk of the file {file.entry}")
-    inner = fields.number(found, "innerOffset")
-    pieces.append(TocPiece(layout.add(offset, inner, length, used=not file.hidden), inner, length, digest))
+class _OpenFile:
+    """A file with content, whose chunks are being read. `shown`: it is the image's, and not the format's."""
 
+    __slots__ = ("_covered", "_digest", "_end", "_entry", "_pieces", "_shown")
 
-def _finished(layout: _BlobOrder, file: _OpenFile) -> Iterator[TocEntry]:
-    if file.covered != file.entry.size:
-        raise TocError(f"its chunks do not make up the file {file.entry}")
-    if file.end_offset:
-        layout.close(file.end_offset)
-    if not file.hidden:
-        yield TocEntry(file.entry, tuple(file.pieces), file.digest)
+    def __init__(self, entry: TarEntry, found: fields.Fields, shown: bool) -> None:
+        self._entry = entry
+        self._shown = shown
+        self._digest = found.get("digest") or ""
+        self._end = fields.number(found, "endOffset")
+        self._pieces: list[TocPiece] = []
+        self._covered = 0  # bytes of it that these make up
+
+    def add(self, layout: _BlobOrder, found: fields.Fields) -> bool:
+        """Add what an entry says, if it is of a further chunk of this file; whether it is."""
+        if found.get("type") != "chunk":
+            return False
+        if fields.text(found, "name") not in (b"", self._entry.name):
+            raise TocError(f"it has a chunk of another file than {self._entry}, which comes before it")
+        self.add_first(layout, found)
+        return True
+
+    def add_first(self, layout: _BlobOrder, found: fields.Fields) -> None:
+        """Add what an entry says of the bytes of the file, which must begin where those that are known end."""
+        get, size, at = found.get, self._entry.size, self._covered
+        length = fields.number(found, "chunkSize") if "chunkSize" in found else 0
+        length = length or size - at
+        if (get("chunkOffset") or 0) != at or not 0 < length <= size - at:
+            raise TocError(f"its chunks do not make up the file {self._entry}")
+        self._covered = at + length
+        offset = fields.number(found, "offset")
+        kind = get("chunkType")
+        if kind == "zeros":
+            layout.skip(offset)
+            self._pieces.append(TocPiece(ZEROS, 0, length, b""))
+            return
+        if kind:
+            raise TocError(f"it has a chunk of the unknown type {ascii(kind)[:40]}")
+        digest, whole = get("chunkDigest") or "", self._digest
+        if length == size and digest != whole:
+            if digest and whole:
+                raise TocError(f"it has two digests of the file {self._entry}")
+            digest = digest or whole
+        if not digest:
+            raise TocError(f"it has no digest of a chunk of the file {self._entry}")
+        inner = fields.number(found, "innerOffset") if "innerOffset" in found else 0
+        unit = layout.add(offset, inner, length, used=self._shown)
+        self._pieces.append(TocPiece(unit, inner, length, fields.sha256(digest)))
+
+    def finish(self, layout: _BlobOrder) -> TocEntry | None:
+        """Return the file as it is; None where it is not to be shown."""
+        if self._covered != self._entry.size:
+            raise TocError(f"its chunks do not make up the file {self._entry}")
+        if self._end:
+            layout.close(self._end)
+        if not self._shown:
+            return None
+        first = self._pieces[0]
+        whole = first.digest if first.length == self._covered else fields.sha256(self._digest) if self._digest else b""
+        return TocEntry(self._entry, tuple(self._pieces), whole)
 
 
 def _plain_name(name: bytes) -> bytes:
     """Return the name as others of the same file are: without what says nothing."""
-    if name.startswith((b"/", b"./")) or name.endswith((b"/", b".")) or b"//" in name or b"/./" in name:
+    name = name.rstrip(b"/")
+    if b"//" in name or b"/." in name or name[:1] in b"/.":
         return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
     return name
 
@@ -141,25 +149,27 @@ class _BlobOrder:
         if offset == self._start and inner:
             if inner < self._plain:
                 raise TocError("it has chunks that overlap")
+            self._used |= used
         else:
             self.skip(offset)
-            self._start, self._free = offset, offset + 1
-            self._used = False
+            self._start = offset
+            self._used = used
         self._plain = inner + length
-        self._used |= used
         return len(self._units)
 
     def skip(self, offset: int) -> None:
         """Note that something begins at `offset`, so that what is in front of it ends."""
-        if not self._free <= offset < self._limit:
-            raise TocError("its offsets do not rise, or lie outside the layer")
         self.close(offset)
+        if offset >= self._limit:
+            raise TocError(_DISORDER)
         self._free = offset + 1
 
     def close(self, end: int) -> None:
         """End the unit that is open, if there is one, at `end`."""
         if not self._free <= end <= self._limit:
-            raise TocError("its offsets do not rise, or lie outside the layer")
-        if self._start >= 0 and self._used:
-            self._units.add(self._start, end - self._start, self._plain)
-        self._start, self._free = -1, end
+            raise TocError(_DISORDER)
+        if self._start >= 0:
+            if self._used:
+                self._units.add(self._start, end - self._start, self._plain)
+            self._start = -1
+        self._free = end

@@ -13,7 +13,7 @@ from .. import reader
 from ..reader import TarEntry, show
 from .model import DIGEST_SIZE, TocError
 
-KINDS = {
+_KINDS = {
     "reg": reader.FILE,
     "hardlink": reader.HARD_LINK,
     "symlink": reader.SYMLINK,
@@ -28,28 +28,41 @@ _MAJOR_MAX, _MINOR_MAX = 2**12 - 1, 2**20 - 1  # all that Linux has
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)  # RFC 3339
 _EPOCH = datetime(1970, 1, 1)
 _NO_TIME = "0001-01-01T00:00:00Z"  # Go's
+_NO_DEVICE = (0, 0)
+_LINKS, _DEVICES = (reader.HARD_LINK, reader.SYMLINK), (reader.CHARACTER, reader.BLOCK)
 _NO_XATTRS: dict[bytes, bytes] = {}
 _REPLACED = "\ufffd"  # what Go writes for each byte that is not UTF-8
 
 Fields = Mapping[str, Any]
 
 
-def tar_entry(fields: Fields, kind: bytes) -> TarEntry:
-    """Return the entry that the fields describe, whose type is `kind`. Raises TocError."""
-    device = kind in (reader.CHARACTER, reader.BLOCK)
-    linked = kind in (reader.HARD_LINK, reader.SYMLINK)
-    xattrs = fields.get("xattrs")
+def tar_entry(fields: Fields) -> TarEntry:
+    """Return the entry that the fields describe, all of it but the bytes of a file. Raises TocError."""
+    get = fields.get
+    stated = get("type")
+    kind = _KINDS.get(stated) if isinstance(stated, str) else None
+    if kind is None:
+        raise TocError(f"it has an entry of the unknown type {ascii(stated)[:40]}")
+    size, link, device, xattrs = 0, b"", _NO_DEVICE, get("xattrs")
+    if kind == reader.FILE:
+        size = number(fields, "size")
+    elif kind in _LINKS:
+        link = text(fields, "linkName")
+    elif kind in _DEVICES:
+        device = number(fields, "devMajor", _MAJOR_MAX), number(fields, "devMinor", _MINOR_MAX)
+    uid = number(fields, "uid", _OWNER_MAX) if "uid" in fields else 0
+    gid = number(fields, "gid", _OWNER_MAX) if "gid" in fields else 0
     return TarEntry(
-        name=text(fields, "name"),
-        kind=kind,
-        mode=number(fields, "mode") & 0o7777,
-        uid=number(fields, "uid", _OWNER_MAX),
-        gid=number(fields, "gid", _OWNER_MAX),
-        mtime=_nanoseconds(fields.get("modtime")),
-        size=number(fields, "size") if kind == reader.FILE else 0,
-        link=text(fields, "linkName") if linked else b"",
-        device=(number(fields, "devMajor", _MAJOR_MAX), number(fields, "devMinor", _MINOR_MAX)) if device else (0, 0),
-        xattrs=_xattrs(xattrs) if xattrs else _NO_XATTRS,
+        text(fields, "name"),
+        kind,
+        number(fields, "mode") & 0o7777,
+        uid,
+        gid,
+        _time(fields),
+        size,
+        link,
+        device,
+        _xattrs(xattrs) if xattrs else _NO_XATTRS,
     )
 
 
@@ -78,17 +91,9 @@ def text(fields: Fields, key: str) -> bytes:
     return _name_bytes(value)
 
 
-def digest_of(fields: Fields, key: str) -> bytes:
-    """Return the SHA-256 in a field; b"" where it is missing."""
-    value = fields.get(key)
-    if not value and (value is None or value == ""):
-        return b""
-    return sha256(value)
-
-
 def sha256(value: object) -> bytes:
     """Return the bytes of "sha256:HEX". Raises TocError for anything else."""
-    if isinstance(value, str) and value.startswith("sha256:") and len(value) == 7 + 2 * DIGEST_SIZE:
+    if isinstance(value, str) and len(value) == 7 + 2 * DIGEST_SIZE and value.startswith("sha256:"):
         try:
             found = bytes.fromhex(value[7:])
         except ValueError:
@@ -124,12 +129,21 @@ def _xattrs(found: object) -> dict[bytes, bytes]:
     return xattrs
 
 
-@functools.lru_cache(4096)
-def _nanoseconds(value: object) -> int:
-    """Return a time since the epoch. Missing, and Go's zero time: the epoch."""
-    if value is None or value == "" or value == _NO_TIME:
+def _time(fields: Fields) -> int:
+    value = fields.get("modtime")
+    if value is None:
         return 0
-    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        raise TocError("it has something else than a text for 'modtime'")
+    return _nanoseconds(value)
+
+
+@functools.lru_cache(4096)
+def _nanoseconds(value: str) -> int:
+    """Return a time since the epoch. Of an empty text, and of Go's zero time: 0."""
+    if value in ("", _NO_TIME):
+        return 0
+    found = _TIME.fullmatch(value)
     try:
         if found is None:
             raise ValueError

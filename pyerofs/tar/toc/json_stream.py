@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ VALUE_MAX = 4 << 20  # characters of one value: of an item, or of another member
 _PIECE = 256 << 10  # bytes
 _BLANK = " \t\n\r"
 _DECODE = json.JSONDecoder().raw_decode
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r\]])").match  # and the beginning of another item
 
 
 def stream_items(read: Callable[[int], bytes], name: str, rest: dict[str, Any]) -> Iterator[Any]:
@@ -53,7 +55,7 @@ def stream_items(read: Callable[[int], bytes], name: str, rest: dict[str, Any]) 
 def _items(text: _Text) -> Iterator[Any]:
     text.take("[")
     while text.peek() != "]":
-        yield text.value()
+        yield from text.values()
         if text.peek() != "]":
             text.take(",")
             if text.peek() == "]":
@@ -85,6 +87,20 @@ class _Text:
         if self.peek() != wanted:
             raise TocError("it is not valid JSON")
         self._at += 1
+
+    def values(self) -> Iterator[Any]:
+        """Yield the next value, and those behind commas that are here as a whole: most are, and cost little."""
+        yield self.value()
+        text, at = self._text, self._at
+        while comma := _COMMA(text, at):
+            try:
+                found, at = _DECODE(text, comma.end())
+            except (ValueError, RecursionError):
+                return
+            if at == len(text):
+                return
+            self._at = at
+            yield found
 
     def value(self) -> Any:
         """Return the next value. One that does not parse may be cut short: more is read then, in doubling steps."""
