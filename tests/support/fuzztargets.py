@@ -37,6 +37,10 @@ from pyerofs.registry.auth import Authorizer, parse_challenges
 from pyerofs.registry.range_response import RangeResponse
 from pyerofs.registry.redirect import next_hop
 from pyerofs.tar.reader import Tar
+from pyerofs.tar.toc.model import TocError
+from tests.support import tocs
+from tests.support.lazyimages import LazyLayer, chunked_layer, stargz_layer
+from tests.support.tarballs import archive, info
 
 _DIRECTORY = tempfile.mkdtemp(prefix="pyerofs-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
@@ -227,6 +231,62 @@ def tar_archive(data: bytes) -> None:
         _one_line(error)
 
 
+def toc(data: bytes) -> None:
+    """The JSON of a TOC, as both formats have it."""
+    for codec in ("gzip", "zstd"):
+        layer = tocs.with_toc(data, codec)
+        try:
+            found, entries = tocs.read(layer)
+        except TocError as error:
+            _one_line(error)
+        else:
+            tocs.assert_sound(found, entries, len(layer.blob))
+
+
+def toc_layer(data: bytes) -> None:
+    """A line of annotations in JSON, and a blob behind it: its end, or what the annotations say is there."""
+    line, _, blob = data.partition(b"\n")
+    try:
+        annotations = {str(key): str(value) for key, value in json.loads(line).items()}
+    except (ValueError, AttributeError, RecursionError):
+        return
+    for media_type in ("x.tar+gzip", "x.tar+zstd"):
+        layer = LazyLayer(blob, media_type, annotations)
+        try:
+            found, entries = tocs.read(layer)
+        except TocError as error:
+            _one_line(error)
+        else:
+            tocs.assert_sound(found, entries, len(blob))
+
+
+def _toc_samples() -> tuple[bytes, ...]:
+    digest = _DIGEST
+    file = {"name": "f", "type": "reg", "size": 9, "digest": digest, "offset": 5, "modtime": "2020-09-13T12:26:40.5Z"}
+    first = {**file, "chunkSize": 4, "chunkDigest": digest}
+    rest = {"name": "f", "type": "chunk", "chunkOffset": 4, "chunkSize": 5, "chunkDigest": digest, "offset": 50}
+    zeros = {**rest, "chunkType": "zeros"}
+    shared = {"name": "g", "type": "reg", "size": 3, "digest": digest, "offset": 50, "innerOffset": 9}
+    link = {"name": "l", "type": "hardlink", "linkName": "f"}
+    odd = {"name": "d/", "type": "dir", "mode": 493, "uid": 1, "gid": 2, "xattrs": {"user.x": "eA=="}}
+    node = {"name": "n", "type": "char", "devMajor": 1, "devMinor": 3}
+    landmark = {**file, "name": ".prefetch.landmark", "size": 1}
+    lists = (
+        [odd, file, link],
+        [first, rest],
+        [{**first, "endOffset": 90}, zeros, node],
+        [first, rest, shared],
+        [landmark],
+    )
+    return tuple(_json(version=1, entries=entries) for entries in lists)
+
+
+def _toc_layer_samples() -> tuple[bytes, ...]:
+    tar = archive((info("f"), b"hello"))
+    layers = stargz_layer(tar), chunked_layer(tar), stargz_layer(tar, zstd=True), stargz_layer(tar, footer="old")
+    return tuple(json.dumps(layer.annotations).encode() + b"\n" + layer.blob for layer in layers)
+
+
 def _tar_header(**fields: bytes) -> bytes:
     """A pax header or a file of GNU tar, with five bytes."""
     kind, rest = fields.get("kind", b"0"), fields.get("rest", b"")
@@ -305,5 +365,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     ),
     "chunk index": (chunk_index, (erofs_chunk_index.build(io.BytesIO(bytes(9000)).read, 4096),)),
     "tar": (tar_archive, (_tar_header(), _tar_header(kind=b"x"), _tar_header(kind=b"S", rest=bytes(130) + b"0" * 36))),
+    "toc": (toc, _toc_samples()),
+    "toc layer": (toc_layer, _toc_layer_samples()),
     "proxy": (proxy_url, (b"http://me:pw@proxy:3128", b"10.0.0.0/8,.example,[::1]:80,*")),
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -25,7 +24,7 @@ import zstandard
 
 from pyerofs.tar.decompress import LayerStream
 from tests.support import skopeo
-from tests.support.images import OCI_CONFIG, OCI_MANIFEST
+from tests.support.images import OCI_CONFIG, OCI_MANIFEST, digest_of
 from tests.support.needs import need
 from tests.support.ordinary import GZIP, LAYERS, ZSTD, Layout, Member, file, link, read_json
 from tests.support.tarballs import archive, info
@@ -58,15 +57,11 @@ class LazyLayer(NamedTuple):
         return self.blob[offset : offset + length]
 
 
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def _gzip(data: bytes) -> bytes:
     return gzip.compress(data, 6, mtime=0)
 
 
-def _zstd(data: bytes) -> bytes:
+def compress_zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
@@ -140,7 +135,7 @@ def stargz_layer(
 ) -> LazyLayer:
     """As stargz-snapshotter makes one. `chunk`, `share`: bytes of content of a chunk, and of a member that takes more
     chunks. `footer`: "new", "old", "external"; `edit` changes the TOC."""
-    blob = _Blob(_zstd if zstd else _gzip)
+    blob = _Blob(compress_zstd if zstd else _gzip)
     entries: list[dict[str, Any]] = []
     start = 0
     fresh = True
@@ -150,7 +145,7 @@ def stargz_layer(
             break
         entry = _entry(member, exact=False)
         if member.isreg():
-            entry["digest"] = _digest(content)
+            entry["digest"] = digest_of(content)
         entries.append(entry)
         for at in range(0, len(content), chunk):
             if at:
@@ -162,7 +157,7 @@ def stargz_layer(
             if len(blob.open) >= share or (fresh and not share):
                 start = blob.close()
             fresh = False
-            entry |= {"offset": start, "innerOffset": len(blob.open), "chunkDigest": _digest(piece)}
+            entry |= {"offset": start, "innerOffset": len(blob.open), "chunkDigest": digest_of(piece)}
             for key in ("offset", "innerOffset"):
                 if not entry[key]:
                     del entry[key]
@@ -172,20 +167,27 @@ def stargz_layer(
     if edit:
         edit(toc)
     text = json.dumps(toc, indent="\t").encode()
-    annotations = {TOC_DIGEST: _digest(text)}
+    annotations = {TOC_DIGEST: digest_of(text)}
     if zstd:
-        stored = _zstd(text)
-        annotations[f"{STARGZ}manifest-checksum"] = _digest(stored)
+        stored = compress_zstd(text)
+        annotations[f"{STARGZ}manifest-checksum"] = digest_of(stored)
         annotations[f"{STARGZ}manifest-position"] = f"{offset + 8}:{len(stored)}:{len(text)}:1"
         ending = struct.pack("<QQQQ", offset + 8, len(stored), len(text), 1) + b"GnUlInUx"
         return LazyLayer(blob.done + _skippable(stored) + _skippable(ending), ZSTD, annotations)
-    ending = _gzip(archive((info("stargz.index.json"), text)))
     if footer == "external":
         return LazyLayer(blob.done + _footer(b"SG" + struct.pack("<H", 17) + b"STARGZEXTERNALTOC"), GZIP, annotations)
+    return LazyLayer(blob.done + toc_member(text) + toc_footer(offset, old=footer == "old"), GZIP, annotations)
+
+
+def toc_member(text: bytes) -> bytes:
+    """The last but one member of an eStargz layer."""
+    return _gzip(archive((info("stargz.index.json"), text)))
+
+
+def toc_footer(offset: int, *, old: bool = False) -> bytes:
+    """The last one. `offset`: where the TOC begins."""
     place = b"%016xSTARGZ" % offset
-    if footer == "new":
-        place = b"SG" + struct.pack("<H", len(place)) + place
-    return LazyLayer(blob.done + ending + _footer(place), GZIP, annotations)
+    return _footer(place if old else b"SG" + struct.pack("<H", len(place)) + place)
 
 
 def _footer(extra: bytes) -> bytes:
@@ -196,7 +198,7 @@ def _footer(extra: bytes) -> bytes:
 
 def chunked_layer(tar: bytes, *, chunk: int = 64 << 10, edit: Edit | None = None) -> LazyLayer:
     """As containers/storage makes one, but for where it cuts. Parameters as for stargz_layer()."""
-    blob = _Blob(_zstd)
+    blob = _Blob(compress_zstd)
     entries: list[dict[str, Any]] = []
     for member, headers, content in _walk(tar):
         blob.open += headers
@@ -207,28 +209,28 @@ def chunked_layer(tar: bytes, *, chunk: int = 64 << 10, edit: Edit | None = None
         if not content:
             continue
         pieces = list(_cut(content, chunk))
-        entry |= {"digest": _digest(content), "offset": blob.close()}
+        entry |= {"digest": digest_of(content), "offset": blob.close()}
         for number, (at, piece, zeros) in enumerate(pieces):
             of = entry if not number else {"type": "chunk", "name": _as_go(member.name), "chunkOffset": at}
             if number:
                 entries.append(of)
             of["offset"] = blob.close()
             if len(pieces) > 1:
-                of |= {"chunkSize": len(piece), "chunkDigest": _digest(piece)}
+                of |= {"chunkSize": len(piece), "chunkDigest": digest_of(piece)}
                 if zeros:
                     of["chunkType"] = "zeros"
             blob.open += piece
         entry["endOffset"] = blob.close()
     offset = blob.close() + 8
-    split = _zstd(b"the parts of the archive that are no content")
-    toc: dict[str, Any] = {"version": 1, "entries": entries, "tarSplitDigest": _digest(split)}
+    split = compress_zstd(b"the parts of the archive that are no content")
+    toc: dict[str, Any] = {"version": 1, "entries": entries, "tarSplitDigest": digest_of(split)}
     if edit:
         edit(toc)
     text = json.dumps(toc, separators=(",", ":")).encode()
-    stored = _zstd(text)
+    stored = compress_zstd(text)
     split_at = offset + len(stored) + 8
     annotations = {
-        f"{CONTAINERS}manifest-checksum": _digest(stored),
+        f"{CONTAINERS}manifest-checksum": digest_of(stored),
         f"{CONTAINERS}manifest-position": f"{offset}:{len(stored)}:{len(text)}:1",
         f"{CONTAINERS}tarsplit-position": f"{split_at}:{len(split)}:44",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import zlib
 from collections.abc import Container
 
@@ -12,8 +13,10 @@ import zstandard
 from pyerofs.tar.decompress import LayerStream
 from pyerofs.tar.reader import FILE, Tar, TarEntry
 from pyerofs.tar.toc import formats
-from pyerofs.tar.toc.model import ZEROS, Toc, TocEntry, Units
-from tests.support.lazyimages import LazyLayer
+from pyerofs.tar.toc.model import UNIT_MAX, ZEROS, Toc, TocEntry, Units
+from tests.support.images import digest_of
+from tests.support.lazyimages import CONTAINERS, TOC_DIGEST, LazyLayer, compress_zstd, toc_footer, toc_member
+from tests.support.ordinary import GZIP, ZSTD
 
 STARGZ_NAMES = (b".prefetch.landmark", b".no.prefetch.landmark", b"stargz.index.json")
 
@@ -77,3 +80,41 @@ def assert_exact(layer: LazyLayer) -> Toc:
         if entry.entry.kind == FILE:
             assert content(toc.units, layer.blob, entry) == data
     return toc
+
+
+def assert_sound(toc: Toc, entries: list[TocEntry], size: int) -> None:
+    """Whatever a TOC says, what is made of it holds together: a layer of `size` bytes can be served by it."""
+    units = toc.units
+    end = 0
+    for offset, stored, plain_size in zip(units.offsets, units.stored, units.plain, strict=True):
+        assert end <= offset < offset + stored <= size and 0 < plain_size <= UNIT_MAX
+        end = offset + stored
+    names: set[bytes] = set()
+    placed: list[tuple[int, int, int]] = []
+    for found in entries:
+        entry = found.entry
+        assert "\ufffd".encode() not in entry.name + entry.link and b"\0" not in entry.name + entry.link
+        assert entry.name not in names
+        names.add(entry.name)
+        assert sum(piece.length for piece in found.pieces) == entry.size and (entry.kind == FILE or not entry.size)
+        assert 0 <= entry.uid < 2**32 - 1 and 0 <= entry.gid < 2**32 - 1 and 0 <= entry.mode < 0o10000
+        for piece in found.pieces:
+            assert piece.length > 0
+            if piece.unit != ZEROS:
+                assert len(piece.digest) == 32 and piece.offset + piece.length <= units.plain[piece.unit]
+                placed.append((piece.unit, piece.offset, piece.length))
+    assert placed == sorted(placed)
+    for (unit, offset, length), (other, begin, _) in itertools.pairwise(placed):
+        assert other > unit or begin >= offset + length
+    assert toc.landmark is None or 0 <= toc.landmark < size
+
+
+def with_toc(text: bytes, codec: str) -> LazyLayer:
+    """A layer that has this for a TOC, and nothing in front of it but bytes that are fetched."""
+    front = bytes(1 << 16)
+    if codec == "gzip":
+        return LazyLayer(front + toc_member(text) + toc_footer(len(front)), GZIP, {TOC_DIGEST: digest_of(text)})
+    stored = compress_zstd(text)
+    place = f"{len(front)}:{len(stored)}:{len(text)}:1"
+    annotations = {f"{CONTAINERS}manifest-checksum": digest_of(stored), f"{CONTAINERS}manifest-position": place}
+    return LazyLayer(front + stored, ZSTD, annotations)
