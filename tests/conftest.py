@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 os.environ["PYEROFS_CONFIG"] = ""  # whatever the machine's owner has configured is no matter of the tests'
 GUEST = bool(os.environ.get("PYEROFS_GUEST"))
+BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
 
 if not GUEST:
     import hypothesis
@@ -69,13 +70,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_is_of_the_guest)
     for item in filter(_is_system, items):
         item.add_marker(pytest.mark.system)
+    items.sort(key=_turn_beside_others if BESIDE_OTHERS else _is_of_the_guest)
 
 
 def _is_of_the_guest(item: pytest.Item) -> bool:
     return "guest_test" in getattr(item, "fixturenames", ())
+
+
+def _turn_beside_others(item: pytest.Item) -> int:
+    """A process of pytest-xdist waits for the guest while the others go on; then what takes long, by whole files."""
+    return 0 if _is_of_the_guest(item) else 1 if item.nodeid.startswith("tests/system/") else 2
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,7 +96,8 @@ def guest_run(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
         yield None
         return
     run = GuestRuns(chosen)
-    run.start()
+    if not BESIDE_OTHERS:  # each process of pytest-xdist has all tests here, and one of them runs these
+        run.start()
     yield run
     run.end()
 

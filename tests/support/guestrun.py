@@ -85,6 +85,7 @@ class GuestRuns:
     """As a GuestRun, but a boot of each machine, side by side."""
 
     def __init__(self, chosen: list[str]):
+        self._started = False
         self._runs = []
         for machine in MARKS:
             names = [name for name in chosen if collect()[name] == machine]
@@ -92,15 +93,18 @@ class GuestRuns:
                 self._runs.append(GuestRun(machine, names))
 
     def start(self) -> None:
+        self._started = True
         for run in self._runs:
             run.start()
 
     def outcome(self, name: str) -> Outcome:
-        """Waits for it."""
+        """Starts them if nothing has, and waits for it."""
+        if not self._started:
+            self.start()
         run = next(run for run in self._runs if name in run.chosen)
         run.join()
         return run.found[name]
 
     def end(self) -> None:
-        for run in self._runs:
+        for run in self._runs if self._started else ():
             run.end()
