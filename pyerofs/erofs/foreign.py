@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from ..errors import ImageError
 from ..oci.manifest import CONFIGS, SOCI, is_image_config, listed
 from ..quantity import show_bytes
-from .native import explain_foreign
+from .native import explain_foreign, foreign_format
 
 if TYPE_CHECKING:
     from ..oci.manifest import Descriptor, Manifest
 
-_STARGZ = "containerd.io/snapshot/stargz/toc.digest"
 # Whose bytes are not in the layer itself, or not as a tar archive, whatever the layer's media type says.
 _FOREIGN = ("containerd.io/snapshot/nydus-", "containerd.io/snapshot/overlaybd/")
 _TAR = re.compile(r"\.tar(?:[.+](\w+))?")
@@ -75,7 +74,8 @@ def _kind(layer: Descriptor) -> tuple[str, str]:
     found = _TAR.search(layer.media_type)
     suffix = (found and found[1]) or ""
     packed = {"gz": "gzip", "zst": "zstd"}.get(suffix, suffix)
-    return "eStargz layer" if _STARGZ in layer.annotations else "layer", f"tar+{packed}" if packed else "tar"
+    name = foreign_format(layer).partition(" ")[2]
+    return name if name.startswith(("eStargz", "zstd:chunked")) else "layer", f"tar+{packed}" if packed else "tar"
 
 
 def _has(layer: Descriptor, prefix: str) -> bool:

@@ -6,6 +6,8 @@ import re
 
 from ..errors import ImageError
 from ..oci.manifest import SOCI, Descriptor, Manifest, listed
+from ..tar.toc.formats import toc_format
+from ..tar.toc.model import TocError
 
 
 def is_native(media_type: str) -> bool:
@@ -34,8 +36,12 @@ def foreign_format(descriptor: Descriptor) -> str:
         return "a SOCI index"
     if any(key.startswith("containerd.io/snapshot/overlaybd/") for key in keys):
         return "an overlaybd layer"
-    if "containerd.io/snapshot/stargz/toc.digest" in keys:
-        return "an eStargz layer"
+    try:
+        toc = toc_format(kind, keys)
+    except TocError:
+        toc = ""
+    if toc:
+        return f"a{'n' * (toc == 'eStargz')} {toc} layer"
     if kind.startswith("application/vnd.erofs.chunk-index."):
         return "an EROFS chunk index"
     if re.search(r"\.tar([.+]|$)", kind):

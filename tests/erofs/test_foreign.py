@@ -28,6 +28,7 @@ def image(*layers: tuple[str, str], config: str = "application/vnd.oci.image.con
     ([(OCI, "")], "1 layer of tar, 1.0 MiB"),
     ([(f"{OCI}+gzip", ""), (DOCKER, ""), (f"{OCI}+zstd", "")], "2 layers of tar+gzip, 1 layer of tar+zstd, 3.0 MiB"),
     ([(f"{OCI}+gzip", STARGZ)] * 2, "2 eStargz layers of tar+gzip, 2.0 MiB"),
+    ([(f"{OCI}+zstd", STARGZ), (OCI, STARGZ)], "1 zstd:chunked layer of tar+zstd, 1 layer of tar, 2.0 MiB"),
 ])  # fmt: skip
 def test_what_can_be_converted(layers: list[tuple[str, str]], text: str) -> None:
     assert obstacle(image(*layers)) == ""

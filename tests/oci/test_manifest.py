@@ -347,6 +347,8 @@ def test_native(media_type: str, native: bool, compressed: bool) -> None:
             "an overlaybd layer",
         ),
         (TAR, "containerd.io/snapshot/stargz/toc.digest", "an eStargz layer"),
+        (TAR.replace("gzip", "zstd"), "io.github.containers.zstd-chunked.manifest-checksum", "a zstd:chunked layer"),
+        (TAR.replace("gzip", "zstd"), "io.containers.zstd-chunked.manifest-checksum", "a zstd:chunked layer"),
         (TAR, "", "an ordinary tar layer"),
         ("application/vnd.oci.image.layer.v1.tar", "", "an ordinary tar layer"),
         ("application/vnd.docker.image.rootfs.diff.tar.gzip", "", "an ordinary tar layer"),

@@ -40,7 +40,7 @@ def run(name: str, inputs: int, seed: int) -> tuple[int, str]:
         command += [
             f"-artifact_prefix={tempfile.gettempdir()}/pyerofs-fuzz-",
             "-max_len=2048",
-            "-timeout=20",
+            "-timeout=120",
             "-print_final_stats=1",
             directory,
         ]

@@ -111,7 +111,7 @@ def assert_sound(toc: Toc, entries: list[TocEntry], size: int) -> None:
 
 def with_toc(text: bytes, codec: str) -> LazyLayer:
     """A layer that has this for a TOC, and nothing in front of it but bytes that are fetched."""
-    front = bytes(1 << 16)
+    front = bytes(1 << 10)
     if codec == "gzip":
         return LazyLayer(front + toc_member(text) + toc_footer(len(front)), GZIP, {TOC_DIGEST: digest_of(text)})
     stored = compress_zstd(text)

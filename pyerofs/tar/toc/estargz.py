@@ -14,9 +14,9 @@ from ...errors import ImageError
 from ..decompress import LayerStream
 from ..reader import FILE, Tar
 from . import entries, fields
+from .keys import STARGZ_DIGEST
 from .model import Toc, TocError, Units
 
-DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 _NAME = b"stargz.index.json"
 _FOOTER, _OLD_FOOTER, _EXTERNAL_FOOTER = 51, 47, 46  # bytes
 _GZIP = b"\x1f\x8b\x08\x04"
@@ -27,12 +27,12 @@ _EXTERNAL = b"STARGZEXTERNALTOC"
 _TAIL_MIN, _TAIL_MAX, _TAIL_SHARE = 64 << 10, 1 << 20, 100
 
 
-def read_toc(annotations: Mapping[str, str], size: int, read: Callable[[int, int], bytes]) -> Toc:
+def read_estargz(annotations: Mapping[str, str], size: int, read: Callable[[int, int], bytes]) -> Toc:
     """Read the TOC of a blob of `size` bytes, of which `read(offset, length)` gives a range. Raises TocError.
 
     What has been read has the digest in the annotations when this returns.
     """
-    wanted = fields.sha256(annotations.get(DIGEST))
+    wanted = fields.sha256(annotations.get(STARGZ_DIGEST))
     if size <= _FOOTER:
         raise TocError("it is missing: the layer is too small for one")
     length = min(size, max(_TAIL_MIN, min(size // _TAIL_SHARE, _TAIL_MAX)))

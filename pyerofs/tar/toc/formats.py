@@ -1,20 +1,14 @@
-"""Which TOC a layer has, by its descriptor, and the door to its reader. A new format is a reader, and a row here."""
+"""Which TOC a layer has, by its descriptor, and the door to its reader. A new format is a reader, and a branch here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from . import estargz, zstd_chunked
+from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, STARGZ_DIGEST
 from .model import Toc, TocError
 
 TocFormat = Literal["", "eStargz", "zstd:chunked"]
-
-_READERS: dict[TocFormat, Callable[[Mapping[str, str], int, Callable[[int, int], bytes]], Toc]] = {
-    "eStargz": estargz.read_toc,
-    "zstd:chunked": zstd_chunked.read_toc,
-}
-_CHUNKED = (f"{zstd_chunked.PREFIX}{zstd_chunked.CHECKSUM}", f"{zstd_chunked.OLD_PREFIX}{zstd_chunked.CHECKSUM}")
 
 
 def toc_format(media_type: str, annotations: Mapping[str, str]) -> TocFormat:
@@ -22,11 +16,11 @@ def toc_format(media_type: str, annotations: Mapping[str, str]) -> TocFormat:
 
     Raises TocError where it speaks of two, or of one that its compression cannot have.
     """
-    stargz = estargz.DIGEST in annotations
-    chunked = any(key in annotations for key in _CHUNKED)
+    stargz = STARGZ_DIGEST in annotations
+    chunked = any(prefix + CHECKSUM in annotations for prefix in (CHUNKED, OLD_CHUNKED))
     if not (stargz or chunked):
         return ""
-    if stargz and _CHUNKED[0] in annotations:
+    if stargz and CHUNKED + CHECKSUM in annotations:
         raise TocError("there are two of them, and they may differ: eStargz and zstd:chunked")
     if media_type.endswith((".gzip", "+gzip")) and not chunked:
         return "eStargz"
@@ -44,4 +38,10 @@ def read_toc(media_type: str, annotations: Mapping[str, str], size: int, read: C
     found = toc_format(media_type, annotations)
     if not found:
         raise TocError("the manifest speaks of none")
-    return _READERS[found](annotations, size, read)
+    if found == "eStargz":
+        from .estargz import read_estargz  # deferred: descriptors are looked at in many places, and most have no TOC
+
+        return read_estargz(annotations, size, read)
+    from .zstd_chunked import read_chunked
+
+    return read_chunked(annotations, size, read)

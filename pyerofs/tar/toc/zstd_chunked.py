@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping
 
 from ...errors import ImageError
 from ..decompress import LayerStream
-from . import entries, estargz, fields
+from . import entries, fields
+from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, POSITION, STARGZ_DIGEST
 from .model import Toc, TocError, Units
 
-PREFIX = "io.github.containers.zstd-chunked."
-OLD_PREFIX = "io.containers.zstd-chunked."  # what both projects began with, and stargz-snapshotter kept
-CHECKSUM, POSITION = "manifest-checksum", "manifest-position"
 _PLACE = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18})", re.ASCII)
 _TYPE = 1  # of the TOC: the JSON of CRFS
 _FRAME = 8  # bytes of a skippable frame's header
@@ -28,13 +26,13 @@ _FOOTER = struct.Struct("<QQQQ8s")  # offset, length, plain length, type, magic
 _MAGIC = b"GnUlInUx"
 
 
-def read_toc(annotations: Mapping[str, str], size: int, read: Callable[[int, int], bytes]) -> Toc:
+def read_chunked(annotations: Mapping[str, str], size: int, read: Callable[[int, int], bytes]) -> Toc:
     """Read the TOC of a blob of `size` bytes, of which `read(offset, length)` gives a range. Raises TocError.
 
     What has been read has the digests in the annotations when this returns.
     """
     stored_digest = _only(annotations, CHECKSUM)
-    plain_digest = annotations.get(estargz.DIGEST)
+    plain_digest = annotations.get(STARGZ_DIGEST)
     offset, length, plain, kind = _place(annotations, size, read)
     if kind != _TYPE:
         raise TocError(f"it is of the unknown type {kind}")
@@ -64,7 +62,7 @@ def read_toc(annotations: Mapping[str, str], size: int, read: Callable[[int, int
 
 def _only(annotations: Mapping[str, str], key: str) -> str | None:
     """Return the value of a key that two names exist for. Raises TocError for two values."""
-    found = {annotations[prefix + key] for prefix in (PREFIX, OLD_PREFIX) if prefix + key in annotations}
+    found = {annotations[prefix + key] for prefix in (CHUNKED, OLD_CHUNKED) if prefix + key in annotations}
     if len(found) > 1:
         raise TocError("the manifest says two things of it")
     return found.pop() if found else None
