@@ -16,6 +16,7 @@ from .laying import Laying
 
 if TYPE_CHECKING:
     from ..tar.allowance import Allowance
+    from ..tar.toc.spans import SpanRecorder
     from .device_file import DeviceFile
 
 
@@ -28,25 +29,34 @@ class HashedStream(Protocol):
 
 
 def read_layer(
-    stream: HashedStream, device: DeviceFile, diff_id: str, allowance: Allowance | None = None
+    stream: HashedStream,
+    device: DeviceFile,
+    diff_id: str,
+    allowance: Allowance | None = None,
+    spans: SpanRecorder | None = None,
 ) -> LayerTable:
     """Read the layer to its end, lay its contents into `device`, and return the table of its entries.
 
     `diff_id`: what the decompressed layer must hash to, by its own algorithm; `allowance`: what it may decompress to.
+    `spans` is told of the blob, and where in it each entry's content is.
     Raises ImageError, UnavailableError, RegistryError; OSError where the device cannot be written.
     """
     table = LayerTable()
     laying = Laying(table.contents, 0, device.land)
-    plain = LayerStream(stream, diff_id.partition(":")[0], allowance)
+    plain = LayerStream(stream, diff_id.partition(":")[0], allowance, spans)
     tar = Tar(plain.read)
     for entry in tar:
         content = 0
+        if spans:
+            spans.entry(tar.position, whole=entry.kind != FILE or tar.is_whole)
         if entry.kind == FILE:
             content = laying.lay(entry.size, tar.data())
             device.settle(laying.size)
         table.add(entry, content)
     found = plain.finish()
     stream.finish()
+    if spans:
+        spans.archive = plain.size
     if found != diff_id:
         raise ImageError(f"the layer has another content than the config says: {found} instead of {diff_id}")
     device.finish()

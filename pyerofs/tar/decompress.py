@@ -6,12 +6,14 @@ RFC 1952, RFC 8878. For one thread.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Generator, Iterator
-from typing import IO, Protocol, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from ..errors import ImageError, UnavailableError
 from .allowance import Allowance
+
+if TYPE_CHECKING:
+    from .toc.spans import SpanRecorder
 
 _PIECE = 256 << 10  # bytes
 _GZIP = b"\x1f\x8b"
@@ -24,14 +26,22 @@ _OTHERS = ((b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x5d\0\0", "lzma"))
 class LayerStream:
     """Decompresses `file`, which stays the caller's. Raises ImageError, and UnavailableError without zstandard.
 
-    `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes.
+    `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes. `spans` is told
+    of the blob's bytes, and where spans of it can begin.
     """
 
-    def __init__(self, file: Stream, algorithm: str = "sha256", allowance: Allowance | None = None) -> None:
-        self._pieces = _pieces(file)
+    def __init__(
+        self,
+        file: Stream,
+        algorithm: str = "sha256",
+        allowance: Allowance | None = None,
+        spans: SpanRecorder | None = None,
+    ) -> None:
+        self._pieces = _pieces(file, spans)
         self._piece = memoryview(b"")
         self._algorithm = algorithm
         self._hasher = hashlib.new(algorithm)
+        self.size = 0  # bytes that were read
         self._allowance = allowance
 
     def read(self, count: int) -> bytes:
@@ -45,6 +55,7 @@ class LayerStream:
                 self._allowance.take(len(self._piece))
         found, self._piece = bytes(self._piece[:count]), self._piece[count:]
         self._hasher.update(found)
+        self.size += len(found)
         return found
 
     def finish(self) -> str:
@@ -76,41 +87,66 @@ class _Peeked:
         return self._file.read(count)
 
 
-def _pieces(file: Stream) -> Iterator[bytes]:
+def _pieces(file: Stream, spans: SpanRecorder | None) -> Iterator[bytes]:
     peeked = _Peeked(file, 6)
     head = peeked.head[:6]
     if head.startswith(_GZIP):
-        return _gunzip(peeked.read)
+        if spans:
+            spans.codec = "span"
+        return _gunzip(peeked.read, spans)
     if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # or a skippable frame
         return _unzstd(peeked)
     for magic, name in _OTHERS:
         if head.startswith(magic):
             raise ImageError(f"the layer is compressed with {name}, which images may not be: gzip and zstd are known")
-    return iter(lambda: peeked.read(_PIECE), b"")
+    if spans:
+        spans.codec = "none"
+    return _plain(peeked.read, spans)
 
 
-def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def _gunzip(read: Callable[[int], bytes], spans: SpanRecorder | None) -> Iterator[bytes]:
     """One member after another; zeros may follow."""
-    data = read(_PIECE)
-    while data:
-        member = zlib.decompressobj(31)
-        while not member.eof:
-            if not data and not (data := read(_PIECE)):
-                raise ImageError("the layer's gzip stream is cut short")
-            try:
-                piece = member.decompress(data, _PIECE)
-            except zlib.error as error:
-                raise ImageError(f"the layer's gzip stream is corrupt: {error}") from None
-            data = member.unconsumed_tail
-            if piece:
-                yield piece
-        data = member.unused_data or read(_PIECE)
-        while data and not data.strip(b"\0"):
-            data = read(_PIECE)
-        if data and len(data) < 2:
-            data += read(_PIECE)
-        if data and not data.startswith(_GZIP):
-            raise ImageError("the layer's gzip stream is followed by something else")
+    from ..core import GUNZIP_CORRUPT, GUNZIP_MEMBER, GUNZIP_POINT, Gunzip  # deferred: not all that reads needs it
+
+    gunzip = Gunzip(_PIECE, spans.spacing if spans else 0)
+    try:
+        data = memoryview(read(_PIECE))
+        while data:
+            full = member = False
+            while not member:
+                if not data and not full and not (data := memoryview(read(_PIECE))):
+                    raise ImageError("the layer's gzip stream is cut short")
+                step = gunzip.step(data)
+                if step.why == GUNZIP_CORRUPT:
+                    raise ImageError("the layer's gzip stream is corrupt")
+                if spans:
+                    spans.take(data[: step.consumed])
+                    if step.why == GUNZIP_POINT:
+                        spans.point(step, gunzip.window())
+                data = data[step.consumed :]
+                full = len(step.plain) == _PIECE
+                member = step.why == GUNZIP_MEMBER
+                if step.plain:
+                    yield step.plain
+            rest = bytes(data) or read(_PIECE)
+            while rest and not rest.strip(b"\0"):
+                if spans:
+                    spans.take(rest)
+                rest = read(_PIECE)
+            if rest and len(rest) < 2:
+                rest += read(_PIECE)
+            if rest and not rest.startswith(_GZIP):
+                raise ImageError("the layer's gzip stream is followed by something else")
+            data = memoryview(rest)
+    finally:
+        gunzip.close()
+
+
+def _plain(read: Callable[[int], bytes], spans: SpanRecorder | None) -> Iterator[bytes]:
+    while piece := read(_PIECE):
+        if spans:
+            spans.take(piece)
+        yield piece
 
 
 def _unzstd(file: _Peeked) -> Iterator[bytes]:

@@ -96,6 +96,11 @@ class Tar:
                     yield self._entry(header, pax, sparse, long_name, long_link)
                 pax, sparse, long_name, long_link = {}, [], b"", b""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the content of the file just given lies in one piece in the archive, from `position` on."""
+        return self._map == [(0, self._left)]
+
     def data(self) -> Iterator[tuple[int, bytes]]:
         """Yield the content of the file just given, in pieces with their offsets; what no piece covers is zeros."""
         for offset, length in self._map:

@@ -38,7 +38,8 @@ from pyerofs.registry.range_response import RangeResponse
 from pyerofs.registry.redirect import next_hop
 from pyerofs.tar.reader import Tar
 from pyerofs.tar.toc.model import TocError
-from tests.support import tocs
+from pyerofs.tar.toc.ztoc import read_ztoc, unpack_ztoc
+from tests.support import tocs, ztocs
 from tests.support.lazyimages import LazyLayer, chunked_layer, stargz_layer
 from tests.support.tarballs import archive, info
 
@@ -260,6 +261,17 @@ def toc_layer(data: bytes) -> None:
             tocs.assert_sound(found, entries, len(blob))
 
 
+def ztoc(data: bytes) -> None:
+    """The blob has as many bytes as that of the samples."""
+    try:
+        found = read_ztoc(unpack_ztoc(data), ztocs.SAMPLE_SIZE, data[:200])
+        entries = list(found.entries)
+    except TocError as error:
+        _one_line(error)
+        return
+    ztocs.assert_sound(found, entries, ztocs.SAMPLE_SIZE)
+
+
 def _toc_samples() -> tuple[bytes, ...]:
     digest = _DIGEST
     file = {"name": "f", "type": "reg", "size": 9, "digest": digest, "offset": 5, "modtime": "2020-09-13T12:26:40.5Z"}
@@ -367,5 +379,6 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "tar": (tar_archive, (_tar_header(), _tar_header(kind=b"x"), _tar_header(kind=b"S", rest=bytes(130) + b"0" * 36))),
     "toc": (toc, _toc_samples()),
     "toc layer": (toc_layer, _toc_layer_samples()),
+    "ztoc": (ztoc, ztocs.samples()),
     "proxy": (proxy_url, (b"http://me:pw@proxy:3128", b"10.0.0.0/8,.example,[::1]:80,*")),
 }

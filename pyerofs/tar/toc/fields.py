@@ -13,7 +13,7 @@ from .. import reader
 from ..reader import TarEntry, show
 from .model import DIGEST_SIZE, TocError
 
-_KINDS = {
+KINDS = {
     "reg": reader.FILE,
     "hardlink": reader.HARD_LINK,
     "symlink": reader.SYMLINK,
@@ -23,11 +23,11 @@ _KINDS = {
     "fifo": reader.FIFO,
 }
 SIZE_MAX = 2**63 - 1
-_OWNER_MAX = 2**32 - 2  # the last one means "leave it" to chown(2)
-_MAJOR_MAX, _MINOR_MAX = 2**12 - 1, 2**20 - 1  # all that Linux has
+OWNER_MAX = 2**32 - 2  # the last one means "leave it" to chown(2)
+MAJOR_MAX, MINOR_MAX = 2**12 - 1, 2**20 - 1  # all that Linux has
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)  # RFC 3339
 _EPOCH = datetime(1970, 1, 1)
-_NO_TIME = "0001-01-01T00:00:00Z"  # Go's
+NO_TIME = "0001-01-01T00:00:00Z"  # Go's
 _NO_DEVICE = (0, 0)
 _LINKS, _DEVICES = (reader.HARD_LINK, reader.SYMLINK), (reader.CHARACTER, reader.BLOCK)
 _NO_XATTRS: dict[bytes, bytes] = {}
@@ -40,7 +40,7 @@ def tar_entry(fields: Fields) -> TarEntry:
     """Return the entry that the fields describe, all of it but the bytes of a file. Raises TocError."""
     get = fields.get
     stated = get("type")
-    kind = _KINDS.get(stated) if isinstance(stated, str) else None
+    kind = KINDS.get(stated) if isinstance(stated, str) else None
     if kind is None:
         raise TocError(f"it has an entry of the unknown type {ascii(stated)[:40]}")
     size, link, device, xattrs = 0, b"", _NO_DEVICE, get("xattrs")
@@ -49,9 +49,9 @@ def tar_entry(fields: Fields) -> TarEntry:
     elif kind in _LINKS:
         link = text(fields, "linkName")
     elif kind in _DEVICES:
-        device = number(fields, "devMajor", _MAJOR_MAX), number(fields, "devMinor", _MINOR_MAX)
-    uid = number(fields, "uid", _OWNER_MAX) if "uid" in fields else 0
-    gid = number(fields, "gid", _OWNER_MAX) if "gid" in fields else 0
+        device = number(fields, "devMajor", MAJOR_MAX), number(fields, "devMinor", MINOR_MAX)
+    uid = number(fields, "uid", OWNER_MAX) if "uid" in fields else 0
+    gid = number(fields, "gid", OWNER_MAX) if "gid" in fields else 0
     return TarEntry(
         text(fields, "name"),
         kind,
@@ -135,13 +135,13 @@ def _time(fields: Fields) -> int:
         return 0
     if not isinstance(value, str):
         raise TocError("it has something else than a text for 'modtime'")
-    return _nanoseconds(value)
+    return nanoseconds(value)
 
 
 @functools.lru_cache(4096)
-def _nanoseconds(value: str) -> int:
+def nanoseconds(value: str) -> int:
     """Return a time since the epoch. Of an empty text, and of Go's zero time: 0."""
-    if value in ("", _NO_TIME):
+    if value in ("", NO_TIME):
         return 0
     found = _TIME.fullmatch(value)
     try:

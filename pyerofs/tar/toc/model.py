@@ -118,10 +118,12 @@ class Toc:
     `entries` decodes entry by entry, and may raise TocError at any of them: the TOC is good for something only when it
     has come to its end. `units` and `landmark` are complete only then: a piece may be of a unit that is not there yet.
     `landmark`: the offset in the blob up to which the image wants to be fetched when it is mounted, or None.
+    `prefetch`: the ranges of the blob, begin and end, that it wants instead then, the most urgent first.
     """
 
     def __init__(self, name: str, units: Units) -> None:
         self.name = name  # of the format, for messages: "eStargz"
         self.units = units
         self.landmark: int | None = None
+        self.prefetch: list[tuple[int, int]] = []
         self.entries: Iterator[TocEntry] = iter(())
