@@ -123,6 +123,11 @@ int pe_store_take(pe_store *store, struct pe_run *run);
  */
 int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run);
 /*
+ * A run for the first stretch of [offset, end), multiples of a granule or the blob's end, that is neither present nor
+ * on its way: for who has its bytes already, unasked. -EAGAIN where there is none, or nothing can be kept.
+ */
+int pe_store_take_within(pe_store *store, uint64_t offset, uint64_t end, struct pe_run *run);
+/*
  * The next bytes of a run, in order. PE_NOT_WANTED: others have brought the rest, or no read wants it any more. What
  * the data file does not take is handed to the reads that wait for it, and not marked present.
  */

@@ -180,6 +180,15 @@ class Store(_Handle):
         run = ffi.new("struct pe_run *")
         return _run(lib.pe_store_take_fill(self._pointer, kind, length, int(pause * 1000), run), run)
 
+    def take_within(self, offset: int, end: int) -> Run | None:
+        """Take a run for the first stretch of [offset, end) that is neither present nor on its way, if there is one.
+
+        For who has its bytes already. Both are multiples of GRANULE, or the end is the blob's.
+        """
+        run = ffi.new("struct pe_run *")
+        result = lib.pe_store_take_within(self._pointer, offset, end, run)
+        return None if result == -EAGAIN else _run(result, run)
+
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
         """Land the run's next bytes. Returns False where more is left of it, but it is no longer wanted."""
         with ffi.from_buffer(piece) as view:

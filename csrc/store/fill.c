@@ -68,6 +68,33 @@ int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, 
 	return result;
 }
 
+int pe_store_take_within(pe_store *s, uint64_t offset, uint64_t end, struct pe_run *run)
+{
+	uint64_t first = offset / PE_GRANULE, last = granule_end(end);
+	int result = -EAGAIN;
+
+	if (offset % PE_GRANULE || offset >= end || end > s->size || (end % PE_GRANULE && end != s->size))
+		return -EINVAL;
+	pthread_mutex_lock(&s->lock);
+	if (s->stopping)
+		result = -ESHUTDOWN;
+	while (result == -EAGAIN && !s->write_error &&
+	       (first = take_next_unclaimed(s, NULL, first, last)) < last) {
+		uint64_t until = last;
+		enum take_result found = take_start(s, first, &until, READAHEAD_STREAMS, PE_FILL, true, run);
+
+		if (found == TAKE_NO_SLOT)
+			break;
+		if (found == TAKE_STARTED) {
+			s->runs--; /* no request is made for it */
+			result = 0;
+		}
+		first = until;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return result;
+}
+
 bool fill_gives_way(const struct pe_store *s, const struct flight *f)
 {
 	if (f->kind != PE_IDLE || !s->parked_count)

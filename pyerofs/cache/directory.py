@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from ..quantity import Limit
 
-CHUNKS, ZSTD = "+chunks", "+zstd"
+CHUNKS, ZSTD, MAP = "+chunks", "+zstd", "+map"
 _KINDS = {
     algorithm + kind: re.compile(rf"[0-9a-f]{{{digits}}}([@=][0-9a-f]{{32}})?")
     for algorithm, digits in (("sha256", 64), ("sha512", 128))
-    for kind in ("", CHUNKS, ZSTD)
+    for kind in ("", CHUNKS, ZSTD, MAP)
 }
 _GIVER_MAX = 4096  # bytes
 PREFIX_MIN = 6  # hex digits of a digest that may stand for all of them
@@ -66,7 +66,7 @@ class EntryInfo(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "" for a blob as it came, CHUNKS for what was verified chunk by chunk before it was put there, ZSTD."""
+        """ "" for a blob as it came; CHUNKS, MAP for what was verified piece by piece before it was put there; ZSTD."""
         algorithm = self.digest.partition(":")[0]
         return algorithm[algorithm.find("+") :] if "+" in algorithm else ""
 

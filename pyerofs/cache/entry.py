@@ -7,6 +7,7 @@
         map     the durable map: a copy of the live one made after data and sums had been synced
         lock    held while an entry is opened, made, renamed or removed; its mtime is the entry's last use
         index   the layer's chunk index, where it has one
+        chunks  the chunk map, of a tar layer that is read by its table of contents
         giver   who gives the bytes, as text, where nothing vouches for them yet
         verified, hashes    what the whole has been compared with, and a hash of each of its chunks (cache/mark.py)
 
@@ -14,6 +15,7 @@ Whose an entry is, its key KIND:NAME says (erofs/layer.py makes the keys, cache/
     sha256:HEX              shared: the blob with this digest; it came here whole, and hashed
     sha256+zstd:HEX=CHAIN   shared by all who trust the same chain of digests for what this layer decompresses to
     sha256+chunks:HEX       shared: each chunk was checked against the index with this digest before it came here
+    sha256+map:HEX          shared: so was each piece of it, by the chunk map of a tar layer with this digest
     KIND:HEX@WHO            as its giver has it: nothing vouches for it, so readers with another giver do not get it
 
 The rules that keep it from ever handing out a wrong byte:

@@ -146,10 +146,13 @@ def _list(directory: str, as_json: bool, write: Write) -> None:
 def _describe(image: ConversionInfo, entries: list[tuple[EntryInfo, Contents]]) -> str:
     """Describe a converted image, whose layers are blobs listed above it."""
     from ..quantity import show_bytes
+    from ..source.converted_cache import is_mapped
 
     its = {place.digest: (place, found) for place, found in entries if place.digest in image.keys}
     there = [found for _, found in its.values()]
-    complete = len(there) == len(set(image.keys)) and all(found.complete for found in there)
+    complete = len(there) == len(set(image.keys)) and all(
+        found.complete or (is_mapped(key) and not found.broken) for key, (_, found) in its.items()
+    )
     state = "complete" if complete else "layers are missing: the next mount converts it again"
     in_use = ", in use" if any(found.in_use for found in there) else ""
     disk = show_bytes(sum(place.disk for place, _ in its.values()))
@@ -287,22 +290,23 @@ def _judge(entry: Entry, place: EntryInfo) -> tuple[bool | None, str, bytes]:
 
     Where they are right, and no mark has it for each chunk, their hashes come with that.
     """
-    from ..cache.directory import CHUNKS
+    from ..cache.directory import CHUNKS, MAP
     from ..export.digest_check import hash_all
     from ..source.index_file import agrees, has_its_hashes
+    from ..source.map_file import agrees_with_map
 
     if not place.kind:
         found = hash_all(entry.data_fd, entry.size, place.digest.partition(":")[0], lambda: False)
         digest, hashes = found or ("", b"")
         good = digest == place.digest
         return good, "verified" if good else f"removed: its bytes have the digest {digest}", hashes
-    if place.kind == CHUNKS:
-        sound = has_its_hashes(entry, place.digest)
+    if place.kind in (CHUNKS, MAP):
+        sound = (has_its_hashes if place.kind == CHUNKS else agrees_with_map)(entry, place.digest)
         if sound is not None:
             return sound, "verified" if sound else "removed: a chunk does not match the hash in its index", b""
     elif (hashes := entry.hashes()) and (sound := agrees(entry, hashes)) is not None:
         return sound, "verified" if sound else "removed: a chunk no longer matches its recorded hash", hashes
-    when = "verified as it was fetched" if place.kind == CHUNKS or entry.is_marked_verified() else "not verified"
+    when = "verified as it was fetched" if place.kind in (CHUNKS, MAP) or entry.is_marked_verified() else "not verified"
     return None, f"{when}; it was decompressed, and no hash of the result is known", b""
 
 

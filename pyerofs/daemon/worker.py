@@ -149,7 +149,7 @@ class Worker:
                 image = self._held.enter_context(
                     converted_cache.get_converted(self._location, ordinary, oci, self._have_converted)
                 )
-                planned = image.parts(self._location, oci)
+                planned = image.parts(self._location, oci, self._context)
             for chosen, open_ in planned:
                 tree = choose_tree(chosen, self._options, str(self._location), self.log)
                 yield Piece(open_, chosen.layer, chosen.role, chosen.devices, tree)

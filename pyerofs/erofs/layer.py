@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SIZE_MAX = 1 << 44  # bytes: 2^32 blocks of 4 KiB. A larger number would only make the cache reserve space for its map
 CONTENT = "org.erofs.uncompressed-digest"
 TARGET = "org.erofs.chunk-index.target"
+MAP = "io.pyerofs.chunk-map.digest"  # of a device of a converted image, in this machine's cache only
 _FRAME = struct.Struct("<II")  # of zstd, to be skipped: magic, length
 _FRAME_MAGIC = 0x184D2A50
 
@@ -49,7 +50,8 @@ class Layer:
     `number` in the manifest, base 0; `digest` and `size` (bytes) of its blob, `compressed` as zstd frames. `index`:
     where its chunk index is, if it has one: in the blob or, `alone`, in a blob of its own, which is then thought to
     follow the layer's. `content`: digest of the decompressed image, "" where it is not stated. `converted`: it was made
-    on this machine out of an ordinary layer, and is at no registry.
+    on this machine out of an ordinary layer, and is at no registry. `map`: digest of the chunk map by which a tar
+    layer, which is at its registry, is read as a device; "" for all others.
     """
 
     number: int
@@ -60,6 +62,7 @@ class Layer:
     alone: bool = False
     content: str = ""
     converted: bool = False
+    map: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -110,11 +113,15 @@ class Layer:
 
     @property
     def verified_key(self) -> str:
-        """Return the key of the cache entry for bytes that the index vouches for.
+        """Return the key of the cache entry for bytes that the index, or the chunk map, vouches for.
 
         It goes by the index, not by the layer: an index fixes every byte, while any manifest can give another
-        image's layer an index of its own. Nothing is ever put there without a check.
+        image's layer an index of its own. Nothing is ever put there without a check. Of a chunk map all of that holds
+        too.
         """
+        if self.map:
+            algorithm, _, digits = self.map.partition(":")
+            return f"{algorithm}+map:{digits}"
         assert self.index is not None  # noqa: S101 - the caller has one
         algorithm, _, digits = self.index.digest.partition(":")
         return f"{algorithm}+chunks:{digits}"
@@ -137,6 +144,15 @@ def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Laye
             place = _alone(found, manifest.layers[number + 1], compressed)
             alone = place is not None
     return Layer(number, found.digest, found.size, compressed, place, alone, content)
+
+
+def describe_converted(manifest: Manifest, number: int) -> Layer:
+    """Describe layer `number` of a converted image, whose manifest this machine has made. Raises ImageError."""
+    found = describe(manifest, number)
+    chunk_map = manifest.layers[number].annotations.get(MAP, "")
+    if not (found.index or is_digest(chunk_map)):
+        raise ImageError(f"layer {number} has neither chunk index nor chunk map")
+    return replace(found, converted=True, map=chunk_map)
 
 
 def _short(*words: str) -> str:

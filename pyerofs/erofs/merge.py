@@ -23,10 +23,14 @@ _PRIMARY = 0
 
 
 class LayerContent(NamedTuple):
-    """A layer by the digest of its blob, with the table of its entries."""
+    """A layer by the digest of its blob, with the table of its entries.
+
+    `apart`: its contents are not here, so that however small it is they lie on a device of their own.
+    """
 
     digest: str
     table: LayerTable
+    apart: bool = False
 
 
 class MergedImage(NamedTuple):
@@ -54,9 +58,9 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
     primary: list[int] = []
     devices: list[int] = []
     shift = 0
-    for number, (digest, table) in enumerate(layers):
+    for number, (digest, table, apart) in enumerate(layers):
         of = first.setdefault(digest, number)
-        small = small_max is None or table.device_size <= small_max
+        small = not apart and (small_max is None or table.device_size <= small_max)
         layer = tree.begin()
         try:
             for entry, content in table.entries(contents, _PRIMARY if small else of + 1, shift if small else 0):

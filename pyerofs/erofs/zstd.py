@@ -59,6 +59,22 @@ def inflate(frame: bytes, length: int) -> bytes:
     return data
 
 
+def inflate_start(frames: bytes, length: int) -> bytes:
+    """Return the first `length` bytes, more than 0, of what frames hold. Raises ImageError where they hold fewer."""
+    zstandard = _zstandard()
+    found = bytearray()
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
+        with decompressor.stream_reader(frames, read_across_frames=True) as reader:
+            while len(found) < length and (piece := reader.read(length - len(found))):
+                found += piece
+    except zstandard.ZstdError as e:
+        raise ImageError(f"a zstd frame is corrupt: {e}") from None
+    if len(found) != length:
+        raise ImageError(f"zstd frames hold {len(found)} bytes instead of {length}")
+    return bytes(found)
+
+
 class Inflater:
     """A stream of zstd frames. `write` gets what is in them, in pieces of at most about 128 KiB. For one thread."""
 

@@ -15,6 +15,7 @@ from ..context import NOBODY, Context
 from ..core import GRANULE, Store
 from ..erofs.superblock import HEAD, Superblock, check_size, parse
 from ..errors import ImageError, MountError, PyerofsError, RegistryError, UnavailableError
+from ..source.base import SparingSource
 from ..source.checked import CheckedSource
 from ..source.local import LocalSource
 from .background import Background
@@ -98,6 +99,8 @@ class Export:
         except BaseException:
             cache.close()
             raise
+        if isinstance(source, SparingSource):
+            source.spare = self._land_spare
         self._health = CacheLog(self.store, self._log)
         if cache.problem:
             self._health.lost(cache.problem)
@@ -121,6 +124,17 @@ class Export:
                 keep_index(self._cache.path, source.storage.section)
             except OSError as e:
                 self._log(f"cannot keep the chunk index in the cache: {e.strerror}")
+
+    def _land_spare(self, offset: int, data: bytes) -> None:
+        """Land what came unasked, as far as it is neither present nor on its way. For fetch threads."""
+        end = offset + len(data)
+        view = memoryview(data)
+        with contextlib.suppress(OSError):
+            while run := self.store.take_within(offset, end):
+                try:
+                    self.store.land(run.id, run.offset, view[run.offset - offset :][: run.length])
+                finally:
+                    self.store.finish(run.id)
 
     def _failed(self, text: str, error: PyerofsError | None) -> None:
         if error is not None:

@@ -14,6 +14,8 @@ from ..erofs import chunk_index
 from ..erofs.compose import ROLE
 from ..erofs.device_file import DeviceFile
 from ..erofs.foreign import obstacle
+from ..erofs.layer import MAP
+from ..erofs.layer_way import judge_layers
 from ..errors import ImageError, UnavailableError
 from ..events import sigterm_interrupts
 from ..files import atomic_write
@@ -22,8 +24,9 @@ from ..oci.manifest import Descriptor, Manifest, parse
 from ..oci.raw_manifest import descriptor
 from ..source import kept_layers
 from ..source.converted_cache import IMAGE, NAME, VERSION, WORK, find_converted, locked, path_of
-from ..source.image_reader import open_reader
+from ..source.image_reader import RegistryReader, open_reader
 from ..source.merged import lay_primary
+from ..source.original_blobs import LocalBlobs
 from ..tar.allowance import Allowance
 from .cached_layers import CachedLayers, store_device
 from .convert import left_out_line, read_blob
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from ..config.options import ReadOptions
     from ..erofs.layer import Layer
     from ..source.converted_cache import ConversionRequest, ConvertedImage
+    from ..source.image_reader import ImageReader
+    from .cached_layers import HeldLayer
     from .copy import Meter
 
 
@@ -55,10 +60,6 @@ def convert(
         with locked(path, lambda: report(f"{task.name} is being converted by another process: waiting for it")):
             found = find_converted(directory, task.digest, task.name)
             if found is None:
-                report(
-                    f"{task.name} has no EROFS layers ({task.summary}): converting it into {directory}, once "
-                    "(oci.convert=no refuses)"
-                )
                 found = _convert(task, directory, options, shown, report)
             return found
     except OSError as error:
@@ -80,10 +81,7 @@ def _convert(
             problem = obstacle(manifest) if isinstance(manifest, Manifest) else "it is an index"
             if problem or not isinstance(manifest, Manifest) or manifest.config is None:
                 raise ImageError(problem)
-            _, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
-            allowance = Allowance(sum(layer.size for layer in manifest.layers), options.unpacked_max)
-            layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
-            held = layers.get_all(manifest.layers, diff_ids)
+            held = _get_layers(task, manifest, reader, directory, work, options, shown, report, stack)
             device = stack.enter_context(DeviceFile(work))
             merged = lay_primary([layer.kept for layer in held], device)
         except ImageError as error:
@@ -94,11 +92,49 @@ def _convert(
         primary = kept_layers.device_of(task.digest, device.size, about[chunk_index.DIGEST], len(device.index))
         stack.callback(store_device(directory, primary, device, options, task.name).close)
         devices = [layer for number in merged.devices if (layer := held[number].kept.device)]
-        _write_image(task, path, devices, primary, [layer.digest for layer in manifest.layers])
+        _write_image(task, path, devices, primary, [layer.kept.digest for layer in held])
         found = find_converted(directory, task.digest, task.name)
     if found is None:
         raise UnavailableError(f"{task.name} was converted, but parts of it in {directory} are gone again")
     return found
+
+
+def _get_layers(
+    task: ConversionRequest,
+    manifest: Manifest,
+    reader: ImageReader,
+    directory: str,
+    work: str,
+    options: ReadOptions,
+    shown: Meter,
+    report: Callable[[str], None],
+    stack: contextlib.ExitStack,
+) -> list[HeldLayer]:
+    """Return the layers, in use until the stack is closed: first those with a table of contents, then all others."""
+    allowance = Allowance(sum(layer.size for layer in manifest.layers), options.unpacked_max)
+    held: dict[int, HeldLayer] = {}
+    lazy = [number for number, way in enumerate(judge_layers(manifest.layers)) if way.lazy]
+    if lazy:
+        from .lazy_layers import LazyLayers  # deferred: most images have none
+
+        blobs = reader.registry if isinstance(reader, RegistryReader) else LocalBlobs(task.location)
+        tables = LazyLayers(blobs, directory, options, allowance, lambda line: report(f"{task.name}: {line}"))
+        found = tables.get_all([manifest.layers[number] for number in lazy])
+        held = {number: layer for number, layer in zip(lazy, found, strict=True) if layer is not None}
+        for layer in held.values():
+            stack.callback(layer.close)
+    rest = [number for number in range(len(manifest.layers)) if number not in held]
+    if rest:
+        report(
+            f"{task.name} has no EROFS layers ({task.summary}): converting it into {directory}, once "
+            "(oci.convert=no refuses)"
+        )
+        assert manifest.config is not None  # noqa: S101 - the caller has looked
+        _, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
+        layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
+        whole = layers.get_all([manifest.layers[number] for number in rest], [diff_ids[number] for number in rest])
+        held |= zip(rest, whole, strict=True)
+    return [held[number] for number in range(len(manifest.layers))]
 
 
 def _write_image(
@@ -118,7 +154,9 @@ def _write_image(
 
 
 def _describe(layer: Layer, role: str) -> dict[str, Any]:
-    assert layer.index is not None  # noqa: S101 - a device has one
+    if layer.map:
+        return descriptor(MEDIA_TYPE, layer.digest, layer.size, {ROLE: role, MAP: layer.map})
+    assert layer.index is not None  # noqa: S101 - all others have one
     where = {chunk_index.RANGE: f"{layer.index.offset}:{layer.index.end}", chunk_index.DIGEST: layer.index.digest}
     return descriptor(MEDIA_TYPE, layer.digest, layer.size, {ROLE: role, **where})
 

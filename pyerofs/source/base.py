@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..erofs.layer import Layer, Storage
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     # Opens a source.
     Opener = Callable[[Context], "Source"]
+    # Gets whole granules from an offset on, or bytes up to the source's end, that are as good as what a sink gets.
+    Spare = Callable[[int, bytes], None]
 
 
 class Source(Protocol):
@@ -58,6 +60,13 @@ class Source(Protocol):
         """All of it is in the cache, so that what is kept for reading may go. It may be read again. Any thread."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SparingSource(Protocol):
+    """A source that comes to know more than is asked for, and gives that to `spare`, from the thread that reads."""
+
+    spare: Spare | None
 
 
 class SourceWrapper:

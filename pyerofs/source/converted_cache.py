@@ -9,6 +9,9 @@ What it became is one EROFS image: a primary device, and a device for each layer
 the cache like all others, each of whose bytes is checked against its chunk index. So they are found spoiled, evicted,
 verified and shared as those are; what has been lost is made again out of the registry's layers (remade.py). `image` is
 written when all devices are complete, and counts only as long as they are.
+
+A layer that is read by its table of contents is a device too, of which nothing but the chunk map need be there: what is
+read comes from the registry's layer (mapped.py).
 """
 
 from __future__ import annotations
@@ -19,21 +22,24 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ..cache.directory import EntryInfo, describe_key, hold
+from ..cache.directory import MAP, EntryInfo, describe_key, hold
 from ..cache.files import open_file
 from ..cache.lock import lock_entry
 from ..cache.paths import chosen_directory, entry_path
+from ..context import NOBODY, Context
 from ..erofs.foreign import obstacle, summary
-from ..erofs.layer import Layer, describe
+from ..erofs.layer import Layer, describe_converted
 from ..errors import ImageError, MountError, UnavailableError
 from ..oci.location import Location
 from ..oci.manifest import MAX_SIZE, Manifest, parse, verify_digest
 from . import kept_layers
+from .map_file import hold_mapped
+from .original_blobs import OriginalBlobs, original_blobs
 from .plan import plan_from_manifest, with_index
 from .resolve import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
@@ -57,10 +63,16 @@ class ConvertedImage:
         self.layers = layers
         self._held = held
 
-    def parts(self, location: Location, options: ReadOptions) -> list[tuple[PlannedLayer, Opener]]:
-        """Return the parts as plan_layers() does; `location` of the ordinary image. Raises ImageError."""
-        blobs = remade_blobs(location, self.image.name, options)
-        return plan_from_manifest(self.image, blobs, blobs, with_index(options), converted=True)
+    def parts(
+        self, location: Location, options: ReadOptions, context: Context = NOBODY
+    ) -> list[tuple[PlannedLayer, Opener]]:
+        """Return the parts as plan_layers() does; `location` of the ordinary image. Raises ImageError, UsageError."""
+        manifest = self.image.manifest
+        layers = [describe_converted(manifest, number) for number in range(len(manifest.layers))]
+        blobs = blobs_of(location, self.image.name, options, layers, context)
+        return plan_from_manifest(
+            self.image, blobs.remade, blobs.remade, with_index(options), originals=blobs.originals
+        )
 
     def close(self) -> None:
         for entry in self._held:
@@ -125,8 +137,23 @@ def get_converted(
     return found
 
 
-def remade_blobs(location: Location, name: str, options: ReadOptions) -> RemadeBlobs:
-    """Return what makes lost bytes of converted images again; `name` of the image, for messages."""
+class ConvertedBlobs(NamedTuple):
+    """Where the bytes of a converted image come from that the cache does not have, or has lost.
+
+    `remade` makes them again; `originals` has layers as they are, which are read by their chunk maps.
+    """
+
+    remade: RemadeBlobs
+    originals: OriginalBlobs
+
+
+def blobs_of(
+    location: Location, name: str, options: ReadOptions, layers: Sequence[Layer], context: Context
+) -> ConvertedBlobs:
+    """Return the blobs of a converted image with these layers; no request is made. `name` for messages.
+
+    Raises UsageError.
+    """
     from .remade import RemadeBlobs
 
     directory = chosen_directory(options)
@@ -135,7 +162,10 @@ def remade_blobs(location: Location, name: str, options: ReadOptions) -> RemadeB
         found = _read(path_of(directory, digest))
         return found[0].layers if found else None
 
-    return RemadeBlobs(location, name, options, layers_of)
+    remade = RemadeBlobs(location, name, options, layers_of)
+    if not any(layer.map for layer in layers):
+        return ConvertedBlobs(remade, OriginalBlobs(remade, remade))
+    return ConvertedBlobs(remade, original_blobs(location, options, context))
 
 
 def path_of(directory: str, digest: str) -> str:
@@ -154,7 +184,8 @@ def find_converted(directory: str, digest: str, name: str) -> ConvertedImage | N
     found = ConvertedImage(Image(name, digest, manifest, digest, manifest), kept[0].layers, [])
     try:
         for number in range(len(manifest.layers)):
-            entry = hold_complete(directory, describe(manifest, number))
+            layer = describe_converted(manifest, number)
+            entry = hold_mapped(directory, layer) if layer.map else hold_complete(directory, layer)
             if entry is None:
                 found.close()
                 return None
@@ -178,9 +209,7 @@ def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
         manifest = parse(body)
         if not isinstance(manifest, Manifest):
             return None
-        layers = [describe(manifest, number) for number in range(len(manifest.layers))]
-        if not all(layer.index for layer in layers):
-            return None
+        layers = [describe_converted(manifest, number) for number in range(len(manifest.layers))]
         keys = tuple(layer.verified_key for layer in layers)
         return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, tuple(head["layers"])), manifest
     except (OSError, ValueError, KeyError, TypeError, ImageError):
@@ -216,8 +245,14 @@ def prune(directory: str) -> list[str]:
 
 
 def _is_complete(directory: str, key: str) -> bool:
+    """Whether nothing of a device is lost: of one that is read by its chunk map nothing need be there."""
     contents = describe_key(directory, key)
-    return contents is not None and contents.complete
+    return contents is not None and (contents.complete or (is_mapped(key) and not contents.broken))
+
+
+def is_mapped(key: str) -> bool:
+    """Whether the device with this key is read by its chunk map, so that it may be incomplete."""
+    return MAP in key.partition(":")[0]
 
 
 def remove(path: str) -> bool:

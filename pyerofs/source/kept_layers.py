@@ -1,11 +1,13 @@
 """What the cache keeps of tar layers that were read once: their tables, and the contents of small ones.
 
     DIRECTORY/layers/ALGORITHM-HEX/     of the layer's blob
+    DIRECTORY/layers/toc-HEX/           of a layer that is read by its table of contents: see toc_name()
         table       its entries, and where their contents lie (erofs/layer_table.py)
         contents    the device of a small layer, which each image that has it copies to its primary device
         lock        held while the layer is being read; its mtime is the last use
 
-The contents of all other layers are entries of the cache like all others.
+The contents of all other layers are entries of the cache like all others, also of those that are read by their tables
+of contents: these entries need not be complete, since the registry still has what they lack.
 
 A second image that shares a layer fetches and reads only what it does not share. The key is the blob's digest, which
 was compared with all of the blob before the table was written; a table of another version is none.
@@ -14,6 +16,7 @@ was compared with all of the blob before the table was written; a table of anoth
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from hashlib import sha256
@@ -26,11 +29,14 @@ from ..erofs.chunk_index import IndexLocation
 from ..erofs.layer import Layer
 from ..erofs.layer_table import LayerTable
 from ..erofs.merge import SMALL_MAX
+from ..erofs.toc_layer import VERSION
 from ..errors import UnavailableError
 from ..files import atomic_write
 
 if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
+    from ..erofs.toc_layer import TocLayer
+    from ..oci.manifest import Descriptor
 
 NAME = "layers"
 _TABLE, _CONTENTS = "table", "contents"
@@ -40,8 +46,8 @@ _TABLE_MAX = 4 << 30  # bytes
 class KeptLayer(NamedTuple):
     """A layer that was read.
 
-    `digest` of the blob, `table` of its entries. `device`: its contents as a layer of a mount; None for a small one,
-    which has `contents`.
+    `digest` of the blob, or toc_name(); `table` of its entries. `device`: its contents as a layer of a mount; None for
+    a small one, which has `contents`.
     """
 
     digest: str
@@ -52,6 +58,16 @@ class KeptLayer(NamedTuple):
 
 def path_of(directory: str, digest: str) -> str:
     return os.path.join(directory, NAME, digest.replace(":", "-"))
+
+
+def toc_name(layer: Descriptor) -> str:
+    """Return by what a layer that is read by its table of contents is kept.
+
+    It is for images that say the same of the layer. Whatever they name the table by, what they say decides all that
+    is made of it, so that no image makes a table for another one.
+    """
+    said = json.dumps([VERSION, layer.media_type, layer.digest, layer.size, sorted(layer.annotations.items())])
+    return f"toc:{sha256(said.encode()).hexdigest()}"
 
 
 def load(directory: str, digest: str) -> KeptLayer | None:
@@ -78,6 +94,9 @@ def _contents(path: str, table: LayerTable) -> bytes:
 
 
 def _device(digest: str, table: LayerTable) -> Layer | None:
+    mapped = table.facts.get("map")
+    if mapped:
+        return Layer(0, mapped["blob"], mapped["size"], converted=True, map=mapped["digest"])
     index = table.facts["index"]
     return device_of(digest, table.device_size, index["digest"], index["size"]) if index else None
 
@@ -95,6 +114,16 @@ def save(directory: str, digest: str, table: LayerTable, device: DeviceFile) -> 
     table.facts.update(index=index, contents=sha256(data).hexdigest() if data else None)
     atomic_write(os.path.join(path, _TABLE), table.to_bytes())
     return KeptLayer(digest, table, _device(digest, table), data)
+
+
+def save_toc(directory: str, layer: Descriptor, found: TocLayer) -> KeptLayer:
+    """Keep a layer that is read by its table of contents; the caller holds its lock. Raises OSError."""
+    name, table = toc_name(layer), found.table
+    digest = f"sha256:{sha256(found.chunk_map).hexdigest()}"
+    mapped = {"blob": layer.digest, "size": layer.size, "digest": digest} if table.device_size else None
+    table.facts.update(index=None, contents=None, map=mapped)
+    atomic_write(os.path.join(path_of(directory, name), _TABLE), table.to_bytes())
+    return KeptLayer(name, table, _device(name, table))
 
 
 def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Layer:

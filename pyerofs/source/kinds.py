@@ -75,6 +75,20 @@ def open_source(
     raise ImageError(f"{name}: layer {layer.number} has no chunk index with hashes to verify it by: {_WITHOUT}")
 
 
+def _mapped(wanted: _Wanted) -> Source | None:
+    """Read a tar layer by its chunk map, which this machine has made."""
+    layer = wanted.layer
+    if not layer.map:
+        return None
+    from .map_file import find_map
+    from .mapped import MappedSource
+
+    chunks = find_map(layer, wanted.directory)
+    if chunks is None:
+        raise ImageError(f"{wanted.name}: what was kept of {layer.digest} is gone from the cache: mount it again")
+    return MappedSource(wanted.name, layer, wanted.blob, wanted.connections, chunks)
+
+
 def _chunked(wanted: _Wanted) -> Source | None:
     """Read it by its chunk index, if it has one that serves."""
     layer, name = wanted.layer, wanted.name
@@ -127,4 +141,4 @@ def _stream(wanted: _Wanted) -> Source | None:
 
 
 # The best first; one that does not fit gives None.
-_KINDS: tuple[Callable[[_Wanted], Source | None], ...] = (_chunked, _raw, _stream)
+_KINDS: tuple[Callable[[_Wanted], Source | None], ...] = (_mapped, _chunked, _raw, _stream)

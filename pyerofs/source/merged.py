@@ -17,7 +17,7 @@ def lay_primary(layers: Sequence[KeptLayer], device: DeviceFile) -> MergedImage:
 
     Raises ImageError for what the layers cannot make together, and OSError.
     """
-    merged = merge_layers([LayerContent(layer.digest, layer.table) for layer in layers])
+    merged = merge_layers([LayerContent(layer.digest, layer.table, layer.device is not None) for layer in layers])
     device.land(0, bytes(merged.metadata.data))
     at = len(merged.metadata.data)
     for number in merged.primary:

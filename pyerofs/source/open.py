@@ -6,7 +6,6 @@ files of this machine, are below.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..context import NOBODY, Context
@@ -18,7 +17,8 @@ from ..oci.manifest import Descriptor, Index, Manifest, parse
 from ..oci.platforms import Platform
 from . import from_registry, plan
 from . import resolve as source_resolve
-from .blobs import FileBlobs, NoConnections
+from .blobs import NoConnections
+from .original_blobs import LocalBlobs, giver_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ..oci.location import Kind
     from ..oci.raw_manifest import RawManifest
     from .base import Opener, Source
-    from .blobs import BlobReader
     from .resolve import Image
 
     Layers = Sequence[tuple[Layer, int]]  # each with the bytes that its source had
@@ -87,10 +86,10 @@ def reopen_layers(
     """
     name = name or str(location)
     if any(layer.converted for layer, _ in layers):
-        from .converted_cache import remade_blobs
+        from .converted_cache import blobs_of
 
-        blobs = remade_blobs(location, name, options)
-        return plan.reopen_known(name, layers, blobs, blobs, plan.with_index(options))
+        blobs = blobs_of(location, name, options, [layer for layer, _ in layers], context)
+        return plan.reopen_known(name, layers, blobs.remade, blobs.remade, plan.with_index(options), blobs.originals)
     return _KINDS[location.kind].reopen(location, layers, options, name, context)
 
 
@@ -120,7 +119,7 @@ def _plan_in_place(
     manifests: ManifestCache | None,
 ) -> list[tuple[PlannedLayer, Opener]]:
     image = _resolve(location, options)
-    return plan.plan_from_manifest(image, _Blobs(location), NoConnections(), options, choose)
+    return plan.plan_from_manifest(image, LocalBlobs(location), NoConnections(), options, choose)
 
 
 def _plan_docker_archive(
@@ -144,7 +143,7 @@ def _reopen_at_registry(
 def _reopen_in_place(
     location: Location, layers: Layers, options: ReadOptions, name: str, context: Context
 ) -> list[Opener]:
-    return plan.reopen_known(name, layers, _Blobs(location), NoConnections(), options)
+    return plan.reopen_known(name, layers, LocalBlobs(location), NoConnections(), options)
 
 
 def _resolve_at_registry(location: Location, options: ReadOptions, context: Context) -> tuple[Image, str]:
@@ -181,39 +180,6 @@ def _parsed(document: RawManifest) -> Manifest | Index:
     return parse(document.body, document.media_type or None)
 
 
-class _Blobs:
-    """The blobs of a local image, whose place is looked up when one is asked for. Any thread."""
-
-    def __init__(self, location: Location) -> None:
-        self._location = location
-        self.giver = giver_of(location)
-
-    def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> BlobReader:
-        """Return a blob. Raises UsageError, ImageError."""
-        return _BLOBS[self._location.kind](self._location, digest, size)
-
-
-def giver_of(location: Location) -> str:
-    """As Blobs has it, of what is at this place."""
-    return f"{location.kind}:{os.path.realpath(location.path)}"
-
-
-def _of_layout(location: Location, digest: str, size: int) -> BlobReader:
-    from ..oci.layout import Layout
-
-    return FileBlobs(Layout(location.path).blob_path).blob(digest, size)
-
-
-def _of_archive(location: Location, digest: str, size: int) -> BlobReader:
-    from .layout_archive import LayoutArchive
-
-    archive = LayoutArchive(location)
-    try:
-        return archive.file_blob(digest, size)
-    finally:
-        archive.close()
-
-
 class _Kind(NamedTuple):
     """How images of one kind are planned, opened once more and resolved: as the functions of those names above."""
 
@@ -228,4 +194,3 @@ _KINDS: dict[Kind, _Kind] = {
     "oci-archive": _Kind(_plan_in_place, _reopen_in_place, _resolve_in_place),
     "docker-archive": _Kind(_plan_docker_archive, _reopen_in_place, _resolve_in_place),
 }
-_BLOBS: dict[Kind, Callable[[Location, str, int], BlobReader]] = {"oci": _of_layout, "oci-archive": _of_archive}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..config.options import ReadOptions
 from ..erofs.compose import PlannedLayer, compose
-from ..erofs.layer import Layer, describe
+from ..erofs.layer import Layer, describe, describe_converted
 from ..erofs.native import native_layers
 from ..errors import ImageError
 from ..oci.manifest import Manifest
 from .base import Source
 from .kinds import open_source
+from .original_blobs import OriginalBlobs
 from .resolve import Image
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def plan_from_manifest(
     options: ReadOptions,
     choose: Callable[[Manifest], tuple[PlannedLayer, ...]] | None = None,
     *,
-    converted: bool = False,
+    originals: OriginalBlobs | None = None,
 ) -> list[tuple[PlannedLayer, Opener]]:
     """Return the parts as plan_layers() does, of an image whose blobs `blobs` has.
 
-    Raises ImageError, NotErofsError; the caller then still owns the connections.
+    `originals`: it is a converted image, of which these have the layers that are read by chunk maps. Raises ImageError,
+    NotErofsError; the caller then still owns the connections.
     """
     manifest = image.manifest
     if not native_layers(manifest) and options.layer is None and options.blob is None:
@@ -48,42 +50,56 @@ def plan_from_manifest(
         raise NotErofsError(image.name, image.digest, manifest)
     try:
         parts = choose(manifest) if choose else compose(manifest, options.layer, options.blob)
-        layers = [describe(manifest, part.layer, use_index=options.verify != "none") for part in parts]
+        if originals is not None:
+            layers = [describe_converted(manifest, part.layer) for part in parts]
+        else:
+            layers = [describe(manifest, part.layer, use_index=options.verify != "none") for part in parts]
     except ImageError as e:
         hint = "; an ordinary image is mounted whole, without oci.layer and oci.blob"
         raise ImageError(f"{image.name}: {e}{'' if native_layers(manifest) else hint}") from None
 
     def opener(part: PlannedLayer, layer: Layer) -> Opener:
+        where = _where(layer, blobs, connections, originals)
+
         def open_(context: Context) -> Source:
             try:
-                return open_source(image.name, layer, blobs, connections, options, context)
+                return open_source(image.name, layer, *where, options, context)
             except BaseException as e:
-                connections.close()
+                where.connections.close()
                 if isinstance(e, ImageError) and part.role == "device" and layer.compressed and not layer.index:
                     raise ImageError(f"{e}; a compressed device needs a chunk index, which tells its size") from None
                 raise
 
         return open_
 
-    return [
-        (part, opener(part, replace(layer, converted=converted))) for part, layer in zip(parts, layers, strict=True)
-    ]
+    return [(part, opener(part, layer)) for part, layer in zip(parts, layers, strict=True)]
+
+
+def _where(layer: Layer, blobs: BlobStore, connections: Connections, originals: OriginalBlobs | None) -> OriginalBlobs:
+    return originals if layer.map and originals is not None else OriginalBlobs(blobs, connections)
 
 
 def reopen_known(
-    name: str, layers: Sequence[tuple[Layer, int]], blobs: BlobStore, connections: Connections, options: ReadOptions
+    name: str,
+    layers: Sequence[tuple[Layer, int]],
+    blobs: BlobStore,
+    connections: Connections,
+    options: ReadOptions,
+    originals: OriginalBlobs | None = None,
 ) -> list[Opener]:
-    """As reopen_layers(), of an image whose blobs `blobs` has."""
+    """As reopen_layers(), of an image whose blobs `blobs` has, or `originals` as plan_from_manifest() has it."""
 
     def opener(layer: Layer, size: int) -> Opener:
+        where = _where(layer, blobs, connections, originals)
+
         def open_(context: Context) -> Source:
             try:
-                source = open_source(name, layer, blobs, connections, options, context, size=size)
+                source = open_source(name, layer, *where, options, context, size=size)
                 if source.size != size:
                     raise ImageError(f"{name}: it has {source.size} bytes now instead of {size}: mount it again")
                 return source
             except BaseException:
-                connections.close()
+                where.connections.close()
                 raise
 
         return open_
