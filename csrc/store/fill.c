@@ -78,8 +78,7 @@ int pe_store_take_within(pe_store *s, uint64_t offset, uint64_t end, struct pe_r
 	pthread_mutex_lock(&s->lock);
 	if (s->stopping)
 		result = -ESHUTDOWN;
-	while (result == -EAGAIN && !s->write_error &&
-	       (first = take_next_unclaimed(s, NULL, first, last)) < last) {
+	while (result == -EAGAIN && !s->write_error && (first = take_next_unclaimed(s, NULL, first, last)) < last) {
 		uint64_t until = last;
 		enum take_result found = take_start(s, first, &until, READAHEAD_STREAMS, PE_FILL, true, run);
 

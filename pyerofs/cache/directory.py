@@ -153,8 +153,8 @@ def describe(place: EntryInfo) -> Contents | None:
                 return Contents(in_use=_in_use(place.path), broken=True)
             try:
                 present, in_use = entry.present(), _in_use(place.path)
-                checked = place.kind == CHUNKS or entry.is_marked_verified()
-                believed = place.kind == CHUNKS or place.is_given or entry.is_believed()
+                checked = place.kind in (CHUNKS, MAP) or entry.is_marked_verified()
+                believed = place.kind in (CHUNKS, MAP) or place.is_given or entry.is_believed()
                 return Contents(
                     entry.size, present, in_use, present == entry.size and checked, not (believed or in_use)
                 )
