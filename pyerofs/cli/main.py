@@ -25,9 +25,10 @@ def _parser(arguments: Sequence[str]) -> Parser:
     for module in (mount, read, cache, stat, metrics, config):
         module.register(commands)
     if "mount" not in arguments[:1]:  # which must start fast
-        from . import images
+        from . import bundle, images, store
 
-        images.register(commands)
+        for module in (images, store, bundle):
+            module.register(commands)
     return parser
 
 

@@ -18,7 +18,6 @@ CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _LABELS = ("target", "source", "digest", "device")
 # Ends of buckets in seconds, each of them the end of one of the C core's: 16 us to 67 s, four times the one before.
 _BOUNDS = tuple((1 << power) / 1e6 for power in range(4, 28, 2))
-_CLIENT_TIMEOUT = 10.0  # seconds
 
 
 class _Family(NamedTuple):
@@ -143,50 +142,13 @@ def serve(listener: socket.socket, text: Callable[[], str], ready: Callable[[], 
 
     Each client has a thread. For the main thread.
     """
-    import signal
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from ..webserver import WebHandler, serve_http
 
-    from ..events import Events
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _CLIENT_TIMEOUT
-        server_version = "pyerofs"
-        sys_version = ""
-
+    class MetricsHandler(WebHandler):
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404, explain="there is /metrics")
                 return
-            body = encode(text())
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.send_body(200, CONTENT_TYPE, encode(text()))
 
-        def address_string(self) -> str:
-            return ""  # a Unix socket's client has none
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class MetricsServer(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            pass  # the client has gone
-
-    server = MetricsServer(("", 0), Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listener
-    server.timeout = 0  # a client that has gone again is not waited for
-    listener.setblocking(False)
-    events = Events()
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            events.on_signal(number, events.stop)
-        events.watch(listener.fileno(), server.handle_request)
-        ready()
-        events.run()
-    finally:
-        events.close()
+    serve_http(listener, MetricsHandler, ready)

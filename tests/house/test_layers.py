@@ -26,6 +26,7 @@ LEVELS = (
     {"export"},
     {"daemon", "images"},
     {"mounting"},
+    {"bundle", "podman"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,4 @@
+"""OCI runtime bundles: what runc starts, with an image mounted lazily as its root.
+
+Public: bundle.
+"""
