@@ -39,7 +39,8 @@ if not GUEST:
 # slow.
 SYSTEM_FIXTURES = {"tree", "images", "published", "nbdfuse"}
 SYSTEM = (
-    "system/", "guest/", "images/", "podman/", "bundle/test_bundle.py", "export/test_uncached.py", "house/test_packaging.py", "kernel/test_loop.py",
+    "bundle/test_bundle.py", "docker/", "podman/",
+    "system/", "guest/", "images/", "export/test_uncached.py", "house/test_packaging.py", "kernel/test_loop.py",
     "kernel/test_mountpoint.py", "kernel/test_overlay.py", "mounting/test_mount.py", "mounting/test_present.py",
     "cli/test_main.py::test_a_password_is_wiped", "cli/test_main.py::test_inspect_of_what_is_not",
     "core/test_core_watch.py::test_where_the_kernel_does_not_say",
