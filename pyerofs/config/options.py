@@ -39,15 +39,17 @@ _DRIVERS: dict[str, Driver] = {
 class ReadOptions:
     """Options of everything that reads an image.
 
-    `blob` is a digest with its algorithm; `platform` None is this machine's; `timeout` in seconds. `mirrors`: URLs, in
-    the order in which they are asked; `ca`: a file; `proxy`: a URL, which may hold a password. `fill`: whether unread
-    data is fetched too, `fill_rate` in bytes a second; `cache_max`: None for no limit. `verify`: how a layer's chunk
-    index is used. `convert`: whether mount converts an image of ordinary layers. `unpacked_max`: bytes that a native
-    layer, or all of an ordinary image, may decompress to; None for what their size allows.
+    `blob` is a digest with its algorithm; `layers`: of the image only that many, from its base; `platform` None is this
+    machine's; `timeout` in seconds. `mirrors`: URLs, in the order in which they are asked; `ca`: a file; `proxy`: a
+    URL, which may hold a password. `fill`: whether unread data is fetched too, `fill_rate` in bytes a second;
+    `cache_max`: None for no limit. `verify`: how a layer's chunk index is used. `convert`: whether mount converts an
+    image of ordinary layers. `unpacked_max`: bytes that a native layer, or all of an ordinary image, may decompress to;
+    None for what their size allows.
     """
 
     layer: int | None = None
     blob: str | None = None
+    layers: int | None = None
     platform: Platform | None = None
     username: str | None = None
     password: Secret | None = None
@@ -130,6 +132,14 @@ ROWS = (
         "oci.blob", "blob", "=DIGEST", to.parsed(check_digest), "the layer with this digest, instead of oci.layer"
     ),
     OptionRow(
+        "oci.layers",
+        "layers",
+        "=N",
+        to.whole(1, 9999),
+        "the image without what lies above its first N layers",
+        kind="number",
+    ),
+    OptionRow(
         "oci.platform", "platform", "=OS/ARCH[/VARIANT]", to.parsed(Platform.parse), "default: this machine's platform"
     ),
     OptionRow("oci.username", "username", "=NAME", to.text, "user at the registry"),
@@ -204,10 +214,10 @@ ROWS = (
     OptionRow("log.level", "log_level", "=LEVEL", to.one_of(*LOG_LEVELS), f"{', '.join(LOG_LEVELS)} (default: info)"),
 )
 _BY_NAME = {row.name: row for row in ROWS}
-_EXCLUSIVE = (("layer", "blob"), ("password", "password_file"))
+_EXCLUSIVE = (("layer", "blob"), ("layer", "layers"), ("blob", "layers"), ("password", "password_file"))
 # Options that belong together: a value for one of them drops weaker layers' values for the others.
 GROUPS = (
-    frozenset(("layer", "blob")),
+    frozenset(("layer", "blob", "layers")),
     frozenset(("username", "password", "password_file")),
     frozenset(("upperdir", "workdir")),
 )

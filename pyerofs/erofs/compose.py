@@ -7,7 +7,7 @@ is an ImageError of one line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ImageError
@@ -74,6 +74,13 @@ def compose(manifest: Manifest, layer: int | None = None, blob: str | None = Non
         first -= 1
     parts, devices = _parts(manifest, range(first, number))
     return (*parts, PlannedLayer(number, descriptor, "lower", devices))
+
+
+def first_layers(manifest: Manifest, count: int) -> Manifest:
+    """Return the image without what lies above its first `count` layers. Raises ImageError where there are fewer."""
+    if count > len(manifest.layers):
+        raise ImageError(f"the image has {len(manifest.layers)} layers, not {count}")
+    return replace(manifest, layers=manifest.layers[:count])
 
 
 def _needs_composition(manifest: Manifest) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config.options import ReadOptions
-from ..erofs.compose import PlannedLayer, compose
+from ..erofs.compose import PlannedLayer, compose, first_layers
 from ..erofs.layer import Layer, describe, describe_converted
 from ..erofs.native import native_layers
 from ..errors import ImageError
@@ -44,6 +44,8 @@ def plan_from_manifest(
     NotErofsError; the caller then still owns the connections.
     """
     manifest = image.manifest
+    if options.layers is not None:
+        manifest = _first_layers(image, options.layers)
     if not native_layers(manifest) and options.layer is None and options.blob is None:
         from ..erofs.foreign import NotErofsError
 
@@ -77,6 +79,15 @@ def plan_from_manifest(
 
 def _where(layer: Layer, blobs: BlobStore, connections: Connections, originals: OriginalBlobs | None) -> OriginalBlobs:
     return originals if layer.map and originals is not None else OriginalBlobs(blobs, connections)
+
+
+def _first_layers(image: Image, count: int) -> Manifest:
+    if not native_layers(image.manifest):
+        raise ImageError(f"{image.name}: oci.layers={count}: an ordinary image is mounted whole")
+    try:
+        return first_layers(image.manifest, count)
+    except ImageError as e:
+        raise ImageError(f"{image.name}: oci.layers={count}: {e}") from None
 
 
 def reopen_known(

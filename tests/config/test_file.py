@@ -123,7 +123,7 @@ def test_every_option_can_be_written(write: Write) -> None:
     assert (found.attach, found.device, found.log_to, found.log_level) == (
         "ioctl", "/dev/nbd3", "/var/log/pyerofs.log", "debug",
     )  # fmt: skip
-    rest = {"oci", "oci.layer", "oci.password_file"}
+    rest = {"oci", "oci.layer", "oci.layers", "oci.password_file"}
     assert {name for layer in load(environ).layers for name, _ in layer.values} == {row.name for row in ROWS} - rest
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyerofs.erofs.compose import LOWERS_MAX, ROLE, PlannedLayer, compose, role_of
+from pyerofs.erofs.compose import LOWERS_MAX, ROLE, PlannedLayer, compose, first_layers, role_of
 from pyerofs.erofs.layer import TARGET
 from pyerofs.errors import ImageError
 from pyerofs.oci.manifest import Descriptor, Manifest
@@ -206,3 +206,13 @@ def test_whatever_the_layers_are(layers: list[tuple[str, str | None]]) -> None:
     assert [number for part in parts for number in part.devices] == devices
     for part in parts:
         assert all(number < part.layer for number in part.devices)
+
+
+def test_first_layers_are_an_image_by_themselves() -> None:
+    whole = image((EROFS, DEVICE), (EROFS, None), (EROFS, LOWER))
+    assert shape(compose(first_layers(whole, 2))) == [(0, "device"), (1, "lower", (0,))]
+    assert first_layers(whole, 3) == whole
+    with pytest.raises(ImageError, match=r"^the image has 3 layers, not 4$"):
+        first_layers(whole, 4)
+    with pytest.raises(ImageError, match=r"no layer follows"):
+        compose(first_layers(image((EROFS, None), (EROFS, DEVICE), (EROFS, None)), 2))

@@ -117,7 +117,9 @@ def test_stat_adds_the_parts_up(scene: Scene, stack: Stack, stacked: str) -> Non
     by_pyerofs(scene)
 
 
-@pytest.mark.parametrize(("options", "content"), [(["oci=0"], "hello, world\n"), (["oci.layer=2"], "hello again\n")])
+@pytest.mark.parametrize(("options", "content"), [
+    (["oci=0"], "hello, world\n"), (["oci.layer=2"], "hello again\n"), (["oci.layers=1"], "hello, world\n"),
+])  # fmt: skip
 def test_one_layer_as_before(scene: Scene, stacked: str, options: list[str], content: str) -> None:
     scene.mount_image(stacked, *options, fstype=FUSE)
     assert find(scene).fstype == "erofs"
