@@ -25,9 +25,9 @@ def _parser(arguments: Sequence[str]) -> Parser:
     for module in (mount, read, cache, stat, metrics, config):
         module.register(commands)
     if "mount" not in arguments[:1]:  # which must start fast
-        from . import bundle, images, store
+        from . import bundle, containerd, images, store
 
-        for module in (images, store, bundle):
+        for module in (images, store, bundle, containerd):
             module.register(commands)
     return parser
 

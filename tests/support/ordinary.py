@@ -125,6 +125,7 @@ class Layout:
         *,
         diff_ids: Sequence[str] | None = None,
         architecture: str = "amd64",
+        command: Sequence[str] = ("sh",),
         **manifest: object,
     ) -> dict[str, Any]:
         """Of these tar archives; its descriptor."""
@@ -133,7 +134,7 @@ class Layout:
         config = {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "X-unknown": {"kept": [1, 2]}},
+            "config": {"Env": ["PATH=/bin"], "Cmd": list(command), "X-unknown": {"kept": [1, 2]}},
             "rootfs": {"type": "layers", "diff_ids": diff_ids or [digest_of(layer) for layer in layers]},
             "history": [{"created_by": f"step {number}"} for number in range(len(layers))],
         }
