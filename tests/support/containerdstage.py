@@ -152,12 +152,13 @@ class ContainerdStage:
 
         def up() -> bool:
             assert self.containerd is not None and self.containerd.poll() is None, "containerd has ended"
+            client = GrpcClient(self.address)
             try:
-                client = GrpcClient(self.address)
                 client.call("/runtime.v1.RuntimeService/Status", b"", 5.0)
             except PyerofsError:
                 return False
-            client.close()
+            finally:
+                client.close()
             return True
 
         until(up, "that containerd serves")
@@ -166,6 +167,11 @@ class ContainerdStage:
         assert process is not None
         process.kill()
         process.wait(DEADLINE)
+
+    def end(self, process: subprocess.Popen[bytes] | None) -> None:
+        assert process is not None
+        process.terminate()
+        assert process.wait(DEADLINE) == 0, self.log()
 
     def log(self) -> str:
         """Return what the snapshotter has said so far."""
@@ -223,4 +229,4 @@ class ContainerdStage:
             left = list((self.root / "snapshotter" / "snapshots").iterdir())
             return not (self.mounts() or self.workers() or left or self.snapshots())
 
-        until(gone, f"that nothing is left: {self.snapshots()}, {self.mounts()}, {self.workers()}")
+        until(gone, "that containerd has collected everything")

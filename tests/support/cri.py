@@ -116,6 +116,18 @@ class Cri:
     def remove_pod(self, pod: str) -> None:
         self._runtime("StopPodSandbox", _id(pod))
         self._runtime("RemovePodSandbox", _id(pod))
+        del self._pods[pod]
+
+    def clear(self) -> None:
+        """Remove all containers, pods and images."""
+        for pod in list(self._pods):
+            self.remove_pod(pod)
+        for image in self.images():
+            self.remove_image(image)
+
+    def reconnect(self) -> None:
+        """Forget a connection to a containerd that has ended."""
+        self._client.close()
 
     def stats(self) -> int:
         """Return how many containers there are statistics of."""

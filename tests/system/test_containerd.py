@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
+import signal
+import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from pyerofs.grpc.status import RpcError
 from tests.support.containerdstage import ContainerdStage, busybox, layer
 from tests.support.cri import Cri
 from tests.support.ordinary import Layout, file, read_json
 from tests.support.realregistry import LoggingRegistry
-from tests.support.scene import Scene
+from tests.support.scene import Scene, until
 
 LARGE = random.Random(18).randbytes(6 << 20)  # what nobody reads
 READ = random.Random(81).randbytes(1 << 20)
@@ -59,34 +63,170 @@ def shelf(registry: LoggingRegistry, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
-@pytest.fixture
-def stage(tmp_path: Path, registry: LoggingRegistry, shelf: Shelf) -> Iterator[ContainerdStage]:
-    with ContainerdStage(tmp_path, registry.host, shelf.pause) as stage:
+@pytest.fixture(scope="module")
+def stage(
+    registry: LoggingRegistry, shelf: Shelf, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ContainerdStage]:
+    with ContainerdStage(tmp_path_factory.mktemp("stage"), registry.host, shelf.pause) as stage:
         yield stage
 
 
 @pytest.fixture
 def cri(stage: ContainerdStage) -> Iterator[Cri]:
+    """With nothing of earlier tests, and nothing left of this one."""
     with Cri(stage.address) as cri:
         yield cri
+        cri.clear()
+        stage.collected()
+
+
+SLEEP = ("/bin/sleep", "1000000")
+DIGEST = hashlib.md5(READ).hexdigest()
+
+
+def read(cri: Cri, container: str) -> str:
+    """Return the sum of what a container reads of its image."""
+    ran = cri.exec(container, "/bin/md5sum", "/data/read")
+    assert (ran.status, ran.err) == (0, "")
+    return ran.out.split()[0]
+
+
+def run_when_back(cri: Cri, pod: str, image: str) -> str:
+    """Start a container once containerd has found the new snapshotter: it tries again every second or so."""
+    found: list[str] = []
+
+    def start() -> bool:
+        try:
+            found.append(cri.run(pod, "again", image, *SLEEP))
+        except RpcError as error:
+            assert "unavailable" in str(error)
+        return bool(found)
+
+    until(start, "that containerd has found the snapshotter")
+    return found[0]
+
+
+def layers_asked_for(registry: LoggingRegistry, shelf: Shelf, before: int) -> list[str]:
+    return [asked for asked in registry.requests()[before:] if any(digest in asked for digest in shelf.tar)]
 
 
 def test_a_container_runs_lazily_and_leaves_nothing(
     stage: ContainerdStage, cri: Cri, shelf: Shelf, registry: LoggingRegistry
 ) -> None:
-    """By the EROFS image in its index: containerd fetches no layer of it."""
+    """By the EROFS image in its index: containerd fetches no layer of it. Two at once share one worker."""
     before = len(registry.requests())
     cri.pull(shelf.dual)
-    asked = registry.requests()[before:]
-    assert not any(digest in request for request in asked for digest in shelf.tar)
     pod = cri.run_pod("one")
-    container = cri.run(pod, "c", shelf.dual, "/bin/sleep", "1000000")
-    ran = cri.exec(container, "/bin/sh", "-c", "cat /data/top; md5sum < /data/read; touch /data/mine; ls /data")
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.startswith("top") and ran.out.endswith("large\nmine\nread\ntop\n")
+    first = cri.run(pod, "a", shelf.dual, *SLEEP)
+    second = cri.run(pod, "b", shelf.dual, *SLEEP)
+    assert layers_asked_for(registry, shelf, before) == []
+    ran = cri.exec(first, "/bin/sh", "-c", "cat /data/top; touch /data/mine; ls /data")
+    assert (ran.status, ran.out, ran.err) == (0, "toplarge\nmine\nread\ntop\n", "")
+    assert cri.exec(second, "/bin/ls", "/data").out == "large\nread\ntop\n"
+    assert read(cri, first) == read(cri, second) == DIGEST
     assert len(stage.workers()) == 1
-    cri.remove(container)
-    cri.remove_pod(pod)
-    for image in (shelf.dual, shelf.pause):
-        cri.remove_image(image)
-    stage.collected()
+    assert f"{shelf.dual}: lazy, from sha256:" in stage.log()
+
+
+def test_layers_of_erofs_are_mounted(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    cri.pull(shelf.native)
+    container = cri.run(cri.run_pod("native"), "c", shelf.native, *SLEEP)
+    assert read(cri, container) == DIGEST
+    assert f"{shelf.native}: lazy, from sha256:" in stage.log()
+
+
+def test_an_ordinary_image_stands_on_the_layers_of_a_lazy_one(
+    stage: ContainerdStage, cri: Cri, shelf: Shelf, registry: LoggingRegistry
+) -> None:
+    """It shares two layers, which containerd takes for unpacked; so it gets them from the EROFS image."""
+    cri.pull(shelf.dual)
+    before = len(registry.requests())
+    cri.pull(shelf.child)
+    assert layers_asked_for(registry, shelf, before) == []
+    pod = cri.run_pod("child")
+    container = cri.run(pod, "c", shelf.child, *SLEEP)
+    assert read(cri, container) == DIGEST
+    assert cri.exec(container, "/bin/ls", "/data").out == "child\nlarge\nread\n"
+    assert read(cri, cri.run(pod, "d", shelf.dual, *SLEEP)) == DIGEST
+    cri.remove_image(shelf.dual)  # whose layers stay for the other
+    assert read(cri, container) == DIGEST
+
+
+def test_an_ordinary_image_is_unpacked(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    """So that pyerofs can be a node's only snapshotter."""
+    cri.pull(shelf.child)
+    container = cri.run(cri.run_pod("ordinary"), "c", shelf.child, *SLEEP)
+    assert cri.exec(container, "/bin/ls", "/data").out == "child\nlarge\nread\n"
+    assert f"{shelf.child}: ordinary: it has no index" in stage.log()
+
+
+def test_ctr_runs_an_image_that_it_has_fetched(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    """`ctr images pull` of 1.6 fetches all layers, whatever the snapshotter."""
+    stage.ctr("images", "pull", "--plain-http", "--snapshotter", "pyerofs", shelf.child)
+    ran = stage.ctr("run", "--rm", "--snapshotter", "pyerofs", shelf.child, "t1", "/bin/cat", "/data/child")
+    assert ran == "child"
+    stage.ctr("images", "rm", shelf.child)
+
+
+def test_everything_goes_on_without_the_snapshotter(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    """Killed: containers read on, new ones fail; once it is back, containerd goes on by itself."""
+    cri.pull(shelf.dual)
+    pod = cri.run_pod("killed")
+    container = cri.run(pod, "a", shelf.dual, *SLEEP)
+    before = stage.workers()
+    stage.kill(stage.snapshotter)
+    assert read(cri, container) == DIGEST
+    with pytest.raises(RpcError):
+        cri.create(pod, "b", shelf.dual, *SLEEP)
+    stage.start_snapshotter()
+    assert read(cri, run_when_back(cri, pod, shelf.dual)) == DIGEST
+    assert stage.workers() == before
+
+
+def test_a_killed_worker_is_replaced_for_the_next_container(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    cri.pull(shelf.dual)
+    pod = cri.run_pod("worker")
+    cri.run(pod, "a", shelf.dual, *SLEEP)
+    [worker] = stage.workers()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: worker not in stage.workers(), "that the worker has ended")
+    assert read(cri, cri.run(pod, "b", shelf.dual, *SLEEP)) == DIGEST
+
+
+def test_containers_outlive_containerd(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    cri.pull(shelf.dual)
+    container = cri.run(cri.run_pod("containerd"), "a", shelf.dual, *SLEEP)
+    stage.kill(stage.containerd)
+    stage.start_containerd()
+    cri.reconnect()
+    assert read(cri, container) == DIGEST
+
+
+def test_a_start_needs_no_registry_for_what_is_cached(
+    stage: ContainerdStage, cri: Cri, shelf: Shelf, registry: LoggingRegistry
+) -> None:
+    """After the mounts have gone, as after a reboot: all comes from the state and the cache."""
+    cri.pull(shelf.dual)
+    pod = cri.run_pod("offline")
+    first = cri.run(pod, "a", shelf.dual, *SLEEP)
+    assert read(cri, first) == DIGEST
+    cri.remove(first)
+    stage.end(stage.snapshotter)
+    for target in stage.mounts():
+        subprocess.run(["umount", target], check=True)
+    until(lambda: not stage.workers(), "that the workers have ended")
+    before = len(registry.requests("/v2/c/"))
+    stage.start_snapshotter()
+    assert read(cri, run_when_back(cri, pod, shelf.dual)) == DIGEST
+    assert registry.requests("/v2/c/")[before:] == []
+
+
+def test_an_image_that_no_container_needs_is_unmounted(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    stage.end(stage.snapshotter)
+    stage.start_snapshotter("--idle", "0.2")
+    cri.remove(run_when_back(cri, cri.run_pod("first"), shelf.pause))
+    cri.pull(shelf.dual)
+    until(lambda: "unmounted, since no container has needed it" in stage.log(), "that it is unmounted")
+    until(lambda: not stage.workers(), "that its worker has ended")
+    container = cri.run(cri.run_pod("idle"), "a", shelf.dual, *SLEEP)
+    assert read(cri, container) == DIGEST
