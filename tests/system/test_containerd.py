@@ -222,11 +222,11 @@ def test_a_start_needs_no_registry_for_what_is_cached(
 
 
 def test_an_image_that_no_container_needs_is_unmounted(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
+    pod = cri.run_pod("idle")
     stage.end(stage.snapshotter)
     stage.start_snapshotter("--idle", "0.2")
-    cri.remove(run_when_back(cri, cri.run_pod("first"), shelf.pause))
+    cri.remove(run_when_back(cri, pod, shelf.pause))
     cri.pull(shelf.dual)
     until(lambda: "unmounted, since no container has needed it" in stage.log(), "that it is unmounted")
     until(lambda: not stage.workers(), "that its worker has ended")
-    container = cri.run(cri.run_pod("idle"), "a", shelf.dual, *SLEEP)
-    assert read(cri, container) == DIGEST
+    assert read(cri, cri.run(pod, "a", shelf.dual, *SLEEP)) == DIGEST
