@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..config.options import ReadOptions
     from ..oci.location import Kind, Location
+    from ..registry.range_response import Cancel, Sink
     from .blobs import BlobReader, BlobStore, Connections
 
 
@@ -32,15 +33,41 @@ def original_blobs(location: Location, options: ReadOptions, context: Context = 
 
 
 class LocalBlobs:
-    """The blobs of a local image, whose place is looked up when one is asked for. Any thread."""
+    """The blobs of a local image, whose place is looked up when one is first read. Any thread."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
         self.giver = giver_of(location)
 
     def blob(self, digest: str, size: int, log: Callable[[str], None] | None = None) -> BlobReader:
-        """Return a blob. Raises UsageError, ImageError."""
-        return _BLOBS[self._location.kind](self._location, digest, size)
+        return _LocalBlob(self._location, digest, size)
+
+
+class _LocalBlob:
+    """A blob of a local image. That may have gone, while all that is wanted of it is in the cache. Any thread."""
+
+    def __init__(self, location: Location, digest: str, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        self.checked = False
+        self.directory: str | None = None
+        self._location = location
+        self._found: BlobReader | None = None
+
+    def read_range(
+        self,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        whole: Callable[[], None] | None = None,
+        cancel: Cancel | None = None,
+        begun: Callable[[], bool] | None = None,
+    ) -> int:
+        """Give the bytes as FileBlob does. Raises UsageError, ImageError, RegistryError."""
+        if self._found is None:
+            self._found = _BLOBS[self._location.kind](self._location, self.digest, self.size)
+        return self._found.read_range(offset, length, sink, whole=whole, cancel=cancel, begun=begun)
 
 
 def giver_of(location: Location) -> str:
