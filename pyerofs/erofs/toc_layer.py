@@ -74,14 +74,13 @@ class _Device:
     def place(self, found: TocEntry) -> int:
         """Place the content of a file; return its number in the data map."""
         pieces, size = found.pieces, found.entry.size
-        if len(pieces) == 1 and pieces[0].length == size and pieces[0].unit != ZEROS:
-            digest = pieces[0].digest
-        else:
-            if sum(piece.length for piece in pieces) != size:
-                raise TocError(f"its chunks do not make up the file {found.entry}")
-            if all(piece.unit == ZEROS for piece in pieces):
-                return 0
-            digest = found.identity()
+        if sum(piece.length for piece in pieces) != size:
+            raise TocError(f"its chunks do not make up the file {found.entry}")
+        if all(piece.unit == ZEROS for piece in pieces):
+            return 0
+        # Not the digest of the content, which is only stated, perhaps of two files with different sizes: one of them
+        # would get bytes of others.
+        digest = found.identity()
         known = self._contents.find(0, digest) if digest else None
         if known is not None:
             return known
