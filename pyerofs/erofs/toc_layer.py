@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import ImageError
 from ..tar.reader import FILE
 from ..tar.toc.model import ZEROS, Toc, TocEntry, TocError, TocPiece
-from .chunk_map import MapPiece, MapPieces, encode
+from .chunk_map import MapPieces, encode
 from .data_map import BLOCK, Extent
 from .layer import SIZE_MAX
 from .layer_table import LayerTable
@@ -74,6 +74,8 @@ class _Device:
     def place(self, found: TocEntry) -> int:
         """Place the content of a file; return its number in the data map."""
         pieces, size = found.pieces, found.entry.size
+        if len(pieces) == 1 and pieces[0].unit != ZEROS and pieces[0].length == size:
+            return self._place_piece(pieces[0])
         if sum(piece.length for piece in pieces) != size:
             raise TocError(f"its chunks do not make up the file {found.entry}")
         if all(piece.unit == ZEROS for piece in pieces):
@@ -84,21 +86,33 @@ class _Device:
         known = self._contents.find(0, digest) if digest else None
         if known is not None:
             return known
+        extents = list(_extents(pieces, size, self.size))
+        start = self._take(sum(extent.blocks for extent in extents))
+        self._add(pieces, extents)
+        if extents[0] == Extent(0, -(-size // BLOCK), start):
+            return self._contents.add(0, start, digest)
+        return self._contents.add_extents(0, tuple(extents), digest)
+
+    def _place_piece(self, piece: TocPiece) -> int:
+        """Place a content in one piece: what most files have."""
+        unit, offset, length, digest = piece
+        known = length.to_bytes(8, "little") + digest if digest else b""
+        number = self._contents.find(0, known) if known else None
+        if number is not None:
+            return number
+        start = self._take(-(-length // BLOCK))
+        self.pieces.add(start, length, unit, offset, digest, begins=True)
+        return self._contents.add(0, start, known)
+
+    def _take(self, blocks: int) -> int:
+        """Take the next blocks; return where they begin."""
         start = self.size
-        extents = list(_extents(pieces, size, start))
-        blocks = sum(extent.blocks for extent in extents)
         self.size += blocks * BLOCK
         if self._allowance is not None:
             self._allowance.check(self.size)
         if self.size > SIZE_MAX:
             raise TocError("its files are larger than EROFS can have them")
-        try:
-            self._add(pieces, extents)
-        except ImageError as error:
-            raise TocError(str(error)) from None
-        if extents[0] == Extent(0, -(-size // BLOCK), start):
-            return self._contents.add(0, start, digest)
-        return self._contents.add_extents(0, tuple(extents), digest)
+        return start
 
     def _add(self, pieces: tuple[TocPiece, ...], extents: list[Extent]) -> None:
         at, current, begins = 0, 0, True
@@ -107,7 +121,7 @@ class _Device:
                 while at >= (extents[current].first + extents[current].blocks) * BLOCK:
                     current += 1
                 start = extents[current].start + at - extents[current].first * BLOCK
-                self.pieces.add(MapPiece(start, length, unit, offset, begins), digest)
+                self.pieces.add(start, length, unit, offset, digest, begins=begins)
                 begins = False
             at += length
 
