@@ -63,12 +63,18 @@ def register(commands: Commands) -> None:
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
     p = commands.add(
         "pull",
-        "copy an image, with all its platforms, into an OCI layout directory",
+        "copy an image, with all its platforms, into an OCI layout directory; or give it to containerd, to be lazy",
         "  pyerofs pull quay.io/org/app:1.0 oci:images:app\n"
-        "  pyerofs pull -o oci.platform=linux/arm64 quay.io/org/app:1.0 oci:images:arm",
-        _in_order(_copy),
+        "  pyerofs pull -o oci.platform=linux/arm64 quay.io/org/app:1.0 oci:images:arm\n"
+        "  pyerofs pull --containerd /run/containerd/containerd.sock -n k8s.io quay.io/org/app:1.0",
+        _in_order(_pull),
     )
-    _add_places(p, f"{IMAGES}, {ARCHIVES}")
+    _add_places(p, f"{IMAGES}, {ARCHIVES}", optional=True)
+    p.add_argument("--containerd", metavar="SOCKET", help="instead of DEST: containerd, which has pyerofs")
+    p.add_argument("-n", "--namespace", metavar="NAME", default="default", help="containerd's (default: %(default)s)")
+    p.add_argument(
+        "--snapshotter", metavar="NAME", default="pyerofs", help="pyerofs's name in containerd (default: %(default)s)"
+    )
 
 
 def _add_recipe(p: argparse.ArgumentParser) -> None:
@@ -116,13 +122,13 @@ def _level(text: str) -> int:
     return level
 
 
-def _add_places(p: argparse.ArgumentParser, source: str) -> None:
+def _add_places(p: argparse.ArgumentParser, source: str, *, optional: bool = False) -> None:
     p.add_argument(
         "-O", "--dest-options", action="append", default=[], metavar="OPTIONS",
         help="the same for DEST (default: -o, unless SOURCE is at another registry)",
     )  # fmt: skip
     p.add_argument("source", metavar="SOURCE", help=source)
-    p.add_argument("dest", metavar="DEST", help=IMAGES)
+    p.add_argument("dest", metavar="DEST", help=IMAGES, nargs="?" if optional else None)
 
 
 def _in_order(run: Run) -> Run:
@@ -152,6 +158,27 @@ def _copy(arguments: argparse.Namespace, write: Say, report: Say) -> None:
             lambda o, t, options, meter: copy_image(o, t, options.platform, meter),
         )
     )
+
+
+def _pull(arguments: argparse.Namespace, write: Say, report: Say) -> None:
+    if arguments.containerd is None:
+        if arguments.dest is None:
+            raise UsageError("pull needs a SOURCE and a DEST, or --containerd (see `pyerofs pull --help`)")
+        _copy(arguments, write, report)
+        return
+    if arguments.dest is not None:
+        raise UsageError(f"pull --containerd has no DEST: {arguments.dest}")
+    from ..config import file as config_file
+    from ..config.options import parse_oci_options
+    from ..oci.location import Location
+    from ..snapshotter.pull import pull
+
+    defaults = config_file.load().defaults(Location("registry", arguments.source))
+    options = parse_oci_options(arguments.options, defaults)
+    _check(options)
+    where = (arguments.containerd, arguments.namespace, arguments.snapshotter)
+    context = _context(arguments, _console(arguments, report))
+    write(f"{pull(arguments.source, *where, options, report, context)}  {arguments.source}")
 
 
 def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:

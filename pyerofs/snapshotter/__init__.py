@@ -1,4 +1,4 @@
 """containerd's snapshotter: images as lazy mounts, all others as ordinary overlays.
 
-Public: check, configuration, serve.
+Public: check, configuration, pull, serve.
 """

@@ -17,14 +17,14 @@ from tests.support.containerdstage import ContainerdStage, busybox, layer
 from tests.support.cri import Cri
 from tests.support.ordinary import Layout, file, read_json
 from tests.support.realregistry import LoggingRegistry
-from tests.support.scene import Scene, until
+from tests.support.scene import Done, Scene, until
 
 LARGE = random.Random(18).randbytes(6 << 20)  # what nobody reads
 READ = random.Random(81).randbytes(1 << 20)
 
 
 class Shelf(NamedTuple):
-    """Images in the registry: in an index with EROFS, of EROFS layers, of tar layers on those of `dual`.
+    """Images in the registry: in an index with EROFS, of EROFS layers of two types, of tar layers on those of `dual`.
 
     `tar`: the digests of the tar layers of `dual`.
     """
@@ -32,6 +32,7 @@ class Shelf(NamedTuple):
     pause: str
     dual: str
     native: str
+    canonical: str
     child: str
     tar: list[str]
 
@@ -58,6 +59,7 @@ def shelf(registry: LoggingRegistry, tmp_path_factory: pytest.TempPathFactory) -
         pause=put(pause, "pause", "push"),
         dual=put(image, "dual", "convert", "--index"),
         native=put(image, "native", "convert", "--layer-type", "vnd.oci.image.layer.v1.erofs"),
+        canonical=put(image, "canonical", "convert"),
         child=put(child, "child", "push"),
         tar=[found["digest"] for found in read_json(layout.path, str(image["digest"]))["layers"]],
     )
@@ -166,6 +168,47 @@ def test_ctr_runs_an_image_that_it_has_fetched(stage: ContainerdStage, cri: Cri,
     ran = stage.ctr("run", "--rm", "--snapshotter", "pyerofs", shelf.child, "t1", "/bin/cat", "/data/child")
     assert ran == "child"
     stage.ctr("images", "rm", shelf.child)
+
+
+def pull(scene: Scene, stage: ContainerdStage, image: str, *more: str) -> Done:
+    return scene.run("pull", "-o", "oci.insecure", "--containerd", stage.address, *more, image)
+
+
+def test_pull_gives_containerd_an_image_without_its_layers(
+    stage: ContainerdStage, cri: Cri, scene: Scene, shelf: Shelf, registry: LoggingRegistry
+) -> None:
+    """For ctr, which fetches all layers by itself; of layer types that no containerd takes too. It is kept until it is
+    removed, and then nothing is left.
+    """
+    for image in (shelf.dual, shelf.canonical):
+        done = pull(scene, stage, image)
+        assert (done.status, done.err) == (0, f"pyerofs: {image}: 3 layers, none of them fetched\n")
+        assert image in stage.ctr("images", "ls", "-q")
+        ran = stage.ctr("run", "--rm", "--snapshotter", "pyerofs", image, "t1", "/bin/md5sum", "/data/read")
+        assert ran.split()[0] == DIGEST
+        again = pull(scene, stage, image)
+        assert again == done
+    stage.ctr("content", "prune", "references")  # which collects what nothing keeps
+    assert stage.ctr("run", "--rm", "--snapshotter", "pyerofs", shelf.dual, "t2", "/bin/cat", "/data/top") == "top"
+    stage.ctr("images", "rm", shelf.dual, shelf.canonical)
+
+
+def test_pull_gives_kubelet_s_containerd_an_image(stage: ContainerdStage, cri: Cri, scene: Scene, shelf: Shelf) -> None:
+    done = pull(scene, stage, shelf.canonical, "-n", "k8s.io")
+    assert done.status == 0, done.err
+    until(lambda: shelf.canonical in cri.images(), "that CRI has seen it")
+    assert read(cri, cri.run(cri.run_pod("pulled"), "c", shelf.canonical, *SLEEP)) == DIGEST
+
+
+def test_pull_of_what_cannot_be_lazy_is_refused_and_leaves_nothing(
+    stage: ContainerdStage, cri: Cri, scene: Scene, shelf: Shelf
+) -> None:
+    done = pull(scene, stage, shelf.child)
+    assert done.status == 32
+    assert "layer 0 cannot be mounted lazily (the snapshotter's log says why)" in done.error
+    assert shelf.child not in stage.ctr("images", "ls", "-q")
+    assert pull(scene, stage, shelf.child, "--snapshotter", "nobody").status == 32
+    assert "cannot connect to" in scene.run("pull", "--containerd", "/nowhere", shelf.child, "-o", "oci.insecure").error
 
 
 def test_everything_goes_on_without_the_snapshotter(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
