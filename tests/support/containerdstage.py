@@ -15,16 +15,17 @@ from pyerofs.errors import PyerofsError
 from pyerofs.grpc.client import GrpcClient
 from pyerofs.kernel import mountpoint
 from pyerofs.snapshotter import protocol
+from pyerofs.snapshotter.configuration import render
 from tests.support.needs import need
 from tests.support.ordinary import Member, directory, file
 from tests.support.scene import DEADLINE, MARK, until
 from tests.support.tarballs import archive
 
 CONFIG = """
-version = 2
 root = "{root}/root"
 state = "{root}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+{ours}
 [grpc]
   address = "{root}/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
@@ -35,20 +36,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   stream_server_port = "0"
   disable_apparmor = true
   sandbox_image = "{pause}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "pyerofs"
-    disable_snapshot_annotations = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{root}/cni"
     conf_dir = "{root}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{root}/certs.d"
-[proxy_plugins]
-  [proxy_plugins.pyerofs]
-    type = "snapshot"
-    address = "{root}/s.sock"
-    [proxy_plugins.pyerofs.exports]
-      root = "{root}/snapshotter"
 """
 
 
@@ -94,7 +86,8 @@ class ContainerdStage:
         (certificates / "hosts.toml").write_text(
             f'server = "http://{registry}"\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n'
         )
-        (self.root / "config.toml").write_text(CONFIG.format(root=self.root, pause=pause))
+        ours = render("1.6", str(self.root / "snapshotter"), str(self.root / "s.sock"))
+        (self.root / "config.toml").write_text(CONFIG.format(root=self.root, pause=pause, ours=ours))
 
     @property
     def address(self) -> str:

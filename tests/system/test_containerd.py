@@ -211,6 +211,17 @@ def test_pull_of_what_cannot_be_lazy_is_refused_and_leaves_nothing(
     assert "cannot connect to" in scene.run("pull", "--containerd", "/nowhere", shelf.child, "-o", "oci.insecure").error
 
 
+def test_check_finds_everything(stage: ContainerdStage, cri: Cri, scene: Scene) -> None:
+    """And what is missing, where there is no containerd."""
+    where = ("--root", stage.root / "snapshotter", "--address", stage.root / "s.sock")
+    done = scene.run("containerd", "check", *where, "--containerd", stage.address)
+    assert (done.status, done.err) == (0, ""), done.out
+    assert "ok       containerd has the snapshotter `pyerofs`\n" in done.out
+    done = scene.run("containerd", "check", *where, "--containerd", "/nowhere")
+    assert done.error == "containerd cannot use pyerofs yet: see the lines that begin with `missing`"
+    assert "missing  containerd does not answer: cannot connect to /nowhere: No such file or directory\n" in done.out
+
+
 def test_everything_goes_on_without_the_snapshotter(stage: ContainerdStage, cri: Cri, shelf: Shelf) -> None:
     """Killed: containers read on, new ones fail; once it is back, containerd goes on by itself."""
     cri.pull(shelf.dual)
