@@ -2,6 +2,7 @@
 
     mount(), unmount(), reattach()    an image at a directory, and the end of that; a new daemon for a mount
     list(), inspect()                 what is mounted; what an image holds
+    Image                             the files of an image, without any mount
     open_blob(), BlobFile             a layer as a file, without any mount
 
 These are the whole Python interface. What fails raises a PyerofsError; its classes are here too. What the functions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .export.file import BlobFile, open_blob
+    from .images.image_files import ImageFiles as Image
     from .images.inspect import inspect
     from .mounting.list import mounts as list
     from .mounting.mount import mount, unmount
@@ -43,6 +45,7 @@ __all__ = [
     "AuthError",
     "BlobFile",
     "CorruptError",
+    "Image",
     "ImageError",
     "InternalError",
     "MountError",
@@ -65,6 +68,7 @@ __version__ = "0.1.0"
 # Where each of the others is, and its name there.
 _HOMES = {
     "BlobFile": ("export.file", "BlobFile"),
+    "Image": ("images.image_files", "ImageFiles"),
     "inspect": ("images.inspect", "inspect"),
     "list": ("mounting.list", "mounts"),
     "mount": ("mounting.mount", "mount"),

@@ -22,11 +22,11 @@ def tree(base: type[errors.PyerofsError]) -> set[str]:
 
 
 def test_the_face_is_the_functions_the_file_and_every_error() -> None:
-    assert set(pyerofs.__all__) == FUNCTIONS | {"BlobFile", "__version__"} | tree(errors.PyerofsError)
+    assert set(pyerofs.__all__) == FUNCTIONS | {"BlobFile", "Image", "__version__"} | tree(errors.PyerofsError)
     assert dir(pyerofs) == sorted(pyerofs.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS | {"BlobFile"}))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | {"BlobFile", "Image"}))
 def test_each_name_is_documented_and_typed(name: str) -> None:
     found = getattr(pyerofs, name)
     assert inspect.getdoc(found)
