@@ -42,7 +42,7 @@ SYSTEM = (
     "bundle/test_bundle.py", "docker/", "podman/",
     "system/", "guest/", "images/", "export/test_uncached.py", "house/test_packaging.py", "kernel/test_loop.py",
     "kernel/test_mountpoint.py", "kernel/test_overlay.py", "mounting/test_mount.py", "mounting/test_present.py",
-    "cli/test_main.py::test_a_password_is_wiped", "cli/test_main.py::test_inspect_of_what_is_not",
+    "cli/test_files.py", "cli/test_main.py::test_a_password_is_wiped", "cli/test_main.py::test_inspect_of_what_is_not",
     "core/test_core_watch.py::test_where_the_kernel_does_not_say",
     "daemon/test_log.py::test_a_journal", "daemon/test_log.py::test_journal", "daemon/test_log.py::test_syslog",
     "daemon/test_served_layer.py", "erofs/test_dmverity.py", "export/test_serve.py", "http/test_proxy.py::test_tls",

@@ -12,7 +12,8 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     Say = Callable[[str], None]
     # What a command does: with its arguments, where its result goes, and where anything else that the user should know.
-    Run = Callable[[argparse.Namespace, Say, Say], None]
+    # It returns the exit status, where that tells more than that nothing went wrong.
+    Run = Callable[[argparse.Namespace, Say, Say], int | None]
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,9 +25,9 @@ def _parser(arguments: Sequence[str]) -> Parser:
     for module in (mount, read, cache, stat, metrics, config):
         module.register(commands)
     if "mount" not in arguments[:1]:  # which must start fast
-        from . import bundle, containerd, images, store
+        from . import bundle, containerd, files, images, store
 
-        for module in (images, store, bundle, containerd):
+        for module in (files, images, store, bundle, containerd):
             module.register(commands)
     return parser
 
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         given = sys.argv[1:] if arguments is None else list(arguments)
         parsed = _parser(given).parse_args(given)
         verbose = getattr(parsed, "verbose", 0)
-        parsed.run(parsed, write, _silent if parsed.quiet else say)
+        status: int | None = parsed.run(parsed, write, _silent if parsed.quiet else say)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as e:
@@ -63,4 +63,4 @@ def _run(arguments: Sequence[str] | None) -> int:
         error = unexpected(e)
         say_error(error, verbose)
         return error.status
-    return 0
+    return status or 0

@@ -128,7 +128,9 @@ class Record:
         """Whether this is a mount of it, or a bind mount of that."""
         if mount.source in self.paths:
             return True
-        return bool(self.number) and (mount.device, mount.source) == (self.number, self.shown)
+        if self.number:
+            return (mount.device, mount.source) == (self.number, self.shown)
+        return self.device.startswith("/dev/") and mount.device == _number_of(self.device)
 
     @property
     def directory(self) -> str:
@@ -175,6 +177,14 @@ class Record:
 
     def supervised(self) -> bool:
         return self.supervisor > 0 and self.supervisor_started == start_of(self.supervisor)
+
+
+def _number_of(device: str) -> str:
+    try:
+        number = os.stat(device).st_rdev
+    except OSError:
+        return ""
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def start_of(pid: int) -> int:

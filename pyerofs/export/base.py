@@ -58,6 +58,7 @@ class Export:
         self.fill = options.fill
         self.fetches = FetchCounters()
         self._log = context.log
+        self._pid = os.getpid()
         self._cancelled = context.cancelled
         self._readers_changed = threading.Condition()
         self._readers = self._users = 0
@@ -285,7 +286,12 @@ class Export:
                 )
 
     def close(self) -> None:
-        """After every connection of the store has ended. Reads under way in other threads are ended first."""
+        """After every connection of the store has ended. Reads under way in other threads are ended first.
+
+        In a process after fork there is nothing to end: its threads are its parent's.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._readers_changed:
             self._closing = True
         self.store.stop()

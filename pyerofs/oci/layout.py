@@ -135,6 +135,11 @@ class Layout:
         """Return the image with this name; None for the only one. Raises ImageError that lists what there is."""
         return choose(read_index(dump(self._load())).manifests, Location("oci", self.path, name))
 
+    def tags(self) -> list[str]:
+        """Return the names of the images. Raises UsageError, ImageError."""
+        names = [(entry.get("annotations") or {}).get(REF_NAME) for entry in self._load()["manifests"]]
+        return [name for name in names if isinstance(name, str)]
+
     def tag(self, document: RawManifest, tag: str | None) -> None:
         """Names an image, whose parts are all here; without a tag it is listed only."""
         entry = document.describe()

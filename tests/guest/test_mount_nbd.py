@@ -233,7 +233,7 @@ def test_a_device_in_use_is_refused(
     scene: Scene, published: Published, images: Images, quiet_kernel: KernelLog
 ) -> None:
     scene.mount_image(published.plain, "nbd.device=/dev/nbd3", fstype="erofs.nbd")
-    done = scene.run("mount", "-t", "erofs.nbd", "-o", "nbd.device=/dev/nbd3", images.other, scene.mnt)
+    done = scene.run("mount", "--over", "-t", "erofs.nbd", "-o", "nbd.device=/dev/nbd3", images.other, scene.mnt)
     assert done.status == 32
     assert "/dev/nbd3 is in use" in done.error
     assert all("already in use" in line for line in quiet_kernel.warnings())
