@@ -61,7 +61,7 @@ class FileRange(NamedTuple):
     start: int
 
 
-class _Device(NamedTuple):
+class _ExtraDevice(NamedTuple):
     blocks: int
     first: int  # its first block, as the image counts them
 
@@ -89,14 +89,14 @@ class ErofsReader:
         self.inode = lru_cache(_BLOCKS_CACHED)(self._inode)
         self.names = lru_cache(256)(self._names)
 
-    def _read_devices(self, at: int, given: int) -> list[_Device]:
+    def _read_devices(self, at: int, given: int) -> list[_ExtraDevice]:
         count = self._super.extra_devices
         if count != given:
             raise ImageError(f"the EROFS image needs {count} more devices, and there are {given}")
         found = []
         for number in range(count):
             _, blocks, first = DEVICE_SLOT.unpack(self._read(0, at + number * DEVICE_SLOT.size, DEVICE_SLOT.size))
-            found.append(_Device(blocks, first))
+            found.append(_ExtraDevice(blocks, first))
         return found
 
     # Bytes

@@ -30,10 +30,10 @@ def write_tar(image: ImageFiles, top: str, out: BinaryIO) -> None:
     the same archive. Raises OSError for what the image lacks, and what `out` raises.
     """
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER) as tar:
-        _Writer(image, tar).add(top, "." if image.isdir(top) else os.path.basename(top), image.lstat(top))
+        _TarWriter(image, tar).add(top, "." if image.isdir(top) else os.path.basename(top), image.lstat(top))
 
 
-class _Writer:
+class _TarWriter:
     def __init__(self, image: ImageFiles, tar: tarfile.TarFile) -> None:
         self._image, self._tar = image, tar
         self._linked: dict[int, str] = {}

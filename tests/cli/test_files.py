@@ -77,7 +77,7 @@ def test_ls(scene: Scene, image: Path) -> None:
     assert lines[:3] == [
         "/:",
         "lrwxrwxrwx   1     0     0            7 2020-09-13 12:27 bin -> usr/bin",
-        "drwxr-xr-x   2     0     0           67 2020-09-13 12:28 etc",
+        "drwxr-xr-x   2     0     0           76 2020-09-13 12:28 etc",
     ]
     assert "-rwxr-xr-x   1     0     0           13 2020-09-13 12:34 tool" in lines
 
