@@ -54,7 +54,7 @@ def test_every_command_of_the_page(scene: Scene, published: Published, registry:
     for number, block in enumerate(blocks("files.md")):
         script = scene.directory / f"{number}.{block.kind}"
         script.write_text(put(block.text))
-        command = [python, script] if block.kind == "python" else ["bash", "-eu", script]
+        command = [python, str(script)] if block.kind == "python" else ["bash", "-eu", str(script)]
         path = f"{Path(python).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             [*NOBODY, *command], cwd=scene.directory, capture_output=True, text=True,
@@ -133,7 +133,7 @@ def test_export_is_the_tree(scene: Scene, tree: Tree, images: Images) -> None:
     assert run(scene, "export", images.plain, "all.tar", prefix=NOBODY) == Done(0, "", "")
     out = scene.directory / "out"
     out.mkdir()
-    unpack = ["tar", "-xpf", scene.directory / "all.tar", "-C", out, "--xattrs", "--xattrs-include=*"]
+    unpack = ["tar", "-xpf", str(scene.directory / "all.tar"), "-C", str(out), "--xattrs", "--xattrs-include=*"]
     subprocess.run(unpack, check=True)
     found, expected = survey(out), {name: each for name, each in tree.entries.items() if each.kind != "s"}
     assert sorted(found) == sorted(expected)
