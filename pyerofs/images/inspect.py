@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.file import oci_options
 from ..context import Context, trace_of_caller
 from ..erofs.compose import compose, is_index, role_of
-from ..erofs.foreign import obstacle, summary, way_out
+from ..erofs.foreign import is_convertible, obstacle, summary, way_out
 from ..erofs.layer import describe
+from ..erofs.layer_way import judge_layers
 from ..erofs.native import foreign_format, is_native, native_layers
 from ..errors import ImageError
 from ..oci.location import Location
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..cache.directory import Contents
     from ..config.options import ReadOptions
+    from ..erofs.layer_way import LayerWay
 
 
 _CHUNK_INDEX = "org.erofs.chunk-index.range"
@@ -50,7 +53,8 @@ def inspect(
     from ..cache.paths import chosen_directory  # deferred: mounts() needs nothing of it
 
     directory = chosen_directory(oci)
-    found["layers"] = [_layer(i, chosen.manifest, directory, giver) for i in range(len(chosen.manifest.layers))]
+    ways = judge_layers(chosen.manifest.layers)
+    found["layers"] = [_layer(i, chosen.manifest, directory, giver, way) for i, way in enumerate(ways)]
     found["mount"] = _mount(chosen.manifest, oci, found["layers"], lambda: _obstacle(chosen.manifest, location, oci))
     return found
 
@@ -74,29 +78,46 @@ def _obstacle(manifest: Manifest, location: Location, oci: ReadOptions) -> str:
     return ""
 
 
-def _layer(index: int, manifest: Manifest, directory: str, giver: str) -> dict[str, Any]:
-    """`present` in bytes, `verified`: both as the cache has it. `role` is None for what has no place in a mount."""
+def _layer(index: int, manifest: Manifest, directory: str, giver: str, way: LayerWay) -> dict[str, Any]:
+    """`present` in bytes, `verified`: both as the cache has it. `role` is None for what has no place in a mount.
+
+    `lazy`: only what is read of it is fetched; else `why` not. `verified_by`: what each byte is compared with before it
+    is served; "" where nothing is at hand until all of them are there.
+    """
     layer = manifest.layers[index]
+    native = is_native(layer.media_type)
     try:
         role = role_of(layer)
     except ImageError:
         role = None
     following = manifest.layers[index + 1 : index + 2]
-    held = _held(directory, manifest, index, giver) if is_native(layer.media_type) else None
+    held = _held(directory, manifest, index, giver) if native else None
+    indexed = _CHUNK_INDEX in layer.annotations or any(is_index(after) for after in following)
     return {
         "index": index,
         "media_type": layer.media_type,
         "size": layer.size,
         "digest": layer.digest,
-        "native": is_native(layer.media_type),
-        "format": "EROFS" if is_native(layer.media_type) else foreign_format(layer),
+        "native": native,
+        "format": "EROFS" if native else foreign_format(layer),
+        "lazy": native or way.lazy,
+        "why": "" if native or not is_convertible(layer) else way.why,
+        "verified_by": _verified_by(native, indexed, is_convertible(layer), way),
         "annotations": {k: v for k, v in layer.annotations.items() if k.startswith("org.erofs.")},
         "role": role,
-        "chunk_index": _CHUNK_INDEX in layer.annotations or any(is_index(after) for after in following),
+        "chunk_index": indexed,
         "verity": _VERITY in layer.annotations,
         "present": held.present if held else 0,
         "verified": held.verified if held else False,
     }
+
+
+def _verified_by(native: bool, indexed: bool, convertible: bool, way: LayerWay) -> str:
+    if native:
+        return "chunk index" if indexed else ""
+    if not convertible:
+        return ""
+    return "table of contents" if way.lazy else "digest and diff ID"
 
 
 def _held(directory: str, manifest: Manifest, index: int, giver: str) -> Contents | None:
@@ -121,10 +142,11 @@ def _mount(
 ) -> dict[str, Any]:
     """Tell what `mount` with these options would mount.
 
-    The numbers of its `layers`, and whether they are `stacked`; or what would be converted first (`convert`); or the
-    `error`.
+    The numbers of its `layers`, and whether they are `stacked`; or, of an ordinary image, the numbers of those that are
+    read by a table of contents (`lazy`), and what would be converted first (`convert`); or the `error`.
     """
     convert = ""
+    lazy: list[int] = []
     try:
         parts = compose(manifest, oci.layer, oci.blob)
         error = None
@@ -133,7 +155,10 @@ def _mount(
         if not native_layers(manifest) and oci.layer is None and oci.blob is None:
             problem = obstacle()
             if oci.convert == "auto" and not problem:
-                error, convert = None, summary(manifest)
+                error = None
+                lazy = [layer["index"] for layer in layers if layer["lazy"]]
+                rest = tuple(layer for i, layer in enumerate(manifest.layers) if i not in lazy)
+                convert = summary(replace(manifest, layers=rest)) if rest else ""
             else:
                 error = f"{error}; {problem or way_out(manifest)}"
     chosen = [layers[part.layer] for part in parts]
@@ -142,6 +167,7 @@ def _mount(
         "stacked": len([part for part in parts if part.role != "device"]) > 1,
         "error": error,
         "convert": convert,
+        "lazy": lazy,
         **{key: bool(chosen) and all(layer[key] for layer in chosen) for key in ("chunk_index", "verity", "verified")},
     }
 
@@ -160,17 +186,26 @@ def render(found: dict[str, Any]) -> str:
             f"layer {layer['index']}  {native:<5}  {layer['size']:>12}  {layer['media_type']}  {layer['digest']}"
             f"{_marks(layer, layer['role'] or ('' if layer['native'] else layer['format']))}"
         )
+        if not layer["native"] and layer["verified_by"]:
+            how = "lazily, each part" if layer["lazy"] else f"whole, since {layer['why']}, and"
+            lines.append(f"    read {how} verified by its {layer['verified_by']}")
         lines += [f"    {key}: {value}" for key, value in layer["annotations"].items()]
     mount = found["mount"]
     if mount["error"]:
         lines.append(f"mount: no: {mount['error']}")
+    elif mount["lazy"]:
+        rest = f", once the others have been converted ({mount['convert']})" if mount["convert"] else ""
+        lines.append(f"mount: all layers as one filesystem, {_some(mount['lazy'])} lazily{rest}")
     elif mount["convert"]:
         lines.append(f"mount: all layers as one filesystem, once they have been converted ({mount['convert']})")
     else:
         how = "stacked" if mount["stacked"] else "by itself" if len(mount["layers"]) == 1 else "with its devices"
-        numbers = ", ".join(map(str, mount["layers"]))
-        lines.append(f"mount: layer{'s' * (len(mount['layers']) > 1)} {numbers}, {how}{_marks(mount)}")
+        lines.append(f"mount: {_some(mount['layers'])}, {how}{_marks(mount)}")
     return "\n".join(lines)
+
+
+def _some(layers: list[int]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _marks(of: dict[str, Any], role: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import threading
 from pathlib import Path
@@ -13,10 +14,14 @@ import pytest
 from pyerofs import __version__
 from pyerofs.cli import main
 from pyerofs.export.file import open_blob
+from tests.support import ordinary
 from tests.support.fakeregistry import FakeRegistry, stall, status
 from tests.support.images import EROFS, FakePusher, Images, Layer, Published, push_image
+from tests.support.lazyimages import LazyLayer, chunked_layer, lazy_image, stargz_layer
+from tests.support.ordinary import TAR, file
 from tests.support.realregistry import LoggingRegistry
 from tests.support.scene import Done, Scene, until
+from tests.support.tarballs import archive
 
 COMMANDS = [
     "mount",
@@ -115,8 +120,9 @@ def test_inspect_of_a_whole_image(scene: Scene, registry: LoggingRegistry, image
     assert [layer["chunk_index"] for layer in found["layers"]] == [True, False]
     assert [layer["verity"] for layer in found["layers"]] == [False, True]
     assert [(layer["present"], layer["verified"]) for layer in found["layers"]] == [(0, False)] * 2
+    assert [(layer["lazy"], layer["verified_by"]) for layer in found["layers"]] == [(True, "chunk index"), (True, "")]
     assert found["mount"] == {
-        "layers": [0, 1], "stacked": True, "error": None, "convert": "",
+        "layers": [0, 1], "stacked": True, "error": None, "convert": "", "lazy": [],
         "chunk_index": False, "verity": False, "verified": False,
     }  # fmt: skip
     with open_blob(reference, f"oci=0,oci.verify=none,{cache}") as blob:
@@ -145,8 +151,41 @@ def test_inspect_of_what_would_be_converted(scene: Scene, published: Published) 
     mount = json.loads(scene.run("inspect", "--json", published.tar).out)["mount"]
     assert (mount["layers"], mount["error"], mount["convert"]) == ([], None, "1 layer of tar, 10.0 KiB")
     said = scene.run("inspect", published.tar).out.splitlines()
-    assert said[-2].endswith("  an ordinary tar layer")
+    assert said[-3].endswith("  an ordinary tar layer")
+    assert said[-2] == "    read whole, since it has no table of contents, and verified by its digest and diff ID"
     assert said[-1] == "mount: all layers as one filesystem, once they have been converted (1 layer of tar, 10.0 KiB)"
+
+
+def test_inspect_of_layers_with_tables_of_contents(scene: Scene, tmp_path: Path) -> None:
+    """As mount judges them."""
+    layout = ordinary.Layout(tmp_path / "layout")
+    large = archive(file("large", random.Random(1).randbytes(1_300_000)))
+    layers = [stargz_layer(large), stargz_layer(archive(file("small", b"1"))), chunked_layer(large)]
+    two = layers[2]._replace(annotations={**layers[0].annotations, **layers[2].annotations})
+    plain = LazyLayer(large, TAR, {})
+    name = lazy_image(layout, [*layers, two, plain], "app")
+    found = json.loads(scene.run("inspect", "--json", name).out)
+    assert [(layer["format"], layer["lazy"], layer["verified_by"]) for layer in found["layers"]] == [
+        ("an eStargz layer", True, "table of contents"),
+        ("an eStargz layer", False, "digest and diff ID"),
+        ("a zstd:chunked layer", True, "table of contents"),
+        ("an ordinary tar layer", False, "digest and diff ID"),
+        ("an ordinary tar layer", False, "digest and diff ID"),
+    ]
+    assert [layer["why"] for layer in found["layers"]] == [
+        "",
+        "it is small",
+        "",
+        "its table of contents cannot be used: there are two of them, and they may differ: eStargz and zstd:chunked",
+        "it has no table of contents",
+    ]
+    assert found["mount"]["lazy"] == [0, 2] and found["mount"]["error"] is None
+    said = scene.run("inspect", name).out.splitlines()
+    assert "    read lazily, each part verified by its table of contents" in said
+    assert "    read whole, since it is small, and verified by its digest and diff ID" in said
+    assert said[-1].startswith(
+        "mount: all layers as one filesystem, layers 0, 2 lazily, once the others have been converted (1 eStargz layer"
+    )
 
 
 def test_inspect_says_the_conversation(scene: Scene, published: Published) -> None:
