@@ -25,9 +25,9 @@ def _parser(arguments: Sequence[str]) -> Parser:
     for module in (mount, read, cache, stat, metrics, config):
         module.register(commands)
     if "mount" not in arguments[:1]:  # which must start fast
-        from . import bundle, containerd, files, images, store
+        from . import bundle, containerd, files, images, services, store
 
-        for module in (files, images, store, bundle, containerd):
+        for module in (files, images, store, bundle, containerd, services):
             module.register(commands)
     return parser
 

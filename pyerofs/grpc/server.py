@@ -5,8 +5,6 @@ For trusted clients: whoever may open the socket. Even so no client can make it 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
 import signal
 import socket
@@ -14,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ..errors import UnavailableError, UsageError
+from ..errors import UnavailableError
 from ..events import Events
+from ..listening import activated, listen
 from .call import Call, Method
 from .connection import ServerConnection
 
@@ -23,7 +22,6 @@ __all__ = ["Call", "GrpcServer", "Method", "activated", "listen", "serve"]
 
 _IDLE = 10.0  # seconds after which a thread without work ends
 _WAITING = 1024  # calls that wait for a thread
-_FIRST_FD = 3  # sd_listen_fds(3)
 
 
 class GrpcServer:
@@ -125,48 +123,6 @@ class GrpcServer:
                 del work  # what it holds goes now
                 with self._lock:
                     self._pending -= 1
-
-
-def activated(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Return the listening sockets that a service manager has opened for this process (sd_listen_fds(3))."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = environ.get("LISTEN_FDS", "")
-    found = []
-    for fd in range(_FIRST_FD, _FIRST_FD + (int(count) if count.isdecimal() else 0)):
-        os.set_inheritable(fd, False)
-        found.append(socket.socket(fileno=fd))
-    return found
-
-
-def listen(path: str, backlog: int = 128) -> socket.socket:
-    """Return a socket that listens at a path, for its owner alone; a killed server's is replaced.
-
-    Raises UsageError where another one listens.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o711, exist_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(FileNotFoundError):
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            else:
-                raise UsageError(f"another server listens at {path}")
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(backlog)
-    except OSError as e:
-        listener.close()
-        raise UsageError(f"cannot listen at {path}: {e.strerror or e}") from None
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def serve(

@@ -87,9 +87,7 @@ def _docker(host: str, repository: str, environ: Mapping[str, str]) -> Credentia
 
 
 def _containers(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
-    parts = repository.split("/")
-    paths = tuple("/".join(parts[:length]) for length in range(len(parts), 0, -1))
-    found = (_from_file(path, host, paths, environ) for path in _containers_files(environ))
+    found = (_from_file(path, host, _paths(repository), environ) for path in _containers_files(environ))
     return next((credentials for credentials in found if credentials), None)
 
 
@@ -124,7 +122,23 @@ def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[st
     kept = _from_helper(path, config, host, environ)
     if kept and not kept.helper:
         return kept
-    auths = config.get("auths")
+    return _from_auths(path, config.get("auths"), host, paths) or kept
+
+
+def from_text(source: str, text: str, host: str, repository: str) -> Credentials | None:
+    """Return what the text of such a file has for a repository, its helpers aside; `source` names it for messages.
+
+    Raises UsageError.
+    """
+    return _from_auths(source, _object(source, text).get("auths"), host, _paths(repository))
+
+
+def _paths(repository: str) -> tuple[str, ...]:
+    parts = repository.split("/")
+    return tuple("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+
+
+def _from_auths(path: str, auths: object, host: str, paths: tuple[str, ...]) -> Credentials | None:
     if isinstance(auths, dict):
         for wanted in [f"{name}/{each}" for each in paths for name in _names(host)] + _names(host):
             for key, entry in auths.items():
@@ -132,7 +146,7 @@ def _from_file(path: str, host: str, paths: tuple[str, ...], environ: Mapping[st
                     found = _entry(path, key, entry)
                     if found:
                         return found
-    return kept
+    return None
 
 
 def _from_helper(path: str, config: Mapping[str, object], host: str, environ: Mapping[str, str]) -> Credentials | None:

@@ -1,0 +1,4 @@
+"""A CSI driver, its Identity and Node services: images as read-only volumes of Kubernetes' pods.
+
+Public: driver, node.
+"""

@@ -1,0 +1,4 @@
+"""Docker's volume plugin, which podman has too: images as volumes.
+
+Public: plugin, volumes.
+"""
