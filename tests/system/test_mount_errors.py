@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pyerofs.kernel.mountpoint import mountinfo
-
 from tests.support.images import FakePusher, Images, Layer, Published, push_image
 from tests.support.needs import need
 from tests.support.realregistry import LoggingRegistry
@@ -73,7 +72,7 @@ def test_a_registry_that_refuses_the_password(scene: Scene, images: Images) -> N
     (["oci=0", "oci.blob=" + "0" * 64], "exclude"),
     (["oci.username=me"], "password"),
     (["oci.platform=amd64"], "platform"),
-    (["remount"], "remount"),
+    (["remount"], "is not a mount of pyerofs"),
     (["bind"], "bind"),
     (["dax=sometimes"], "dax"),
 ])  # fmt: skip
