@@ -25,12 +25,12 @@ _PRIMARY = 0
 class LayerContent(NamedTuple):
     """A layer by the digest of its blob, with the table of its entries.
 
-    `apart`: its contents are not here, so that however small it is they lie on a device of their own.
+    `apart`: whether its contents lie on a device of their own; None: if they are large.
     """
 
     digest: str
     table: LayerTable
-    apart: bool = False
+    apart: bool | None = None
 
 
 class MergedImage(NamedTuple):
@@ -60,7 +60,7 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
     shift = 0
     for number, (digest, table, apart) in enumerate(layers):
         of = first.setdefault(digest, number)
-        small = not apart and (small_max is None or table.device_size <= small_max)
+        small = small_max is None or table.device_size <= small_max if apart is None else not apart
         layer = tree.begin()
         try:
             for entry, content in table.entries(contents, _PRIMARY if small else of + 1, shift if small else 0):

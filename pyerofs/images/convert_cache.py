@@ -113,14 +113,15 @@ def _get_layers(
     """Return the layers, in use until the stack is closed: first those with a table of contents, then all others."""
     allowance = Allowance(sum(layer.size for layer in manifest.layers), options.unpacked_max)
     held: dict[int, HeldLayer] = {}
-    lazy = [number for number, way in enumerate(judge_layers(manifest.layers)) if way.lazy]
-    if lazy:
+    ways = judge_layers(manifest.layers)
+    listed = [number for number, way in enumerate(ways) if way.format]
+    if listed:
         from .lazy_layers import LazyLayers  # deferred: most images have none
 
         blobs = reader.registry if isinstance(reader, RegistryReader) else LocalBlobs(task.location)
         tables = LazyLayers(blobs, directory, options, allowance, lambda line: report(f"{task.name}: {line}"))
-        found = tables.get_all([manifest.layers[number] for number in lazy])
-        held = {number: layer for number, layer in zip(lazy, found, strict=True) if layer is not None}
+        found = tables.get_all([(manifest.layers[number], ways[number]) for number in listed])
+        held = {number: layer for number, layer in zip(listed, found, strict=True) if layer is not None}
         for layer in held.values():
             stack.callback(layer.close)
     rest = [number for number in range(len(manifest.layers)) if number not in held]

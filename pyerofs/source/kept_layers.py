@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 NAME = "layers"
 _TABLE, _CONTENTS = "table", "contents"
 _TABLE_MAX = 4 << 30  # bytes
+CONTENTS_MAX = 2 * SMALL_MAX  # bytes of contents of a layer that was fetched at once, as its table of contents had them
 
 
 class KeptLayer(NamedTuple):
@@ -87,7 +88,7 @@ def _contents(path: str, table: LayerTable) -> bytes:
     """Return the contents of a small layer. Raises OSError, ValueError where they are not what they were."""
     if table.facts["contents"] is None:
         return b""
-    data = read_file(os.path.join(path, _CONTENTS), SMALL_MAX + 1)
+    data = read_file(os.path.join(path, _CONTENTS), CONTENTS_MAX + 1)
     if sha256(data).hexdigest() != table.facts["contents"]:
         raise ValueError("the layer's contents are damaged")
     return data
@@ -116,9 +117,18 @@ def save(directory: str, digest: str, table: LayerTable, device: DeviceFile) -> 
     return KeptLayer(digest, table, _device(digest, table), data)
 
 
-def save_toc(directory: str, layer: Descriptor, found: TocLayer) -> KeptLayer:
-    """Keep a layer that is read by its table of contents; the caller holds its lock. Raises OSError."""
+def save_toc(directory: str, layer: Descriptor, found: TocLayer, contents: bytes | None = None) -> KeptLayer:
+    """Keep a layer that is read by its table of contents; the caller holds its lock. Raises OSError.
+
+    `contents`: of a small layer, all that is on its device; None: they stay where they are.
+    """
     name, table = toc_name(layer), found.table
+    if contents is not None:
+        if contents:
+            atomic_write(os.path.join(path_of(directory, name), _CONTENTS), contents)
+        table.facts.update(index=None, contents=sha256(contents).hexdigest() if contents else None, map=None)
+        atomic_write(os.path.join(path_of(directory, name), _TABLE), table.to_bytes())
+        return KeptLayer(name, table, None, contents)
     digest = f"sha256:{sha256(found.chunk_map).hexdigest()}"
     mapped = {"blob": layer.digest, "size": layer.size, "digest": digest} if table.device_size else None
     table.facts.update(index=None, contents=None, map=mapped)

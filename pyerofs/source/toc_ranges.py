@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from ..retry import patiently
@@ -10,6 +11,7 @@ from ..tar.toc.model import TocError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..oci.manifest import Descriptor
     from .blobs import BlobReader
 
 
@@ -44,3 +46,10 @@ class TocRanges:
 
 def _refuse() -> None:
     raise TocError("its registry sends no ranges, only whole layers")
+
+
+def verify_blob(blob: bytes, layer: Descriptor) -> None:
+    """Raise TocError unless the bytes are the layer's whole blob: who reads it as a stream asks other mirrors too."""
+    algorithm = layer.digest.partition(":")[0]
+    if f"{algorithm}:{hashlib.new(algorithm, blob).hexdigest()}" != layer.digest:
+        raise TocError("other bytes came for the layer than the manifest names")

@@ -64,6 +64,21 @@ def _none(chunks: ChunkMap, number: int, stored: bytes, length: int) -> bytes:
 _CODECS: dict[str, Callable[[ChunkMap, int, bytes, int], bytes]] = {"gzip": _gzip, "zstd": _zstd, "none": _none}
 
 
+def device_contents(chunks: ChunkMap, blob: bytes) -> bytes:
+    """Return all bytes of the device, out of all of the blob. Raises ImageError."""
+    found = bytearray(chunks.size)
+    number = 0
+    for at in range(chunks.units):
+        offset, stored, _ = chunks.unit(at)
+        pieces = chunks.of_unit(at)
+        unit = inflate_unit(chunks, at, blob[offset : offset + stored]) if pieces else None
+        for number in pieces:
+            assert unit is not None  # noqa: S101 - it has pieces
+            piece = chunks.piece(number)
+            found[piece.start : piece.end] = unit.piece(chunks, number)
+    return bytes(found)
+
+
 class UnitReader:
     """Gives device bytes [first, end) to a sink, in order. For one thread.
 
