@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from ..oci.location import Location
 
 # What a daemon that is started by hand in place of one that has died gets of the environment: no secrets.
-_ENVIRONMENT = ("HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "no_proxy", "NO_PROXY")
+_ENVIRONMENT = (
+    "HOME", "PATH", "LANG", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "PYEROFS_CREDENTIAL_PROVIDER_CONFIG",
+    "PYEROFS_CREDENTIAL_PROVIDER_BIN_DIR", "SSL_CERT_FILE", "no_proxy", "NO_PROXY",
+)  # fmt: skip
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 

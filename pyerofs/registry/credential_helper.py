@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import program as programs
@@ -47,14 +47,13 @@ def get(helper: str, server: str, *, environ: Mapping[str, str], timeout: float 
     program = f"{_PREFIX}{helper}"
     if path is None:
         raise UsageError(f"the credential helper {program} is not in PATH")
-    status, output, complaint = _run(program, path, server, environ, timeout)
+    status, output, complaint = exchange(program, [path, "get"], server.encode(), server, environ, timeout)
     if status != 0:
         # By the protocol the reason stands on standard output.
         said = (output.strip() or complaint.strip()).decode(errors="replace")
         if said.strip().lower().startswith(_NOT_FOUND):
             return None
-        ended = f"status {status}" if status > 0 else f"signal {-status}"
-        raise RegistryError(f"{program} failed for {server}: {ended}{_words(said)}", temporary=True)
+        raise RegistryError(f"{program} failed for {server}: {complain(status, said)}", temporary=True)
     return _read(program, output)
 
 
@@ -83,17 +82,22 @@ def _read(program: str, output: bytes) -> StoredCredential | None:
     return StoredCredential(username, Secret(secret)) if username and secret else None
 
 
-def _run(program: str, path: str, server: str, environ: Mapping[str, str], timeout: float) -> tuple[int, bytes, bytes]:
-    """Exit status (or minus the signal), standard output, standard error."""
+def exchange(
+    program: str, command: Sequence[str], data: bytes, server: str, environ: Mapping[str, str], timeout: float
+) -> tuple[int, bytes, bytes]:
+    """Give a program `data`; return exit status (or minus the signal), standard output, standard error.
+
+    `program` and `server` (what it is asked about) are for messages. Raises as get() does.
+    """
     deadline = time.monotonic() + timeout
     try:
-        process = programs.start([path, "get"], stdin=True, stdout=True, stderr=True, environ=environ)
+        process = programs.start(command, stdin=True, stdout=True, stderr=True, environ=environ)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the environment cannot be passed on"
         raise UsageError(f"cannot run {program}: {reason}") from None
     with process:
         try:
-            outputs = _talk(program, process, server, deadline)
+            outputs = _talk(program, process, data, server, deadline)
             status = programs.wait(process, deadline - time.monotonic())
             if status is None:
                 raise _too_slow(program, server)
@@ -103,13 +107,13 @@ def _run(program: str, path: str, server: str, environ: Mapping[str, str], timeo
             raise
 
 
-def _talk(program: str, process: Popen[bytes], server: str, deadline: float) -> list[bytes]:
-    """Write `server` and read both outputs to their ends, as they come: neither side can wait for the other."""
+def _talk(program: str, process: Popen[bytes], data: bytes, server: str, deadline: float) -> list[bytes]:
+    """Write `data` and read both outputs to their ends, as they come: neither side can wait for the other."""
     import select
 
     assert process.stdin and process.stdout and process.stderr  # noqa: S101 - for the type checker
     try:
-        process.stdin.write(server.encode())  # far less than a pipe holds, so that this does not wait
+        process.stdin.write(data)  # far less than a pipe holds, so that this does not wait
         process.stdin.close()
     except BrokenPipeError:
         pass  # it does not care; what it answers counts
@@ -136,6 +140,11 @@ def _talk(program: str, process: Popen[bytes], server: str, deadline: float) -> 
 
 def _too_slow(program: str, server: str) -> RegistryError:
     return RegistryError(f"{program} gave no answer for {server} in time, and was ended", temporary=True)
+
+
+def complain(status: int, said: str) -> str:
+    """Say how a program ended, and what of its complaint can be repeated."""
+    return f"{f'status {status}' if status > 0 else f'signal {-status}'}{_words(said)}"
 
 
 def _words(text: str) -> str:

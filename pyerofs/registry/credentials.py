@@ -2,7 +2,7 @@
 
 Every call reads the files again, so that a mount that lives for weeks follows a `docker login`. Nothing is cached,
 nothing shared: safe to call from any thread. docker: config.json's `credHelpers`, `credsStore`, `auths`;
-containers-auth.json(5).
+containers-auth.json(5). The last to be asked are kubelet's credential providers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..secret import Secret
 
 _DOCKER_HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # as docker login calls it
+CREDENTIAL_PROVIDERS = "PYEROFS_CREDENTIAL_PROVIDER_CONFIG"  # the variable that names kubelet's file
 _IDENTITY_USER = "<token>"  # docker's convention: the password is an identity token
 
 
@@ -91,8 +92,17 @@ def _containers(host: str, repository: str, environ: Mapping[str, str]) -> Crede
     return next((credentials for credentials in found if credentials), None)
 
 
+def _provided(host: str, repository: str, environ: Mapping[str, str]) -> Credentials | None:
+    if CREDENTIAL_PROVIDERS not in environ:
+        return None
+    from .provider_plugins import provide  # nodes of Kubernetes have them
+
+    found = provide(host, repository, environ)
+    return Credentials(found.source, found.username, found.password) if found else None
+
+
 # The order in which they are asked.
-SOURCES: tuple[Callable[[str, str, Mapping[str, str]], Credentials | None], ...] = (_docker, _containers)
+SOURCES: tuple[Callable[[str, str, Mapping[str, str]], Credentials | None], ...] = (_docker, _containers, _provided)
 
 
 def _containers_files(environ: Mapping[str, str]) -> Iterator[str]:

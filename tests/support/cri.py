@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 from pyerofs.grpc.client import GrpcClient
 from pyerofs.grpc.protobuf import BOOL, BYTES, INT, STRING, UINT, Message
+from pyerofs.grpc.status import RpcError
 
 _SPEC = Message(image=(1, STRING))
 _NAMESPACES = Message(network=(1, INT), pid=(2, INT), ipc=(3, INT))
@@ -56,6 +57,15 @@ class Cri:
     def pull(self, image: str) -> str:
         request = Message(image=(1, _SPEC)).encode({"image": {"image": image}})
         return str(Message(image_ref=(1, STRING)).decode(self._image("PullImage", request))["image_ref"])
+
+    def pulled(self, image: str) -> bool:
+        """Pull an image, and tell whether that was possible: the snapshotter may be unavailable."""
+        try:
+            self.pull(image)
+        except RpcError as error:
+            assert "unavailable" in str(error)
+            return False
+        return True
 
     def images(self) -> set[str]:
         each = Message(id=(1, STRING), repo_tags=(2, [STRING]))

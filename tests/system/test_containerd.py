@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 import signal
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pytest
 
 from pyerofs.grpc.status import RpcError
-from tests.support.containerdstage import ContainerdStage, busybox, layer
+from tests.support.containerdstage import ContainerdStage
 from tests.support.cri import Cri
-from tests.support.ordinary import Layout, file, read_json
 from tests.support.realregistry import LoggingRegistry
 from tests.support.scene import Done, Scene, until
-
-LARGE = random.Random(18).randbytes(6 << 20)  # what nobody reads
-READ = random.Random(81).randbytes(1 << 20)
-
-
-class Shelf(NamedTuple):
-    """Images in the registry: in an index with EROFS, of EROFS layers of two types, of tar layers on those of `dual`.
-
-    `tar`: the digests of the tar layers of `dual`.
-    """
-
-    pause: str
-    dual: str
-    native: str
-    canonical: str
-    child: str
-    tar: list[str]
+from tests.support.shelf import DIGEST, SLEEP, Shelf, fill_shelf, read
 
 
 @pytest.fixture(scope="module")
 def shelf(registry: LoggingRegistry, tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    where = tmp_path_factory.mktemp("shelf")
-    scene = Scene(where)
-    layout = Layout(where / "layout")
-    data = layer(file("data/large", LARGE), file("data/read", READ))
-    base = [layer(*busybox()), data, layer(file("data/top", b"top"))]
-    image = layout.image(base)
-    child = layout.image([*base[:2], layer(file("data/child", b"child"))])
-    script = file("pause", b"#!/bin/sh\nexec sleep 1000000\n", mode=0o755)
-    pause = layout.image([layer(*busybox(), script)], command=["/pause"])
-
-    def put(entry: dict[str, object], name: str, command: str, *how: str) -> str:
-        target = f"{registry.host}/c/{name}:1"
-        done = scene.make(command, *how, "-O", "oci.insecure", layout.tag(entry, name), target)
-        assert done.status == 0, done.err
-        return target
-
-    return Shelf(
-        pause=put(pause, "pause", "push"),
-        dual=put(image, "dual", "convert", "--index"),
-        native=put(image, "native", "convert", "--layer-type", "vnd.oci.image.layer.v1.erofs"),
-        canonical=put(image, "canonical", "convert"),
-        child=put(child, "child", "push"),
-        tar=[found["digest"] for found in read_json(layout.path, str(image["digest"]))["layers"]],
-    )
+    return fill_shelf(registry, tmp_path_factory.mktemp("shelf"))
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +37,6 @@ def cri(stage: ContainerdStage) -> Iterator[Cri]:
         yield cri
         cri.clear()
         stage.collected()
-
-
-SLEEP = ("/bin/sleep", "1000000")
-DIGEST = hashlib.md5(READ).hexdigest()
-
-
-def read(cri: Cri, container: str) -> str:
-    """Return the sum of what a container reads of its image."""
-    ran = cri.exec(container, "/bin/md5sum", "/data/read")
-    assert (ran.status, ran.err) == (0, "")
-    return ran.out.split()[0]
 
 
 def run_when_back(cri: Cri, pod: str, image: str) -> str:
