@@ -30,6 +30,10 @@ def register(commands: Commands) -> None:
         "--idle", metavar="SECONDS", type=_seconds, default=600.0,
         help="unmount images that no container has needed for so long (default: 600)",
     )  # fmt: skip
+    p.add_argument(
+        "--lazy", metavar="PREFIX", action="append", default=[],
+        help="only images of these may be lazy: REGISTRY[/PATH]; may be given several times (default: all)",
+    )  # fmt: skip
     p.add_argument("--print-config", metavar="VERSION", help="print containerd's configuration, and do nothing else")
     p.add_argument(
         "--containerd", metavar="SOCKET", default="/run/containerd/containerd.sock",
@@ -71,4 +75,4 @@ def _containerd(arguments: argparse.Namespace, write: Say, report: Say) -> None:
         report(f"serving containerd at {where}")
         notify("READY=1")
 
-    run(root, address, arguments.idle, arguments.options, report, ready, os.environ)
+    run(root, address, arguments.idle, arguments.options, arguments.lazy, report, ready, os.environ)

@@ -5,13 +5,12 @@ What is mounted is asked of the kernel and of the mounts' records, never remembe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ..daemon.record import Record, boot_id, read_all
+from ..daemon.record import Record, boot_id, read, read_all
 from ..errors import PyerofsError, unexpected
 from ..grpc.status import Code, RpcError
 from ..kernel import mountpoint
@@ -44,6 +43,7 @@ class Chains:
         self._attempts: dict[int, _Attempt] = {}
         self._locks: dict[int, threading.Lock] = {}  # held by whoever changes what is mounted for a snapshot
         self._idle: dict[int, float] = {}  # since when nobody has needed a mount
+        self._known: dict[str, tuple[int, str]] = {}  # by target, where to look first: a mount's number, its record
 
     def path(self, number: int) -> str:
         """Return where a snapshot's files are."""
@@ -115,7 +115,7 @@ class Chains:
         found = mountpoint.find(path)
         if found is None:
             return False
-        record = _record_of(found)
+        record = self._record_of(found)
         if record is None:
             return False
         if record.how == "netlink":
@@ -144,6 +144,7 @@ class Chains:
                 unmount(path, lazy=True)
         with self._lock:
             self._locks.pop(number, None)
+            self._known.pop(self.path(number), None)
             self._idle.pop(number, None)
 
     def look_after(self, idle: float) -> None:
@@ -181,11 +182,16 @@ class Chains:
     def record(self, number: int) -> Record | None:
         """Return the record of a snapshot's mount; None where it is not mounted."""
         found = mountpoint.find(self.path(number))
-        return _record_of(found) if found else None
+        return self._record_of(found) if found else None
 
-
-def _record_of(found: mountpoint.MountInfo) -> Record | None:
-    boot = boot_id()
-    with contextlib.suppress(OSError):
-        return next((r for r in read_all(dead=True) if r.boot == boot and r.owns(found)), None)
-    return None
+    def _record_of(self, found: mountpoint.MountInfo) -> Record | None:
+        mount, identifier = self._known.get(found.target, (0, ""))
+        record = read(identifier) if mount == found.id else None
+        if record is None or not record.owns(found):
+            boot = boot_id()
+            record = next((each for each in read_all(dead=True) if each.boot == boot and each.owns(found)), None)
+        if record is None:
+            self._known.pop(found.target, None)
+        else:
+            self._known[found.target] = (found.id, record.id)
+        return record

@@ -20,10 +20,11 @@ from ..config import file as config_file
 from ..config.options import parse_mount_options
 from ..context import Context
 from ..erofs.compose import is_index, role_of
-from ..erofs.layer import describe
-from ..erofs.native import is_native
+from ..erofs.layer import CONTENT, describe
+from ..erofs.native import is_compressed, is_native
 from ..errors import ImageError, PyerofsError, UsageError, unexpected
 from ..images.layer import SOURCE_CHAIN
+from ..oci.image_config import chain_ids
 from ..oci.location import Location
 from ..oci.manifest import Descriptor, Index, Manifest, is_attestation
 from ..oci.platforms import Platform
@@ -63,10 +64,14 @@ Decision = Lazy | Eager
 
 
 class Decisions:
-    """`options`: the -o strings of every mount; `log` gets a line for each decision. Any thread."""
+    """`options`: the -o strings of every mount; `log` gets a line for each decision. Any thread.
 
-    def __init__(self, options: Sequence[str], log: Callable[[str], None]) -> None:
+    `only`: prefixes of names, REGISTRY[/PATH], of those images that may be lazy; none: all may.
+    """
+
+    def __init__(self, options: Sequence[str], log: Callable[[str], None], only: Sequence[str] = ()) -> None:
         self._options = list(options)
+        self._only = tuple(prefix.strip("/") for prefix in only)
         self._log = log
         self._lock = threading.Lock()
         self._made: OrderedDict[tuple[str, str], _Pending] = OrderedDict()
@@ -89,7 +94,7 @@ class Decisions:
 
     def _run(self, image: str, manifest: str, pending: _Pending) -> None:
         try:
-            pending.decision = _decide(image, manifest, self._options, self._log)
+            pending.decision = self._decide(image, manifest)
         except PyerofsError as error:
             pending.decision = Eager(str(error), temporary=getattr(error, "temporary", False))
         except Exception as error:
@@ -101,6 +106,13 @@ class Decisions:
         else:
             self._log(f"{image}: ordinary: {found.why}")
         pending.done.set()
+
+    def _decide(self, image: str, manifest: str) -> Decision:
+        reference = Location("registry", image).reference
+        name = f"{reference.registry}/{reference.repository}/"
+        if self._only and not any(name.startswith(f"{prefix}/") for prefix in self._only):
+            return Eager("it is none of those that may be lazy (--lazy)")
+        return _decide(image, manifest, self._options, self._log)
 
 
 class _Pending:
@@ -165,7 +177,25 @@ def native(source: str, manifest: Manifest) -> Decision:
         else:
             role_of(layer)  # what is malformed is said at the pull
             found.append((layer.digest, number + 1))
-    return Lazy(source, tuple(found), ("",) * len(found), len(manifest.layers), "", "its layers are EROFS")
+    return Lazy(source, tuple(found), _own_chains(manifest), len(manifest.layers), "", "its layers are EROFS")
+
+
+def _own_chains(manifest: Manifest) -> tuple[str, ...]:
+    """Return the ChainIDs that layers of EROFS must have, as far as their digests tell; "" from there on.
+
+    Else an image could give itself out for the layers of another one, which would then be mounted from it.
+    """
+    layers = [layer for layer in manifest.layers if not is_index(layer)]
+    contents = [
+        layer.annotations.get(CONTENT, "") if is_compressed(layer.media_type) else layer.digest for layer in layers
+    ]
+    known = contents.index("") if "" in contents else len(contents)
+    return (*chain_ids(contents[:known]), *[""] * (len(contents) - known))
+
+
+def _content_of(layer: Descriptor) -> str:
+    """Return the digest of what a layer decompresses to; "" where it is not said."""
+    return layer.annotations.get(CONTENT, "") if is_compressed(layer.media_type) else layer.digest
 
 
 def find_sibling(index: Index, digest: str) -> Descriptor | str:

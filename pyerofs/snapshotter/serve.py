@@ -30,6 +30,7 @@ def run(
     address: str,
     idle: float,
     options: Sequence[str],
+    only: Sequence[str],
     log: Callable[[str], None],
     ready: Callable[[str], None],
     environ: Mapping[str, str],
@@ -37,8 +38,9 @@ def run(
     """Serve containerd until a signal ends it; the mounts stay. For the main thread.
 
     `root`: its directory; `address`: its socket, unless a service manager has opened one; `idle`: seconds after which
-    an image that no container needs is unmounted; `options`: -o strings for every mount; `ready` gets the address when
-    it serves. Nothing is mounted and no registry is asked before containerd wants it. Raises PyerofsError.
+    an image that no container needs is unmounted; `options`: -o strings for every mount; `only`: prefixes of the names
+    of images that may be lazy, none for all; `ready` gets the address when it serves. Nothing is mounted, and no
+    registry asked, before containerd wants it. Raises PyerofsError.
     """
     if os.geteuid() != 0:
         raise UsageError("only root can mount, and so can only root serve containerd")
@@ -55,7 +57,8 @@ def run(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another `pyerofs containerd` uses {root}: give each containerd its own --root") from None
-        _serve(root, directory, address, idle, options, log, ready, environ)
+        decisions = Decisions(options, log, only)
+        _serve(root, directory, address, idle, options, decisions, log, ready, environ)
     finally:
         os.close(lock)
 
@@ -66,6 +69,7 @@ def _serve(
     address: str,
     idle: float,
     options: Sequence[str],
+    decisions: Decisions,
     log: Callable[[str], None],
     ready: Callable[[str], None],
     environ: Mapping[str, str],
@@ -75,7 +79,7 @@ def _serve(
     chains = Chains(directory, state, options, log)
     removal = Removal(directory, state, chains, log)
     usage = Usage(state, chains, log)
-    service = Snapshots(directory, state, chains, Decisions(options, log), removal, usage, log)
+    service = Snapshots(directory, state, chains, decisions, removal, usage, log)
     listeners = activated(environ)
     own = not listeners
     if own:

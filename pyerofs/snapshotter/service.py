@@ -242,7 +242,7 @@ def _mismatch(image: Lazy, count: int, target: str, layer: str) -> str:
     if layer and image.layers[count][0] != layer:
         return "its manifest has another layer there"
     if image.chains[count] and image.chains[count] != target:
-        return "the EROFS image in its index was made of other layers"
+        return "the EROFS layers are not those that its config names, or were made of others"
     return ""
 
 

@@ -24,7 +24,7 @@ def devices() -> list[str]:
 
 
 def test_containers_read_on_over_nbd(scene: Scene, registry: LoggingRegistry) -> None:
-    shelf = fill_shelf(registry, scene.directory / "shelf")
+    shelf = fill_shelf(registry, scene.directory / "shelf", few=True)
     before = devices()
     with ContainerdStage(scene.directory, registry.host, shelf.pause) as stage, Cri(stage.address) as cri:
         stage.end(stage.snapshotter)

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from pyerofs.erofs import chunk_index, layer
+from pyerofs.erofs.layer import CONTENT
 from pyerofs.images.layer import SOURCE_CHAIN
+from pyerofs.oci.image_config import chain_ids
 from pyerofs.oci.manifest import Descriptor, Index, Manifest
 from pyerofs.oci.platforms import Platform
-from pyerofs.snapshotter.decision import Eager, Lazy, find_sibling, native, substitute
+from pyerofs.snapshotter.decision import Decisions, Eager, Lazy, find_sibling, native, substitute
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
 TAR, EROFS = "application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.erofs"
@@ -97,3 +99,19 @@ def test_native_layers_are_counted_with_their_indexes() -> None:
     found = native("r/x@d", Manifest(OCI, (first, index, second)))
     assert isinstance(found, Lazy)
     assert (found.layers, found.total) == (((digest(1), 2), (digest(2), 3)), 3)
+
+
+def test_native_layers_are_those_that_the_config_names() -> None:
+    """So that no image is taken for the layers of another one."""
+    packed = Descriptor(f"{EROFS}+zstd", digest(3), 9, {CONTENT: digest(30)})
+    bare = Descriptor(f"{EROFS}+zstd", digest(4), 9)
+    found = native("r/x@d", Manifest(OCI, (*erofs(1).layers, packed, bare, *erofs(5).layers)))
+    assert isinstance(found, Lazy)
+    assert found.chains == (*chain_ids([digest(1), digest(30)]), "", "")
+
+
+def test_only_some_images_may_be_lazy() -> None:
+    decisions = Decisions([], lambda line: None, ["registry.example/team/", "other.example"])
+    for image in ("registry.example/teams/x:1", "registry.example/x", "other.example.org/x", "x"):
+        found = decisions.decide(image, digest(1), 60)
+        assert found == Eager("it is none of those that may be lazy (--lazy)"), image

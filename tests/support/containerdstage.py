@@ -69,7 +69,9 @@ def layer(*members: Member) -> bytes:
 class ContainerdStage:
     """`registry`: host:port, plain HTTP. Owns containerd and the snapshotter until the end."""
 
-    def __init__(self, directory: Path, registry: str, pause: str, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, registry: str, pause: str, options: Sequence[str] = (), *, snapshotter: str = "pyerofs"
+    ) -> None:
         need("containerd", "containerd")
         need("runc", "runc")
         self.root = directory / "c"
@@ -87,7 +89,9 @@ class ContainerdStage:
             f'server = "http://{registry}"\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n'
         )
         ours = render("1.6", str(self.root / "snapshotter"), str(self.root / "s.sock"))
-        (self.root / "config.toml").write_text(CONFIG.format(root=self.root, pause=pause, ours=ours))
+        config = CONFIG.format(root=self.root, pause=pause, ours=ours)
+        config = config.replace('snapshotter = "pyerofs"', f'snapshotter = "{snapshotter}"')
+        (self.root / "config.toml").write_text(config)
 
     @property
     def address(self) -> str:

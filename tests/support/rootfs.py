@@ -118,7 +118,7 @@ def _key() -> str:
 
 def _make(made: Path) -> None:
     layout = Layout(made / "layout")
-    tars = list(_system())
+    tars = system_layers()
     layout.tag(layout.image(tars, [TAR] * len(tars)), "app")
     tars.append(_by_umoci(layout.path, made / "bundle"))
     tars += [archive(*members) for members in (FOURTH, FIFTH)]
@@ -140,8 +140,8 @@ def run_in(root: Path, command: list[str]) -> str:
     return done.stdout
 
 
-def _system() -> tuple[bytes, bytes]:
-    """The base, and Python on it."""
+def system_layers() -> list[bytes]:
+    """The base, and Python on it, as tar archives."""
     with tarfile.open(_bootstrap()) as tar:
         members = tar.getmembers()
         python = {member.name for member in members if f"./{member.name.removeprefix('./')}".startswith(_PYTHON)}
@@ -154,10 +154,10 @@ def _system() -> tuple[bytes, bytes]:
                     layer.addfile(member, tar.extractfile(member) if member.isreg() else None)
             return out.getvalue()
 
-        return (
+        return [
             pick(lambda member: member.name not in python),
             pick(lambda member: member.name in python or (member.isdir() and str(Path(member.name)) in parents)),
-        )
+        ]
 
 
 def _bootstrap() -> Path:

@@ -33,8 +33,8 @@ class Shelf(NamedTuple):
     tar: list[str]
 
 
-def fill_shelf(registry: DockerRegistry, where: Path) -> Shelf:
-    """`where`: a directory of its own."""
+def fill_shelf(registry: DockerRegistry, where: Path, *, few: bool = False) -> Shelf:
+    """`where`: a directory of its own; `few`: only `pause` and `dual`."""
     where.mkdir(exist_ok=True)
     scene = Scene(where)
     layout = Layout(where / "layout")
@@ -54,9 +54,9 @@ def fill_shelf(registry: DockerRegistry, where: Path) -> Shelf:
     return Shelf(
         pause=put(pause, "pause", "push"),
         dual=put(image, "dual", "convert", "--index"),
-        native=put(image, "native", "convert", "--layer-type", "vnd.oci.image.layer.v1.erofs"),
-        canonical=put(image, "canonical", "convert"),
-        child=put(child, "child", "push"),
+        native="" if few else put(image, "native", "convert", "--layer-type", "vnd.oci.image.layer.v1.erofs"),
+        canonical="" if few else put(image, "canonical", "convert"),
+        child="" if few else put(child, "child", "push"),
         tar=[found["digest"] for found in read_json(layout.path, str(image["digest"]))["layers"]],
     )
 

@@ -113,7 +113,7 @@ def test_ctr_runs_an_image_that_it_has_fetched(stage: ContainerdStage, cri: Cri,
     stage.ctr("images", "pull", "--plain-http", "--snapshotter", "pyerofs", shelf.child)
     ran = stage.ctr("run", "--rm", "--snapshotter", "pyerofs", shelf.child, "t1", "/bin/cat", "/data/child")
     assert ran == "child"
-    stage.ctr("images", "rm", shelf.child)
+    stage.ctr("images", "rm", "--sync", shelf.child)
 
 
 def pull(scene: Scene, stage: ContainerdStage, image: str, *more: str) -> Done:
@@ -136,7 +136,7 @@ def test_pull_gives_containerd_an_image_without_its_layers(
         assert again == done
     stage.ctr("content", "prune", "references")  # which collects what nothing keeps
     assert stage.ctr("run", "--rm", "--snapshotter", "pyerofs", shelf.dual, "t2", "/bin/cat", "/data/top") == "top"
-    stage.ctr("images", "rm", shelf.dual, shelf.canonical)
+    stage.ctr("images", "rm", "--sync", shelf.dual, shelf.canonical)
 
 
 def test_pull_gives_kubelet_s_containerd_an_image(stage: ContainerdStage, cri: Cri, scene: Scene, shelf: Shelf) -> None:
