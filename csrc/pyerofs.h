@@ -244,5 +244,7 @@ int64_t pe_gunzip_window(pe_gunzip *gunzip, void *window);
 
 /* The CRC32C of so many bytes; portably: without the processor's instruction for it. */
 int64_t pe_crc32c(const void *bytes, uint64_t length, int portably);
+/* The CRC32C of each granule of them, the last of which may be shorter. */
+void pe_crc32c_granules(const void *bytes, uint64_t length, uint32_t *sums);
 
 #endif

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from array import array
 from errno import EAGAIN, ENOMEM, ESHUTDOWN
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -384,3 +385,12 @@ def crc32c(data: Buffer, *, portably: bool = False) -> int:
     """Return the sum of a granule; `portably`: without the processor's instruction for it."""
     with ffi.from_buffer(data) as view:
         return _check(lib.pe_crc32c(view, len(view), portably))
+
+
+def granule_sums(data: Buffer) -> array[int]:
+    """Return the sum of each granule of the data, the last of which may be shorter."""
+    with ffi.from_buffer(data) as view:
+        sums = array("I", bytes(4 * -(-len(view) // GRANULE)))
+        with ffi.from_buffer("uint32_t[]", sums, True) as result:
+            lib.pe_crc32c_granules(view, len(view), result)
+    return sums

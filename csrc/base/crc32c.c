@@ -139,3 +139,8 @@ int64_t pe_crc32c(const void *bytes, uint64_t length, int portably)
 {
 	return portably ? crc32c_portably(bytes, length) : crc32c_bytes(bytes, length);
 }
+
+void pe_crc32c_granules(const void *bytes, uint64_t length, uint32_t *sums)
+{
+	crc32c_granules(bytes, length, sums);
+}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from ..errors import ImageError
@@ -86,6 +89,28 @@ class DataMap:
         if number == _HOLES:
             return ()
         return self.extents.get(number) or (Extent(0, -(-size // BLOCK), self.starts[number]),)
+
+    def move(self, device: int, stretches: Sequence[tuple[int, int]]) -> None:
+        """Let only these stretches be on the device (start and length of each, rising), one after another.
+
+        Contents that lie elsewhere on it are lost: no file may have them.
+        """
+        old = [start for start, _ in stretches]
+        new = list(accumulate((length for _, length in stretches), initial=0))
+
+        def moved(start: int) -> int | None:
+            at = bisect_right(old, start) - 1
+            inside = at >= 0 and start < old[at] + stretches[at][1]
+            return new[at] + start - old[at] if inside else None
+
+        for number in range(1, len(self.starts)):
+            if self.devices[number] != device or number in self.inline:
+                continue
+            pieces = self.extents.get(number)
+            if pieces is None:
+                self.starts[number] = moved(self.starts[number]) or 0
+            else:
+                self.extents[number] = tuple(piece._replace(start=moved(piece.start) or 0) for piece in pieces)
 
     def chunk_map(self, number: int, size: int) -> tuple[int, array[int]] | None:
         """Bits of a chunk's size in blocks, and the blocks on the device of each chunk of a file of `size` bytes.

@@ -27,6 +27,7 @@ HASH_OFFSET = "org.erofs.dmverity.hash_offset"
 ROOT_DIGEST = "org.erofs.dmverity.root_digest"
 BLOCK_SIZE = "org.erofs.dmverity.block_size"
 BLOCK = 4096  # bytes; what a tree has whose annotations do not say, and ours have
+_PIECE = 1 << 20  # bytes that are read at once
 HEAD = 512  # bytes of a superblock
 
 _MAGIC = b"verity\0\0"
@@ -159,15 +160,17 @@ def _levels(blocks: int, block: int, hash_size: int) -> Iterator[int]:
 
 
 def build(read: Callable[[int], bytes]) -> tuple[bytes, str]:
-    """Return the tree, superblock included, over the blocks that `read(n)` gives, n bytes each; and its root digest.
+    """Return the tree, superblock included, over the bytes that `read(n)` gives, and its root digest.
+
+    `read` returns n bytes, fewer only at the end, and whole blocks.
 
     Without a salt, and with a UUID that is the root digest's beginning: the same image gives the same bytes.
     """
     hashes = bytearray()
-    while piece := read(BLOCK):
-        if len(piece) < BLOCK:
+    while piece := memoryview(read(_PIECE)):
+        if len(piece) % BLOCK:
             raise ValueError("the image does not end with a whole block")
-        hashes += hashlib.sha256(piece).digest()
+        hashes += b"".join([hashlib.sha256(piece[at : at + BLOCK]).digest() for at in range(0, len(piece), BLOCK)])
     count = len(hashes) // _SHA256
     levels: list[bytearray] = []
     while len(hashes) > _SHA256:

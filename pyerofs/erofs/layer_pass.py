@@ -39,21 +39,26 @@ def read_layer(
 
     `diff_id`: what the decompressed layer must hash to, by its own algorithm; `allowance`: what it may decompress to.
     `spans` is told of the blob, and where in it each entry's content is.
-    Raises ImageError, UnavailableError, RegistryError; OSError where the device cannot be written.
+    Raises ImageError, UnavailableError, RegistryError; OSError where the device cannot be written. Four threads share
+    the work: the stream's, one that decompresses, this one, and the device's; after an error the second of them ends
+    when the stream does.
     """
     table = LayerTable()
     laying = Laying(table.contents, 0, device.land)
-    plain = LayerStream(stream, diff_id.partition(":")[0], allowance, spans)
-    tar = Tar(plain.read)
-    for entry in tar:
-        content = 0
-        if spans:
-            spans.entry(tar.position, whole=entry.kind != FILE or tar.is_whole)
-        if entry.kind == FILE:
-            content = laying.lay(entry.size, tar.data())
-            device.settle(laying.size)
-        table.add(entry, content)
-    found = plain.finish()
+    plain = LayerStream(stream, diff_id.partition(":")[0], allowance, spans, ahead=True)
+    try:
+        tar = Tar(plain.read)
+        for entry in tar:
+            content = 0
+            if spans:
+                spans.entry(tar.position, whole=entry.kind != FILE or tar.is_whole)
+            if entry.kind == FILE:
+                content = laying.lay(entry.size, tar.data())
+                device.settle(laying.size)
+            table.add(entry, content)
+        found = plain.finish()
+    finally:
+        plain.close()
     stream.finish()
     if spans:
         spans.archive = plain.size

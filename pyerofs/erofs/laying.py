@@ -17,17 +17,17 @@ PIECE = 1 << 20  # bytes that are kept until they are landed; a content of no mo
 class Laying:
     """Lays contents at whole blocks of a device. For one thread.
 
-    `land(offset, data)` is given the device's bytes in order: whole blocks, up to PIECE bytes at once and a block more.
-    Only a content above PIECE that proves to be there already lands in vain: what comes next lands in the same place,
-    or nothing does. `size`: bytes of the device that count. Memory is bounded by PIECE, but for contents of up to
-    INLINE_MAX bytes, which the data map keeps.
+    `land(offset, data)` is given the device's bytes in order: whole blocks, up to PIECE bytes at once and a block more,
+    which it may not keep. Only a content above PIECE that proves to be there already lands in vain: what comes next
+    lands in the same place, or nothing does. `size`: bytes of the device that count. Memory is bounded by PIECE, but
+    for contents of up to INLINE_MAX bytes, which the data map keeps.
 
     Such contents are stored beside their inodes, and all others at a block of their own. A larger limit would save
     space in an image that is not compressed (half a block for each file), but would push inodes apart: a search through
     all names would fetch that space instead.
     """
 
-    def __init__(self, contents: DataMap, device: int, land: Callable[[int, bytes], None]) -> None:
+    def __init__(self, contents: DataMap, device: int, land: Callable[[int, bytes | bytearray], None]) -> None:
         self._contents, self._device, self._land = contents, device, land
         self.size = 0
 
@@ -67,7 +67,7 @@ class Laying:
             end = offset + len(piece)
             if len(buffer) > PIECE:
                 whole = len(buffer) // BLOCK * BLOCK
-                self._land(landed, bytes(buffer[:whole]))
+                self._land(landed, buffer[:whole])
                 landed += whole
                 del buffer[:whole]
         if not end:
@@ -85,7 +85,7 @@ class Laying:
         if known is not None:
             return known
         if buffer:
-            self._land(landed, bytes(buffer))
+            self._land(landed, buffer)
         self.size = landed + len(buffer)
         if dense:
             return self._contents.add(self._device, start, digest)

@@ -16,6 +16,7 @@ from .data_map import DataMap
 from .layer_table import LayerTable
 from .layer_tree import LayerTree
 from .storable_xattrs import LeftOut
+from .used import Stretch, keep_used
 from .writer import Device, Metadata, write_metadata
 
 SMALL_MAX = 4 << 20  # bytes of content: what is copied for each image that has the layer
@@ -39,18 +40,21 @@ class MergedImage(NamedTuple):
     `metadata` of the image; `primary`: the layers whose contents follow it on the primary device, in that order;
     `devices`: those that are devices of their own, in the order of the device= options; both by their number, a layer
     that an image has twice by its first. `left_out`: extended attributes that could not be kept, by what they are.
+    `kept`: what the primary device has of the primary layers' contents, one behind the other; None: all.
     """
 
     metadata: Metadata
     primary: tuple[int, ...]
     devices: tuple[int, ...]
     left_out: Counter[LeftOut]
+    kept: tuple[Stretch, ...] | None = None
 
 
 def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_MAX) -> MergedImage:
     """Merge layers, the base first. Raises ImageError for what they cannot make together.
 
-    `small_max`: bytes of content of a layer that lies on the primary device; None: all do.
+    `small_max`: bytes of content of a layer that lies on the primary device; None: all do, and only what is left of it:
+    no bytes of files that later layers delete or replace.
     """
     tree = LayerTree()
     contents = DataMap()
@@ -73,6 +77,10 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
             shift += table.device_size if small else 0
     if tree.root < 0:
         raise ImageError("the image has no layers")
+    kept = None
+    if small_max is None:
+        kept = keep_used(tree.tree, tree.root, contents, _PRIMARY)
+        shift = sum(stretch.length for stretch in kept)
     metadata = write_metadata(
         tree.tree,
         tree.root,
@@ -83,4 +91,4 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
             for number in devices
         ],
     )
-    return MergedImage(metadata, tuple(primary), tuple(devices), tree.left_out)
+    return MergedImage(metadata, tuple(primary), tuple(devices), tree.left_out, None if kept is None else tuple(kept))

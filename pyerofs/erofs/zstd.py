@@ -5,6 +5,7 @@ The only importer of zstandard, which only users of such layers need.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, UnavailableError
@@ -33,9 +34,19 @@ def check() -> None:
 def deflater(level: int) -> Callable[[bytes], bytes]:
     """Return a function that compresses a piece to one frame, always the same with the same version of zstd.
 
-    Raises UnavailableError where there is none.
+    It is for any number of threads. Raises UnavailableError where there is none.
     """
-    deflate: Callable[[bytes], bytes] = _zstandard("compressing").ZstdCompressor(level=level).compress
+    zstandard = _zstandard("compressing")
+    local = threading.local()
+
+    def deflate(piece: bytes) -> bytes:
+        try:
+            compress = local.compress
+        except AttributeError:
+            compress = local.compress = zstandard.ZstdCompressor(level=level).compress
+        frame: bytes = compress(piece)
+        return frame
+
     return deflate
 
 

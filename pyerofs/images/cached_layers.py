@@ -10,7 +10,7 @@ import contextlib
 import gc
 import os
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -25,7 +25,7 @@ from ..source import kept_layers
 from ..source.converted_cache import hold_complete, locked
 from ..source.index_file import find_index, keep_index
 from ..source.kinds import open_source
-from ..source.layer_blob import can_share, stream_layer
+from ..source.layer_blob import stream_layer, streams_of
 from ..source.plan import with_index
 from ..source.remade import RemadeBlobs
 from ..tar.allowance import Allowance
@@ -33,6 +33,7 @@ from .copy import short_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from ..cache.entry import Entry
     from ..config.options import ReadOptions
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from ..source.kept_layers import KeptLayer
     from .copy import Meter
 
-STREAMS = 8  # layers that are read at the same time
+STREAMS = 8  # layers that are fetched at the same time
 
 
 class HeldLayer(NamedTuple):
@@ -95,45 +96,64 @@ class CachedLayers:
         self._done: dict[str, int] = {}  # bytes of each layer that have come
         self._total = 0
         self._held: list[HeldLayer] = []
+        self._futures: list[Future[HeldLayer]] = []
+        self._failure: BaseException | None = None
+        self._stack = contextlib.ExitStack()
 
     def get_all(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[HeldLayer]:
         """Return the layers, the base first: what is kept of them, or else what is read now, several at once."""
+        self.begin(layers, diff_ids)
+        return [self.get(number) for number in range(len(layers))]
+
+    def begin(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
+        """Begin to read the layers, several at once; get() returns them."""
         self._total = sum(layer.size for layer in layers)
         make_directory(self._directory)
         make_directory(os.path.join(self._directory, kept_layers.NAME))
-        with uncollected():
-            return self._get_all(layers, diff_ids)
+        self._stack.enter_context(uncollected())
+        # From the network, each waits most of the time; from a disk, each is work for one core and more.
+        threads = streams_of(self._reader, STREAMS)
+        pool = ThreadPoolExecutor(max_workers=max(1, min(threads, len(layers))), thread_name_prefix="pyerofs-layer")
+        self._stack.callback(pool.shutdown, cancel_futures=True)
+        self._stack.callback(self._end)
+        self._futures = [
+            pool.submit(self._get, number, len(layers), layer, diff_id)
+            for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True))
+        ]
 
-    def _get_all(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[HeldLayer]:
-        threads = min(STREAMS, len(layers)) if can_share(self._reader) else 1
-        with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="pyerofs-layer") as pool:
-            futures = [
-                pool.submit(self._get, number, len(layers), layer, diff_id)
-                for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True))
-            ]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                self._ended = True
-                for future in futures:
-                    future.cancel()
-                raise
-        return [future.result() for future in futures]
+    def get(self, number: int) -> HeldLayer:
+        """Return a layer when it has been read. Raises what ended the reading of any of them."""
+        try:
+            return self._futures[number].result()
+        except Exception:
+            if self._failure is not None:  # which ended the others
+                raise self._failure from None
+            raise
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _get(self, number: int, count: int, layer: Descriptor, diff_id: str) -> HeldLayer:
         name = f"{self._what}layer {number + 1} of {count}"
-        with locked(kept_layers.path_of(self._directory, layer.digest), lambda: None):
-            held = self._find(layer, diff_id)
-            how = "kept"
-            if held is None:
-                held = self._read(layer, diff_id)
-                how = "converted"
+        try:
+            with locked(kept_layers.path_of(self._directory, layer.digest), lambda: None):
+                if self._ended:
+                    raise InterruptedError
+                held = self._find(layer, diff_id)
+                how = "kept"
+                if held is None:
+                    held = self._read(layer, diff_id)
+                    how = "converted"
+                with self._lock:
+                    self._held.append(held)
+                    self._done[layer.digest] = layer.size
+                    self._shown.done(f"{name}  {short_digest(layer.digest)}", layer.size, how)
+        except BaseException as error:
             with self._lock:
-                self._held.append(held)
-                self._done[layer.digest] = layer.size
-                self._shown.done(f"{name}  {short_digest(layer.digest)}", layer.size, how)
+                if self._failure is None and not self._ended:
+                    self._failure = error
+                self._ended = True
+            raise
         return held
 
     def _find(self, layer: Descriptor, diff_id: str) -> HeldLayer | None:
@@ -204,6 +224,7 @@ class CachedLayers:
         return entry
 
     def close(self) -> None:
+        self._stack.close()
         for held in self._held:
             held.close()
         self._held = []

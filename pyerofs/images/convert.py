@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..cache.paths import chosen_directory
 from ..cache.work import work_directory
 from ..erofs.foreign import obstacle
-from ..erofs.merge import LayerContent, merge_layers
+from ..erofs.merge import LayerContent, MergedImage, merge_layers
 from ..erofs.native import is_native
 from ..errors import ImageError, UnavailableError
 from ..oci import image_config
@@ -178,15 +181,17 @@ class _Run:
         with CachedLayers(
             self._origin, self._directory, self._work, options, quiet, allowance, where, copied=True
         ) as cached:
-            held = cached.get_all(layers, diff_ids)
+            cached.begin(layers, diff_ids)  # each is written while those above it are read
             if self._recipe.merge:
+                held = [cached.get(number) for number in range(len(layers))]
                 return [self._write(self._merged(held, where), chains[0], f"{where}all {len(layers)} layers ")]
-            stack = StandaloneLayers(lambda number, offset, length: held[number].read(offset, length), self._work)
+            stack = StandaloneLayers(lambda number, offset, length: cached.get(number).read(offset, length), self._work)
             with contextlib.closing(stack):
                 for number, (layer, chain, made) in enumerate(zip(layers, chains, ready, strict=True)):
                     what = f"{where}layer {number + 1} of {len(layers)}"
+                    table = cached.get(number).kept.table
                     try:
-                        stack.begin(held[number].kept.table)
+                        stack.begin(table)
                     except ImageError as error:
                         raise ImageError(f"layer {short_digest(layer.digest)}: {error}") from None
                     if made is None:
@@ -202,8 +207,7 @@ class _Run:
         contents = [LayerContent(layer.kept.digest, layer.kept.table) for layer in held]
         merged = merge_layers(contents, small_max=None)
         self._warn_of(merged.left_out, where)
-        parts = ((held[number].kept.table.device_size, held[number].read) for number in merged.primary)
-        return image_source(merged.metadata.data, *parts)
+        return image_source(merged.metadata.data, *_parts_of(merged, held))
 
     def _write(self, image: ImageSource, chain: str, said: str, what: str = "") -> BuiltLayer:
         about = {SOURCE_CHAIN: chain, SOURCE_RECIPE: str(self._recipe)}
@@ -225,6 +229,22 @@ class _Quiet:
 
     def done(self, what: str, size: int, how: str) -> None:
         """Say nothing."""
+
+
+def _parts_of(merged: MergedImage, held: Sequence[HeldLayer]) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+    """Yield what the merged image keeps of its layers' contents: how much, and what reads it."""
+    begins = list(accumulate((held[number].kept.table.device_size for number in merged.primary), initial=0))
+    for start, length in merged.kept or ():
+        end = start + length
+        while start < end:  # it may go over from one layer to the next
+            at = bisect_right(begins, start) - 1
+            stop = min(end, begins[at + 1])
+            yield stop - start, partial(_read_at, held[merged.primary[at]], start - begins[at])
+            start = stop
+
+
+def _read_at(layer: HeldLayer, base: int, offset: int, length: int) -> bytes:
+    return layer.read(base + offset, length)
 
 
 def write_layer(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any, NamedTuple, Self
 
+from ..ahead import cores
 from ..erofs import chunk_index, dmverity
 from ..erofs.compose import ROLE
 from ..erofs.layer import CONTENT
@@ -22,6 +25,7 @@ LAYER_TYPES = {
 # the recipe. The same two give the same layer.
 SOURCE_CHAIN = "io.pyerofs.source.chain-id"
 SOURCE_RECIPE = "io.pyerofs.source.recipe"
+MERGE_VERSION = 2  # of what merging gives: 2 leaves out what no file has any more
 LAYOUT_VERSION = 1  # of what the same source and recipe give
 _ZSTD = "+zstd"
 _LOWER = "overlay-lower"
@@ -59,7 +63,7 @@ class Recipe(NamedTuple):
         """Return all that the bytes of a layer depend on."""
         how = f"layout={LAYOUT_VERSION} chunk-size={self.chunk_size}"
         compressed = f" zstd={self.level}" if self.level else ""
-        return how + compressed + (" verity" if self.verity else "") + (" merge" if self.merge else "")
+        return how + compressed + (" verity" if self.verity else "") + (f" merge={MERGE_VERSION}" if self.merge else "")
 
 
 class ImageSource:
@@ -95,8 +99,7 @@ def make_layer(image: ImageSource, path: str, recipe: Recipe, about: Mapping[str
     Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
     place. With a tree, the image has whole blocks.
     """
-    with open(path, "wb") as file:
-        blob = _Blob(file, recipe)
+    with open(path, "wb", buffering=0) as file, _Blob(file, recipe) as blob:
         annotations = {ROLE: _LOWER, **about}
         if recipe.verity:
             tree, root = dmverity.build(lambda count: blob.write(image.read(count)))
@@ -109,7 +112,10 @@ def make_layer(image: ImageSource, path: str, recipe: Recipe, about: Mapping[str
 
 
 class _Blob:
-    """The blob of a layer as it is written, with all that is hashed of it on the way."""
+    """The blob of a layer as it is written, with all that is hashed of it on the way.
+
+    Threads compress and hash chunks; the caller's hashes and writes what they have done, in order.
+    """
 
     def __init__(self, file: IO[bytes], recipe: Recipe) -> None:
         self._file, self._recipe = file, recipe
@@ -118,13 +124,27 @@ class _Blob:
             from ..erofs.zstd import deflater  # deferred: needed here only
 
             self._deflate = deflater(recipe.level)
+        workers = cores()
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="pyerofs-chunk")
+        self._ahead = 2 * workers + 1
+        self._waiting: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
         self._entries: list[tuple[int, int, bytes]] = []
         self._start = self._size = 0  # of the image, and of the blob, so far
         self._rest = bytearray()  # the beginning of a chunk
+        self._ready: list[bytes] = []  # what is to be written
+        self._ready_size = 0
         self._blob, self._image = hashlib.sha256(), hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def write(self, data: bytes) -> bytes:
         """Take the image's next bytes, and return them."""
+        if self._deflate is not None:
+            self._image.update(data)
         view = memoryview(data)
         size = self._recipe.chunk_size
         if self._rest:
@@ -135,33 +155,54 @@ class _Blob:
                 self._put(bytes(self._rest))
                 self._rest.clear()
         while len(view) >= size:
-            self._put(view[:size])
+            self._put(bytes(view[:size]))
             view = view[size:]
         self._rest += view
         return data
 
-    def _put(self, chunk: bytes | memoryview) -> None:
-        stored = chunk
-        if self._deflate is not None:
-            self._image.update(chunk)
-            stored = self._deflate(bytes(chunk))
-        self._entries.append((self._size, self._start, hashlib.sha256(stored).digest()))
-        self._start += len(chunk)
+    def _put(self, chunk: bytes) -> None:
+        self._waiting.append((len(chunk), self._pool.submit(self._prepare, chunk)))
+        if len(self._waiting) > self._ahead:
+            self._take()
+
+    def _prepare(self, chunk: bytes) -> tuple[bytes, bytes]:
+        stored = chunk if self._deflate is None else self._deflate(chunk)
+        return stored, hashlib.sha256(stored).digest()
+
+    def _take(self) -> None:
+        length, future = self._waiting.popleft()
+        stored, digest = future.result()
+        self._entries.append((self._size, self._start, digest))
+        self._start += length
         self._append(stored)
 
-    def _append(self, data: bytes | memoryview) -> None:
-        self._blob.update(data)
-        self._file.write(data)
+    def _append(self, data: bytes) -> None:
+        self._ready.append(data)
+        self._ready_size += len(data)
         self._size += len(data)
+        if self._ready_size >= _PIECE:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = b"".join(self._ready)
+        self._ready.clear()
+        self._ready_size = 0
+        self._blob.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
     def finish(self, path: str, annotations: dict[str, str]) -> BuiltLayer:
         """Put the index behind it."""
         if self._rest:
             self._put(bytes(self._rest))
+        while self._waiting:
+            self._take()
         is_zstd = self._deflate is not None
         index = chunk_index.encode(chunk_index.ZSTD if is_zstd else chunk_index.NONE, self._start, self._entries)
         where = chunk_index.describe(self._size, index, frame=is_zstd)
         self._append(chunk_index.framed(index) if is_zstd else index)
+        self._flush()
         digest = diff_id = f"sha256:{self._blob.hexdigest()}"
         if is_zstd:
             diff_id = annotations[CONTENT] = f"sha256:{self._image.hexdigest()}"

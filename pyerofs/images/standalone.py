@@ -100,7 +100,7 @@ class _Taken:
         self._base = base
         self._file = tempfile.TemporaryFile(dir=work, buffering=0)  # noqa: SIM115 - until close()
 
-    def land(self, offset: int, data: bytes) -> None:
+    def land(self, offset: int, data: bytes | bytearray) -> None:
         view = memoryview(data)
         while view:
             count = os.pwrite(self._file.fileno(), view, offset - self._base)

@@ -87,6 +87,19 @@ class Layout:
             raise ImageError(f"{path} is corrupt: it has {length} bytes, and its digest is not the one in its name")
         return path
 
+    def find_blob(self, digest: str, size: int) -> str:
+        """Return the path of a blob that has not been hashed. Raises ImageError where it is not there, or too short."""
+        path = self.blob_path(digest)
+        try:
+            length = os.stat(path).st_size
+        except FileNotFoundError:
+            raise ImageError(f"{self.path} does not have the blob {digest}") from None
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        if length != size:
+            raise ImageError(f"{path} is corrupt: it has {length} bytes instead of {size}")
+        return path
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
         """Give a directory on the same filesystem, which is removed with all that is still in it."""

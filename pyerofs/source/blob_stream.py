@@ -62,7 +62,7 @@ class BlobStream:
                     raise self._error
                 if self._done:
                     return b""
-                if self._cancel():
+                if self._closing or self._cancel():
                     raise InterruptedError
                 self._changed.wait(_LOOK)
             piece = self._pieces.popleft()

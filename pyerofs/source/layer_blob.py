@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from ..ahead import cores
 from .blob_stream import BlobStream
 from .blobs import FileBlob
-from .image_reader import RegistryReader
+from .image_reader import LayoutReader, RegistryReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from .image_reader import ImageReader
 
 
-def can_share(reader: ImageReader) -> bool:
-    """Tell whether several threads may stream layers of the reader at once: they wait for the network then."""
-    return isinstance(reader, RegistryReader)
+def streams_of(reader: ImageReader, fetched: int) -> int:
+    """Return how many threads may stream layers of the reader at once; `fetched`: what is good over a network."""
+    if isinstance(reader, RegistryReader):
+        return fetched
+    return cores() if isinstance(reader, LayoutReader) else 1
 
 
 @contextlib.contextmanager
@@ -40,6 +43,8 @@ def stream_layer(
     with contextlib.ExitStack() as stack:
         if isinstance(reader, RegistryReader):
             blob: BlobReader = reader.registry.blob(layer.digest, layer.size)
+        elif isinstance(reader, LayoutReader):
+            blob = FileBlob(reader.path(layer), layer.digest, layer.size)
         else:
             path = stack.enter_context(reader.blob(layer, directory, lambda _: None))
             blob = FileBlob(path, layer.digest, layer.size)

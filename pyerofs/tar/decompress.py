@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
+from ..ahead import Ahead
 from ..errors import ImageError, UnavailableError
 from .allowance import Allowance
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .toc.spans import SpanRecorder
 
 _PIECE = 256 << 10  # bytes
+_AHEAD = 16  # pieces that are decompressed before they are read
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = -4  # bytes, with which a frame begins: a minus tells them from four others
@@ -27,7 +29,8 @@ class LayerStream:
     """Decompresses `file`, which stays the caller's. Raises ImageError, and UnavailableError without zstandard.
 
     `algorithm`: of the digest; `allowance`: what it may decompress to, None for any number of bytes. `spans` is told
-    of the blob's bytes, and where spans of it can begin.
+    of the blob's bytes, and where spans of it can begin. `ahead`: a thread reads `file`, decompresses, hashes and tells
+    `spans`, until close().
     """
 
     def __init__(
@@ -36,13 +39,17 @@ class LayerStream:
         algorithm: str = "sha256",
         allowance: Allowance | None = None,
         spans: SpanRecorder | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
-        self._pieces = _pieces(file, spans)
         self._piece = memoryview(b"")
         self._algorithm = algorithm
         self._hasher = hashlib.new(algorithm)
         self.size = 0  # bytes that were read
         self._allowance = allowance
+        pieces = _hashed(file, spans, self._hasher.update)
+        self._ahead = Ahead(pieces, _AHEAD, "pyerofs-inflate") if ahead else None
+        self._pieces: Iterator[bytes] = self._ahead or pieces
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, and none only at the end."""
@@ -54,7 +61,6 @@ class LayerStream:
             if self._allowance:
                 self._allowance.take(len(self._piece))
         found, self._piece = bytes(self._piece[:count]), self._piece[count:]
-        self._hasher.update(found)
         self.size += len(found)
         return found
 
@@ -63,6 +69,11 @@ class LayerStream:
         while self.read(_PIECE):
             pass
         return f"{self._algorithm}:{self._hasher.hexdigest()}"
+
+    def close(self) -> None:
+        """Tell the thread to end: when `file` gives it something, or is closed. Nothing may be read after it."""
+        if self._ahead is not None:
+            self._ahead.close()
 
 
 class Stream(Protocol):
@@ -85,6 +96,14 @@ class _Peeked:
             found, self._left = self._left[:count], self._left[count:]
             return found
         return self._file.read(count)
+
+
+def _hashed(
+    file: Stream, spans: SpanRecorder | None, update: Callable[[bytes], None]
+) -> Generator[bytes, None, None]:
+    for piece in _pieces(file, spans):
+        update(piece)
+        yield piece
 
 
 def _pieces(file: Stream, spans: SpanRecorder | None) -> Iterator[bytes]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pyerofs.core import crc32c
 from pyerofs.erofs import chunk_index
+from pyerofs.erofs.chunk_index import IndexLocation
 from pyerofs.erofs.device_file import DeviceFile
 from pyerofs.erofs.layer_pass import read_layer
 from pyerofs.erofs.layer_table import LayerTable
@@ -116,6 +118,46 @@ def test_a_layer_that_an_image_has_twice_has_one_device(read: Read) -> None:
     table, _ = read(archive(file("a", random.Random(1).randbytes(SMALL_MAX + 1))))
     found = merge_layers([LayerContent("sha256:" + "1" * 64, table)] * 2)
     assert (found.primary, found.devices) == ((), (0,))
+
+
+def test_a_merged_image_keeps_no_bytes_of_files_that_are_gone(read: Read) -> None:
+    """Neither of those that an upper layer deletes, nor of those that it replaces."""
+    chance = random.Random(7)
+    gone, kept, new = (chance.randbytes(size) for size in (300_000, 9_000, 50_000))
+    layers: list[list[Member]] = [
+        [file("gone", gone), file("kept", kept), file("replaced", gone[:70_000])],
+        [file("more", gone[5:100_000]), file("last", kept[::-1])],
+        [file(".wh.gone"), file("replaced", new), file(".wh.more")],
+    ]
+    parts = [read(archive(*layer)) for layer in layers]
+    contents = [LayerContent(f"sha256:{number:064}", table) for number, (table, _) in enumerate(parts)]
+    found = merge_layers(contents, small_max=None)
+    assert found.kept is not None
+    all_of_them = b"".join(parts[number][1].read(0, parts[number][1].size) for number in found.primary)
+    left = b"".join(all_of_them[start : start + length] for start, length in found.kept)
+    assert gone[:4096] not in left and gone[4096:8192] not in left
+    assert len(left) == sum(-(-len(data) // 4096) * 4096 for data in (kept, kept, new))
+    stack = Stack(merged=True)
+    for layer in layers:
+        stack.add(*layer)
+    assert Reader(bytes(found.metadata.data) + left, []).entries() == stack.entries()
+
+
+def test_what_is_written_in_vain_leaves_nothing_in_the_hashes(read: Read) -> None:
+    """A large content that proves to be there already has landed by then; what comes next takes its place."""
+    chance = random.Random(11)
+    large, last = chance.randbytes(3 << 20), chance.randbytes(700_000)
+    _, device = read(archive(file("a", large), file("b", large), file("c", last)))
+    data = large + last + bytes(-len(last) % 4096)
+    assert device.read(0, device.size + 1) == data
+    about = chunk_index.describe(device.size, device.index)
+    where = IndexLocation(device.size, device.size + len(device.index), about[chunk_index.DIGEST], False)
+    index = chunk_index.parse(device.index, where)
+    assert index is not None
+    for number in range(len(index)):
+        chunk = index.chunk(number)
+        chunk.verify(data[chunk.start : chunk.start + chunk.length])
+    assert list(device.sums) == [crc32c(data[at : at + 4096]) for at in range(0, len(data), 4096)]
 
 
 def test_another_diff_id_is_refused(tmp_path: Path) -> None:
