@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from ..errors import ImageError
@@ -10,11 +11,14 @@ from ..oci.manifest import INDEX_DEPTH, Descriptor, Index, Manifest, parse, sele
 from ..oci.platforms import Platform
 from ..oci.raw_manifest import RawManifest
 from ..source.image_reader import ImageReader
+from ..source.layer_blob import streams_of
 from .writer import CopyWriter
+
+STREAMS = 8  # blobs that are copied at the same time
 
 
 class Meter(Protocol):
-    """Shows the progress of a copy."""
+    """Shows the progress of a copy. For any number of threads."""
 
     def update(self, what: str, done: int, total: int) -> None: ...
 
@@ -52,14 +56,22 @@ def choose(origin: ImageReader, root: RawManifest, platform: Platform) -> RawMan
 
 
 class _Copy:
+    """Blobs are copied several at once; documents follow when all that they name is there."""
+
     def __init__(self, origin: ImageReader, target: CopyWriter, meter: Meter) -> None:
         self._origin = origin
         self._target = target
         self._meter = meter
         self._seen: set[str] = set()
+        self._blobs: list[Descriptor] = []
+        self._documents: list[RawManifest] = []
+        self._ended = False
 
     def run(self, document: RawManifest, *, root: bool = True) -> None:
         self._parts(document, INDEX_DEPTH)
+        self._copy_blobs()
+        for inner in self._documents:
+            self._target.add_document(inner, root=False)
         self._target.add_document(document, root=root)
 
     def _parts(self, document: RawManifest, depth: int) -> None:
@@ -71,7 +83,9 @@ class _Copy:
                 self._document(entry, depth - 1)
             return
         for blob in (*((found.config,) if found.config else ()), *found.layers):
-            self._blob(blob)
+            if blob.digest not in self._seen:
+                self._seen.add(blob.digest)
+                self._blobs.append(blob)
 
     def _document(self, entry: Descriptor, depth: int) -> None:
         if entry.digest in self._seen:
@@ -82,14 +96,31 @@ class _Copy:
             self._meter.done(f"manifest {short_digest(entry.digest)}", len(document.body), "already there")
             return
         self._parts(document, depth)
-        self._target.add_document(document, root=False)
+        self._documents.append(document)
+
+    def _copy_blobs(self) -> None:
+        threads = streams_of(self._origin, STREAMS)
+        with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pyerofs-copy") as pool:
+            futures = [pool.submit(self._blob, blob) for blob in self._blobs]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future in done and not isinstance(future.exception(), InterruptedError):
+                        future.result()
+            finally:
+                self._ended = True
+                for future in futures:
+                    future.cancel()
 
     def _blob(self, entry: Descriptor) -> None:
-        if entry.digest in self._seen:
-            return
-        self._seen.add(entry.digest)
         what = f"blob {short_digest(entry.digest)}"
-        how = self._target.add(entry, self._origin, meter(self._meter, what, entry.size))
+
+        def progress(done: int) -> None:
+            if self._ended:
+                raise InterruptedError
+            self._meter.update(what, done, entry.size)
+
+        how = self._target.add(entry, self._origin, progress)
         self._meter.done(what, entry.size, how)
 
 

@@ -1,6 +1,6 @@
 """Write images: to a repository at a registry, or to an OCI layout directory.
 
-A writer is for one thread at a time.
+A writer is for one thread at a time, but for add(), which any number of threads may call.
 """
 
 from __future__ import annotations
@@ -137,8 +137,13 @@ class LayoutWriter:
     def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
         if self._layout.has(entry.digest, entry.size):
             return "already there"
-        with self._layout.scratch() as directory, origin.blob(entry, directory, progress) as path:
-            self._layout.add_blob(entry.digest, path)
+        if isinstance(origin, RegistryReader):
+            with self._layout.partial(entry.digest) as path:
+                origin.download(entry, path, progress)
+                self._layout.add_blob(entry.digest, path)
+        else:
+            with self._layout.scratch() as directory, origin.blob(entry, directory, progress) as path:
+                self._layout.add_blob(entry.digest, path)
         return "pulled"
 
     def add_file(self, digest: str, path: str, progress: Progress) -> str:

@@ -27,6 +27,9 @@ _VERSION = {"imageLayoutVersion": "1.0.0"}
 _PIECE = 1 << 20  # bytes
 
 
+_PARTIAL = ".pyerofs-partial"  # what was fetched of blobs before a pull was ended
+
+
 class Layout:
     """The layout at `path`. Owns nothing that has to be closed."""
 
@@ -105,6 +108,32 @@ class Layout:
         """Give a directory on the same filesystem, which is removed with all that is still in it."""
         with tempfile.TemporaryDirectory(prefix=".pyerofs-", dir=self.path) as path:
             yield path
+
+    @contextlib.contextmanager
+    def partial(self, digest: str) -> Iterator[str]:
+        """Give the path of a file for a blob that comes in parts; what is not moved from there stays for the next one.
+
+        Where another process has it, it is a file for this one alone.
+        """
+        directory = f"{self.path}/{_PARTIAL}"
+        os.makedirs(directory, exist_ok=True)
+        path = f"{directory}/{digest.replace(':', '-')}"
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with self.scratch() as own:
+                    yield f"{own}/blob"
+                return
+            yield path
+        finally:
+            if not os.path.exists(path):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{path}.lock")
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            os.close(lock)
 
     def add_blob(self, digest: str, path: str) -> None:
         """Store a file whose digest is known: moved from scratch(), copied from elsewhere."""

@@ -1,6 +1,6 @@
 """Read images: from a repository at a registry, an OCI layout directory, or a docker archive.
 
-A reader is for one thread at a time.
+A reader is for one thread at a time, unless it says something else.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -23,6 +24,7 @@ from ..registry.download import download
 from .connect import connect
 from .resolve import get_answer
 
+CONNECTIONS = 8  # requests for blobs at the same time
 Progress = Callable[[int], None]  # bytes so far
 
 
@@ -56,6 +58,7 @@ class RegistryReader:
         self.name = str(self.reference)
         self._context = context
         self._timeout = options.timeout
+        self._slots = threading.Semaphore(CONNECTIONS)
 
     def root(self) -> RawManifest:
         return self._get(self.reference.manifest_reference)
@@ -69,14 +72,17 @@ class RegistryReader:
 
     @contextlib.contextmanager
     def blob(self, entry: Descriptor, directory: str | None, progress: Progress) -> Iterator[str]:
-        descriptor, path = tempfile.mkstemp(prefix="pyerofs-", dir=directory)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                download(self.registry.blob(entry.digest, entry.size), file, progress)
+        with tempfile.TemporaryDirectory(prefix="pyerofs-", dir=directory) as own:
+            path = f"{own}/blob"
+            self.download(entry, path, progress)
             yield path
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+
+    def download(self, entry: Descriptor, path: str, progress: Progress) -> None:
+        """Make `path` the blob, going on where an earlier call with this path broke off. For any thread.
+
+        Raises RegistryError, ImageError, OSError, and what `progress` raises.
+        """
+        download(self.registry.blob(entry.digest, entry.size), path, progress, slots=self._slots)
 
     def close(self) -> None:
         self._transport.close()
