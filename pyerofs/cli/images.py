@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..images.progress import Console, Lines
-from .terminal import show
+from .progress import add_progress, console_of
 
 if TYPE_CHECKING:
     from ..config.options import ReadOptions
@@ -60,7 +59,7 @@ def register(commands: Commands) -> None:
         "  pyerofs push quay.io/org/app:1.0 registry.example/app:1.0",
         _in_order(_copy),
     )
-    _add_places(p, f"{IMAGES}, {ARCHIVES}")
+    _add_copying(p)
     p = commands.add(
         "pull",
         "copy an image, with all its platforms, into an OCI layout directory; or give it to containerd, to be lazy",
@@ -75,9 +74,11 @@ def register(commands: Commands) -> None:
     p.add_argument(
         "--snapshotter", metavar="NAME", default="pyerofs", help="pyerofs's name in containerd (default: %(default)s)"
     )
+    add_progress(p)
 
 
 def _add_recipe(p: argparse.ArgumentParser) -> None:
+    add_progress(p)
     p.add_argument(
         "--chunk-size", type=_chunk_size, metavar="SIZE",
         help="size of a chunk, the unit of verification, with K or M (default: 128K)",
@@ -122,6 +123,11 @@ def _level(text: str) -> int:
     return level
 
 
+def _add_copying(p: argparse.ArgumentParser) -> None:
+    add_progress(p)
+    _add_places(p, f"{IMAGES}, {ARCHIVES}")
+
+
 def _add_places(p: argparse.ArgumentParser, source: str, *, optional: bool = False) -> None:
     p.add_argument(
         "-O", "--dest-options", action="append", default=[], metavar="OPTIONS",
@@ -143,18 +149,14 @@ def _in_order(run: Run) -> Run:
     return run_in_order
 
 
-def _console(arguments: argparse.Namespace, report: Say) -> Console:
-    """Show progress on a terminal."""
-    return Console(report, show if not arguments.quiet and sys.stderr.isatty() else None)
-
-
 def _copy(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..images.copy import copy_image
 
     write(
         _between(
             arguments,
-            _console(arguments, report),
+            report,
+            console_of(arguments, report),
             lambda o, t, options, meter: copy_image(o, t, options.platform, meter),
         )
     )
@@ -190,16 +192,16 @@ def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     recipe = _recipe(arguments)
     where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
     _, dest = _options(arguments, where, to)
-    console = _console(arguments, report)
+    console = console_of(arguments, report)
 
     def work(origin: ImageReader, target: CopyWriter, options: ReadOptions, meter: Lines) -> str:
         def warn(text: str) -> None:
-            console.report(f"{origin.name}: {text}")
+            report(f"{origin.name}: {text}")
 
         made = find_made(lambda: open_reader(to, dest))
         return convert_image(origin, target, Conversion(recipe, arguments.index, options, made), meter, warn)
 
-    write(_between(arguments, console, work))
+    write(_between(arguments, report, console, work))
 
 
 def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:
@@ -211,13 +213,11 @@ def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:
 
     options = parse_oci_options(arguments.options)
     _check(options)
-    console = _console(arguments, report)
-    target = open_writer(Location.parse(arguments.dest), options, _context(arguments, console))
+    console = console_of(arguments, report)
+    target = open_writer(Location.parse(arguments.dest), options, _context(arguments, report))
     try:
         platform = options.platform or Platform.host()
-        digest = build_image(
-            arguments.sources, target, platform, _recipe(arguments), options, Lines(console), console.report
-        )
+        digest = build_image(arguments.sources, target, platform, _recipe(arguments), options, Lines(console), report)
     finally:
         target.close()
     write(f"{digest}  {target.name}")
@@ -225,6 +225,7 @@ def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:
 
 def _between(
     arguments: argparse.Namespace,
+    report: Say,
     console: Console,
     work: Callable[[ImageReader, CopyWriter, ReadOptions, Lines], str],
 ) -> str:
@@ -234,7 +235,7 @@ def _between(
 
     where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
     source, dest = _options(arguments, where, to)
-    context = _context(arguments, console)
+    context = _context(arguments, report)
     origin = open_reader(where, source, context)
     try:
         target = open_writer(to, dest, context, origin)
@@ -247,10 +248,10 @@ def _between(
     return f"{digest}  {target.name}"
 
 
-def _context(arguments: argparse.Namespace, console: Console) -> Context:
+def _context(arguments: argparse.Namespace, report: Say) -> Context:
     from ..context import Context
 
-    return Context(console.report, console.report if arguments.verbose else None)
+    return Context(report, report if arguments.verbose else None)
 
 
 def _options(arguments: argparse.Namespace, where: Location, to: Location) -> tuple[ReadOptions, ReadOptions]:

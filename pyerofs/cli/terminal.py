@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 
 from ..errors import InternalError, PyerofsError
 from ..printable import many_lines, one_line
@@ -36,18 +37,43 @@ def open_standard_files() -> None:
             stream.reconfigure(errors="backslashreplace")  # no terminal's encoding is a reason to fail
 
 
+_lock = threading.Lock()  # of what is shown on standard error
+_shown = 0  # lines of show() that stand there, the cursor in the last of them
+
+
 def say(text: str) -> None:
-    """Print a line on standard error. Where that fails, nothing is left to report to."""
-    with contextlib.suppress(OSError):
+    """Print a line on standard error, in the place of what show() shows.
+
+    Where that fails, nothing is left to report to.
+    """
+    with _lock, contextlib.suppress(OSError):
         # One write for the whole line: fetch threads speak too.
-        print(f"pyerofs: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
+        print(f"{_erased()}pyerofs: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
+
+
+def say_plainly(text: str) -> None:
+    """Print a line for a program on standard error: what reads it wants nothing before it."""
+    with _lock, contextlib.suppress(OSError):
+        print(f"{one_line(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """Show a line that the next one replaces, on a terminal."""
-    with contextlib.suppress(OSError):
+    """Show lines that the next ones replace, on a terminal; no text: nothing any more."""
+    global _shown
+    with _lock, contextlib.suppress(OSError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        print(f"\r\x1b[K{one_line(text)[: columns - 1]}", end="", file=sys.stderr, flush=True)
+        lines = [one_line(line)[: columns - 1] for line in text.split("\n")]
+        print(_erased() + "\n".join(lines), end="", file=sys.stderr, flush=True)
+        _shown = len(lines) if text else 0
+
+
+def _erased() -> str:
+    """Return what removes the lines of show() from the terminal."""
+    global _shown
+    up = f"\x1b[{_shown - 1}A" if _shown > 1 else ""
+    found = f"\r{up}\x1b[J" if _shown else ""
+    _shown = 0
+    return found
 
 
 def write(text: str) -> None:

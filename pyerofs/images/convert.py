@@ -264,8 +264,9 @@ def write_layer(
     with target.scratch(work) as directory:
         path = f"{directory}/layer"
         try:
-            made = make_layer(image, path, recipe, about)
-            how = target.add_layer(made, meter(shown, f"{what or said}: write", made.size))
+            name = what or said.strip()
+            made = make_layer(image, path, recipe, about, meter(shown, f"{name}: write", image.size))
+            how = target.add_layer(made, meter(shown, f"{name}: store", made.size))
         finally:
             with contextlib.suppress(FileNotFoundError):  # a layout takes it as it is
                 os.unlink(path)

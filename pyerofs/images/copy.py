@@ -10,9 +10,9 @@ from ..errors import ImageError
 from ..oci.manifest import INDEX_DEPTH, Descriptor, Index, Manifest, parse, select
 from ..oci.platforms import Platform
 from ..oci.raw_manifest import RawManifest
-from ..source.image_reader import ImageReader
+from ..source.image_reader import ImageReader, RegistryReader
 from ..source.layer_blob import streams_of
-from .writer import CopyWriter
+from .writer import CopyWriter, RegistryWriter
 
 STREAMS = 8  # blobs that are copied at the same time
 
@@ -65,7 +65,6 @@ class _Copy:
         self._seen: set[str] = set()
         self._blobs: list[Descriptor] = []
         self._documents: list[RawManifest] = []
-        self._ended = False
 
     def run(self, document: RawManifest, *, root: bool = True) -> None:
         self._parts(document, INDEX_DEPTH)
@@ -104,23 +103,19 @@ class _Copy:
             futures = [pool.submit(self._blob, blob) for blob in self._blobs]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in futures:
-                    if future in done and not isinstance(future.exception(), InterruptedError):
-                        future.result()
-            finally:
-                self._ended = True
+                for future in done:
+                    future.result()
+            except BaseException:
                 for future in futures:
                     future.cancel()
+                for end in (self._origin, self._target):
+                    if isinstance(end, (RegistryReader, RegistryWriter)):
+                        end.give_up()
+                raise
 
     def _blob(self, entry: Descriptor) -> None:
         what = f"blob {short_digest(entry.digest)}"
-
-        def progress(done: int) -> None:
-            if self._ended:
-                raise InterruptedError
-            self._meter.update(what, done, entry.size)
-
-        how = self._target.add(entry, self._origin, progress)
+        how = self._target.add(entry, self._origin, meter(self._meter, what, entry.size))
         self._meter.done(what, entry.size, how)
 
 

@@ -93,8 +93,16 @@ class ImageSource:
         return found[0] if len(found) == 1 else b"".join(found)
 
 
-def make_layer(image: ImageSource, path: str, recipe: Recipe, about: Mapping[str, str]) -> BuiltLayer:
+def make_layer(
+    image: ImageSource,
+    path: str,
+    recipe: Recipe,
+    about: Mapping[str, str],
+    progress: Callable[[int], None] = lambda done: None,
+) -> BuiltLayer:
     """Make the image a layer, in the file `path`, in one pass. `about`: more annotations. Raises ImageError, OSError.
+
+    `progress` gets the bytes of the image so far.
 
     Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
     place. With a tree, the image has whole blocks.
@@ -102,12 +110,12 @@ def make_layer(image: ImageSource, path: str, recipe: Recipe, about: Mapping[str
     with open(path, "wb", buffering=0) as file, _Blob(file, recipe) as blob:
         annotations = {ROLE: _LOWER, **about}
         if recipe.verity:
-            tree, root = dmverity.build(lambda count: blob.write(image.read(count)))
+            tree, root = dmverity.build(lambda count: blob.write(image.read(count), progress))
             annotations |= dmverity.describe(image.size, root)
             blob.write(tree)
         else:
             while piece := image.read(_PIECE):
-                blob.write(piece)
+                blob.write(piece, progress)
         return blob.finish(path, annotations)
 
 
@@ -129,6 +137,7 @@ class _Blob:
         self._ahead = 2 * workers + 1
         self._waiting: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
         self._entries: list[tuple[int, int, bytes]] = []
+        self._taken = 0  # bytes of the image
         self._start = self._size = 0  # of the image, and of the blob, so far
         self._rest = bytearray()  # the beginning of a chunk
         self._ready: list[bytes] = []  # what is to be written
@@ -141,8 +150,10 @@ class _Blob:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def write(self, data: bytes) -> bytes:
-        """Take the image's next bytes, and return them."""
+    def write(self, data: bytes, progress: Callable[[int], None] = lambda done: None) -> bytes:
+        """Take the image's next bytes, and return them; `progress` gets how many there were so far."""
+        self._taken += len(data)
+        progress(self._taken)
         if self._deflate is not None:
             self._image.update(data)
         view = memoryview(data)

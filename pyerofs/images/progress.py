@@ -22,11 +22,13 @@ class Console(NamedTuple):
     """Where progress is shown.
 
     `report` prints a line. `show` shows lines that the next ones replace; None where output is not a terminal.
+    `sparing`: elsewhere than on a terminal nothing is said of what is done.
     """
 
     report: Callable[[str], None]
     show: Callable[[str], None] | None
     style: Style = "plain"
+    sparing: bool = False
 
 
 class _Thing:
@@ -71,7 +73,7 @@ class Lines:
         with self._lock:
             for name in [name for name in self._things if what.startswith(name.partition(": ")[0])]:
                 del self._things[name]
-            if self._style == "none":
+            if self._style == "none" or (self._style == "plain" and self._console.sparing):
                 return
             if self._console.show:
                 self._console.show("")

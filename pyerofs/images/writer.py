@@ -82,7 +82,8 @@ class RegistryWriter:
         wanted = scopes(reference.repository, self._neighbour)
         registry, self._transport = connect(reference, options, context, scopes=wanted)
         self.name = str(self.reference)
-        self._uploads = Uploads(registry)
+        self._over = False
+        self._uploads = Uploads(registry, lambda: self._over)
 
     def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
         if self._uploads.has_blob(entry.digest):
@@ -91,6 +92,10 @@ class RegistryWriter:
             return "mounted"
         with origin.blob(entry, None, progress) as path:
             return self._send(entry.digest, path, progress)
+
+    def give_up(self) -> None:
+        """End the uploads that other threads are about."""
+        self._over = True
 
     def add_file(self, digest: str, path: str, progress: Progress) -> str:
         return "already there" if self._uploads.has_blob(digest) else self._send(digest, path, progress)

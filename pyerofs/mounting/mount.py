@@ -64,8 +64,9 @@ def mount(
     `source`: an image's reference, oci:DIR[:NAME], an archive (oci/location.py), or a path; `options`: as after -o;
     `report` (by default logging.getLogger("pyerofs")) gets a line for each warning, with `verbosity` 1 for what is
     chosen, with 2 for the conversation with the registry; `watch` gets how far a conversion is, each time in place of
-    the line before. Needs root. Raises PyerofsError (its status is mount(8)'s), and then nothing is left behind.
-    Thread-safe.
+    the lines before; without it `report` gets a line every 10 s.
+
+    Needs root. Raises PyerofsError (its status is mount(8)'s), and then nothing is left behind. Thread-safe.
     """
     report = log_of_caller(report)
     texts = [options] if isinstance(options, str) else list(options)
@@ -97,11 +98,12 @@ def mount(
 
         def convert(task: dict[str, Any]) -> None:
             from ..images.convert_cache import convert as convert_image
-            from ..images.progress import Console, Lines
+            from ..images.progress import Console, Lines, Style
             from ..source.converted_cache import ConversionRequest
 
-            say, seen = (ignore, None) if parsed.quiet else (report, watch)
-            shown = Lines(Console(say if seen else ignore, seen))
+            say = ignore if parsed.quiet else report
+            style: Style = "none" if parsed.quiet else "bar" if watch else "plain"
+            shown = Lines(Console(say, watch, style, sparing=True))
             held.enter_context(convert_image(ConversionRequest.from_json(task), parsed.oci, say, shown))
             daemon.send(converted=True)
 

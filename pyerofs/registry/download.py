@@ -24,7 +24,6 @@ _RUN = 8  # parts that one request asks for at most
 _HERE, _COMING = 1, 2
 
 
-
 def download(
     blob: Blob,
     path: str,
@@ -160,6 +159,8 @@ class _Download:
                     with self._slots:
                         self._blob.read_range(at, end - at, sink, whole=begin_whole, cancel=others_have_it)
                 except RegistryError as error:
+                    if others_have_it():
+                        continue  # it was ended by that
                     with self._lock:
                         self._failures = 0 if at > before else self._failures + 1
                         failures = self._failures

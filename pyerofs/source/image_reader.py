@@ -6,7 +6,6 @@ A reader is for one thread at a time, unless it says something else.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -59,6 +58,7 @@ class RegistryReader:
         self._context = context
         self._timeout = options.timeout
         self._slots = threading.Semaphore(CONNECTIONS)
+        self._over = False
 
     def root(self) -> RawManifest:
         return self._get(self.reference.manifest_reference)
@@ -77,12 +77,19 @@ class RegistryReader:
             self.download(entry, path, progress)
             yield path
 
+    def give_up(self) -> None:
+        """End the downloads that other threads are about, with InterruptedError."""
+        self._over = True
+
+    def _is_over(self) -> bool:
+        return self._over
+
     def download(self, entry: Descriptor, path: str, progress: Progress) -> None:
         """Make `path` the blob, going on where an earlier call with this path broke off. For any thread.
 
-        Raises RegistryError, ImageError, OSError, and what `progress` raises.
+        Raises RegistryError, ImageError, OSError, InterruptedError after give_up().
         """
-        download(self.registry.blob(entry.digest, entry.size), path, progress, slots=self._slots)
+        download(self.registry.blob(entry.digest, entry.size), path, progress, self._is_over, self._slots)
 
     def close(self) -> None:
         self._transport.close()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import random
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from pyerofs.errors import UsageError
 from pyerofs.oci.location import Location
+from pyerofs.registry.download import PART
 from tests.support import skopeo
 from tests.support.dockerregistry import DockerRegistry
-from tests.support.fakeregistry import FakeRegistry, short, status
+from tests.support.fakeregistry import Exchange, FakeRegistry, honest, short, stall, status, whole
 from tests.support.images import EROFS, FakePusher, Layer, push_image, push_index
 from tests.support.needs import need
 from tests.support.scene import Scene
@@ -124,6 +128,76 @@ def test_a_download_that_breaks_is_resumed(scene: Scene, fake: FakeRegistry) -> 
     fake.script(short(1000), status(503), short(70_000), short(1))
     assert scene.run("pull", f"{fake.host}/app:1", f"oci:{layout}:app").status == 0
     assert ONE in blobs(layout).values()
+
+
+def ranges(fake: FakeRegistry, digest: str) -> list[str]:
+    return [seen.headers.get("range", "") for seen in fake.requests(f"/blobs/{digest}")]
+
+
+def test_a_large_blob_comes_in_several_ranges_at_once(scene: Scene, fake: FakeRegistry) -> None:
+    """None of them comes alone: each request for it waits until there are two."""
+    layer = Layer(random.Random(1).randbytes(5 * PART + 17))
+    push_image(FakePusher(fake), "app", "1", [layer])
+    two = threading.Barrier(2)
+
+    def together(exchange: Exchange) -> None:
+        if layer.digest in exchange.path and exchange.range[0] < 2 * PART:
+            two.wait(60)
+        honest(exchange)
+
+    fake.default = together
+    layout = scene.directory / "layout"
+    assert scene.run("pull", "-q", f"{fake.host}/app:1", f"oci:{layout}:app").status == 0
+    assert blobs(layout)[layer.digest.partition(":")[2]] == layer.data
+    starts = sorted(int(text.removeprefix("bytes=").partition("-")[0]) for text in ranges(fake, layer.digest))
+    assert starts == sorted(set(starts)) and len(starts) > 2
+
+
+def test_a_registry_without_ranges_sends_a_large_blob_once(scene: Scene, fake: FakeRegistry) -> None:
+    layer = Layer(random.Random(2).randbytes(4 * PART))
+    push_image(FakePusher(fake), "app", "1", [layer])
+    fake.default = whole()
+    layout = scene.directory / "layout"
+    assert scene.run("pull", "-q", f"{fake.host}/app:1", f"oci:{layout}:app").status == 0
+    assert blobs(layout)[layer.digest.partition(":")[2]] == layer.data
+
+
+def test_a_pull_that_was_ended_goes_on_where_it_was(scene: Scene, fake: FakeRegistry) -> None:
+    """After SIGINT, and after what it kept was spoiled: then it begins anew by itself."""
+    layer = Layer(random.Random(3).randbytes(6 * PART))
+    push_image(FakePusher(fake), "app", "1", [layer])
+    layout = scene.directory / "layout"
+    for spoil in (False, True):
+        release, reached = threading.Event(), threading.Event()
+
+        def late(exchange: Exchange, release: threading.Event = release, reached: threading.Event = reached) -> None:
+            if layer.digest in exchange.path and exchange.range[0] >= 3 * PART:
+                stall(release, 0, reached)(exchange)
+            else:
+                honest(exchange)
+
+        fake.default = late
+        process = scene.start("pull", "-q", f"{fake.host}/app:1", f"oci:{layout}:app")
+        assert reached.wait(60)
+        kept = layout / ".pyerofs-partial" / layer.digest.replace(":", "-")
+        parts = kept.with_name(f"{kept.name}.parts")
+        while parts.read_bytes().count(b"\1") < 3:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        release.set()
+        assert process.returncode == 8
+        if spoil:
+            with kept.open("r+b") as file:
+                file.write(b"?")
+        fake.default = honest
+        fake.seen.clear()
+        assert scene.run("pull", "-q", f"{fake.host}/app:1", f"oci:{layout}:app").status == 0
+        asked = [int(text.removeprefix("bytes=").partition("-")[0]) for text in ranges(fake, layer.digest)]
+        assert (min(asked) >= 3 * PART) is not spoil
+        assert blobs(layout)[layer.digest.partition(":")[2]] == layer.data
+        assert {path.name for path in layout.iterdir()} == {"blobs", "index.json", "oci-layout"}
+        (layout / "blobs" / layer.digest.replace(":", "/")).unlink()
 
 
 def test_nothing_is_left_of_a_pull_that_fails(scene: Scene, fake: FakeRegistry) -> None:
