@@ -16,7 +16,7 @@ BUILD := gcc libc6-dev zlib1g-dev
 # libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd
 DEMO := $(BUILD) libnbd-bin mount
 # erofs-utils is a judge of what we make, and makes what others make
-TEST := $(DEMO) bubblewrap busybox-static erofs-utils clang-format-14 containerd cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl podman qemu-system-common \
+TEST := $(DEMO) bubblewrap busybox-static erofs-utils clang-format-14 containerd cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl prometheus podman qemu-system-common \
 	qemu-system-x86 qemu-utils runc skopeo stargz-snapshotter systemd-container umoci user-mode-linux
 BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UnavailableError, UsageError
+from . import counters
 from .entry import Entry
 from .files import open_file, read_file
 from .lock import lock_entry
@@ -240,6 +241,8 @@ def evict(directory: str, limit: int) -> Removed:
         if drop(place):
             freed.append(place)
             left -= place.disk
+    if freed:
+        counters.add(directory, counters.Counters(len(freed), sum(place.disk for place in freed)))
     return Removed(freed, left)
 
 

@@ -11,7 +11,7 @@ from .terminal import say_plainly, show
 if TYPE_CHECKING:
     import argparse
 
-    from ..images.progress import Console
+    from ..images.progress import Console, Style
     from .commands import Say
 
 STYLES = ("plain", "bar", "none", "json")
@@ -32,7 +32,7 @@ def console_of(arguments: argparse.Namespace, report: Say, *, sparing: bool = Fa
     if arguments.quiet:
         return Console(report, None, "none")
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    style = arguments.progress or ("bar" if terminal else "plain")
+    style: Style = arguments.progress or ("bar" if terminal else "plain")
     if style == "json":
         return Console(say_plainly, None, style)
     return Console(report, show if style == "bar" and terminal else None, style, sparing)

@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from ..cache import counters
 from ..cache.paths import chosen_directory, make_directory
 from ..erofs import chunk_index
 from ..erofs.compose import ROLE
@@ -61,6 +62,7 @@ def convert(
             found = find_converted(directory, task.digest, task.name)
             if found is None:
                 found = _convert(task, directory, options, shown, report)
+                counters.add(directory, counters.Counters(conversions=1))
             return found
     except OSError as error:
         why = f"cannot convert {task.name}: {error.strerror or error}"

@@ -98,9 +98,7 @@ class _Peeked:
         return self._file.read(count)
 
 
-def _hashed(
-    file: Stream, spans: SpanRecorder | None, update: Callable[[bytes], None]
-) -> Generator[bytes, None, None]:
+def _hashed(file: Stream, spans: SpanRecorder | None, update: Callable[[bytes], None]) -> Generator[bytes, None, None]:
     for piece in _pieces(file, spans):
         update(piece)
         yield piece

@@ -46,7 +46,7 @@ def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x" * (3 << 20))
 
-    def land(_offset: int, _data: bytes) -> None:
+    def land(_offset: int, _data: bytes | bytearray) -> None:
         os.truncate(path, 5)
 
     with pytest.raises(ImageError, match=r"f' changed its size while it was read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
+from pyerofs.cache.directory import evict
 from pyerofs.core import LATENCY_BOUNDS, Latency
 from pyerofs.daemon import record
 from pyerofs.daemon.record import LayerRecord, Record
@@ -26,8 +28,10 @@ from pyerofs.daemon.stats import _latency, identity, snapshot
 from pyerofs.errors import UnavailableError
 from pyerofs.mounting import metrics as openmetrics
 from pyerofs.mounting.stat import query_all
+from pyerofs.quantity import Limit
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import FakeRegistry, status
+from tests.support.needs import need
 from tests.support.scene import Scene, until
 from tests.support.statuses import daemon, record_of
 
@@ -116,6 +120,83 @@ def test_readers_of_the_older_format_lose_no_value(statuses: list[dict[str, Any]
     assert set(kinds) == {"gauge", "counter", "histogram"}
 
 
+CACHE = {
+    "directory": "/var/cache/pyerofs", "size": 5_000, "entries": 2, "limit": 9_000, "evictions": 3,
+    "evicted_bytes": 700, "conversions": 1,
+}  # fmt: skip
+
+
+def test_the_cache_is_told_too(statuses: list[dict[str, Any]]) -> None:
+    families = parse(openmetrics.render(statuses, [CACHE]))
+    told = {
+        sample.name: (sample.labels, sample.value)
+        for name, family in families.items()
+        if name.startswith(("pyerofs_cache", "pyerofs_conversions"))
+        for sample in family.samples
+    }
+    labels = {"directory": "/var/cache/pyerofs"}
+    assert told == {
+        "pyerofs_cache_size_bytes": (labels, 5_000), "pyerofs_cache_entries": (labels, 2),
+        "pyerofs_cache_limit_bytes": (labels, 9_000), "pyerofs_cache_evictions_total": (labels, 3),
+        "pyerofs_cache_evicted_bytes_total": (labels, 700), "pyerofs_conversions_total": (labels, 1),
+    }  # fmt: skip
+
+
+def test_figures_of_a_cache(tmp_path: Path) -> None:
+    """Evictions are counted where they happen, by whichever process."""
+    cache = tmp_path / "cache"
+    assert openmetrics.cache_figures(str(cache), None) == {}
+    for name in ("a", "b"):
+        entry = cache / "sha256" / (name * 64)
+        entry.mkdir(parents=True, mode=0o700)
+        (entry / "lock").touch()
+        (entry / "data").write_bytes(bytes(8192))
+    cache.chmod(0o700)
+    figures = openmetrics.cache_figures(str(cache), Limit(100 << 20))
+    assert (figures["entries"], figures["limit"], figures["evictions"]) == (2, 100 << 20, 0)
+    assert figures["size"] >= 16_384
+    removed = evict(str(cache), 0)
+    assert len(removed.freed) == 2
+    after = openmetrics.cache_figures(str(cache), None)
+    assert (after["entries"], after["evictions"], after["evicted_bytes"]) == (0, 2, figures["size"])
+
+
+def test_promtool_finds_nothing_wrong_with_the_classic_format(statuses: list[dict[str, Any]]) -> None:
+    text = openmetrics.render(statuses, [CACHE], classic=True)
+    found = {
+        (s.name, *s.labels.items()): s.value
+        for f in text_parser.text_string_to_metric_families(text)
+        for s in f.samples
+    }
+    new = openmetrics.render(statuses, [CACHE])
+    assert found == {(s.name, *s.labels.items()): s.value for f in parse(new).values() for s in f.samples}
+    done = subprocess.run(
+        [need("promtool", "prometheus"), "check", "metrics"], input=text, text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def test_alert_rules_and_dashboard_name_metrics_that_there_are(statuses: list[dict[str, Any]]) -> None:
+    rules = DEPLOY / "prometheus/pyerofs.rules.yml"
+    subprocess.run([need("promtool", "prometheus"), "check", "rules", rules], check=True, capture_output=True)
+    told = set(re.findall(r"^(pyerofs_\w+)", openmetrics.render(statuses, [CACHE], classic=True), re.MULTILINE))
+    board = json.loads((DEPLOY / "grafana/pyerofs.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert len(expressions) > 10
+    for text in (*expressions, *re.findall(r"expr: (.*)", rules.read_text())):
+        assert set(re.findall(r"pyerofs_\w+", text)) <= told, text
+
+
+def test_a_name_with_a_pid_is_no_label(statuses: list[dict[str, Any]]) -> None:
+    """A stack's device is called by its worker's id; the second mount of one name is the one that is seen."""
+    stack = {**statuses[1], "device": "pyerofs-4711-1"}
+    text = openmetrics.render([stack, {**stack, "device": "pyerofs-4712-1"}])
+    assert "4711" not in text and text.count("pyerofs_up{") == 1
+
+
 @given(st.lists(st.floats(0, 200), max_size=30))
 @settings(deadline=None, derandomize=True)
 def test_buckets_are_cumulative_and_say_the_truth(seconds: list[float]) -> None:
@@ -193,6 +274,10 @@ def test_the_command_writes_it_and_replaces_a_file(scene: Scene) -> None:
     assert (done.status, done.err) == (0, "")
     assert "pyerofs_up" in parse(done.out)
     assert scene.run("metrics", "--output", FILE).status == 0
+    written = (scene.directory / FILE).read_text()
+    assert "pyerofs_up" in {family.name for family in text_parser.text_string_to_metric_families(written)}
+    assert "# EOF" not in written
+    assert scene.run("metrics", "--format", "openmetrics", "--output", FILE).status == 0
     assert "pyerofs_up" in parse((scene.directory / FILE).read_text())
     done = scene.run("metrics", "--output", "none/file")
     assert (done.status, done.error) == (2, "cannot write none/file: No such file or directory")
@@ -208,8 +293,10 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def get(connection: http.client.HTTPConnection, path: str = "/metrics") -> tuple[int, str, str]:
-    connection.request("GET", path)
+def get(
+    connection: http.client.HTTPConnection, path: str = "/metrics", accept: str = "application/openmetrics-text"
+) -> tuple[int, str, str]:
+    connection.request("GET", path, headers={"Accept": f"{accept};version=1.0.0,text/plain;q=0.5"})
     answer = connection.getresponse()
     body = answer.read().decode()
     connection.close()
@@ -220,6 +307,7 @@ def check(connection: http.client.HTTPConnection) -> None:
     code, kind, body = get(connection)
     assert (code, kind) == (200, "application/openmetrics-text; version=1.0.0; charset=utf-8")
     assert "pyerofs_up" in parse(body)
+    assert get(connection, accept="text/plain")[1] == "text/plain; version=0.0.4; charset=utf-8"
     assert get(connection, "/metrics?x=1")[0] == 200
     assert get(connection, "/other")[0] == 404
 
@@ -284,4 +372,5 @@ def test_a_socket_that_was_left_behind(scene: Scene) -> None:
 def test_it_is_for_this_machine(scene: Scene, where: str) -> None:
     done = scene.run("metrics", "--listen", where)
     assert (done.status, done.out) == (1, "")
-    assert f"--listen {where}: it must be unix:PATH, or HOST:PORT of a loopback address" in done.error
+    assert f"--listen {where}: other machines could read it there" in done.error
+    assert "must be unix:PATH, or HOST:PORT of a loopback address" in done.error

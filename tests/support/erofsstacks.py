@@ -24,7 +24,7 @@ class Data:
     def __init__(self) -> None:
         self.bytes = bytearray()
 
-    def land(self, offset: int, data: bytes) -> None:
+    def land(self, offset: int, data: bytes | bytearray) -> None:
         assert offset % 4096 == len(data) % 4096 == 0
         assert offset <= len(self.bytes)
         self.bytes[offset : offset + len(data)] = data
