@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 8  # mount(8)
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
+def make_parser(arguments: Sequence[str] = ()) -> Parser:
+    """Return the parser of the whole command line; of `mount` alone where that is the command."""
     parser = Parser(prog="pyerofs", description="EROFS layers of OCI images, mounted and read lazily.")
     parser.add_argument("--version", action="version", version=f"pyerofs {__version__}")
     commands = Commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -52,7 +53,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         wipe_passwords()
         given = sys.argv[1:] if arguments is None else list(arguments)
-        parsed = _parser(given).parse_args(given)
+        parsed = make_parser(given).parse_args(given)
         verbose = getattr(parsed, "verbose", 0)
         status: int | None = parsed.run(parsed, write, _silent if parsed.quiet else say)
     except KeyboardInterrupt:
