@@ -16,11 +16,11 @@ BUILD := gcc libc6-dev zlib1g-dev
 # libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd
 DEMO := $(BUILD) libnbd-bin mount
 # erofs-utils is a judge of what we make, and makes what others make
-TEST := $(DEMO) bubblewrap busybox-static erofs-utils clang-format-14 containerd cpio cryptsetup-bin docker-registry fio iproute2 kmod linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl prometheus podman qemu-system-common \
+TEST := $(DEMO) bubblewrap busybox-static erofs-utils clang-format-14 containerd cpio cryptsetup-bin docker-registry fio iproute2 kmod mandoc linux-image-6.12-cloud-amd64 mmdebstrap nginx-light openssl prometheus podman qemu-system-common \
 	qemu-system-x86 qemu-utils runc skopeo stargz-snapshotter systemd-container umoci user-mode-linux
 BENCH := $(TEST) apache2-utils curl nbd-client nbdkit valgrind
 
-.PHONY: demo test unit check check-san soak bench clean
+.PHONY: demo deb man test unit check check-san soak bench clean
 .DELETE_ON_ERROR:
 
 # $(call apt,PACKAGES): installs those that are missing; asks the network for nothing when there is none.
@@ -66,6 +66,16 @@ bench: $(VENV)/ready
 	$(BIN)/python -m pytest bench
 	$(BIN)/python bench/instructions.py
 	$(BIN)/python bench/compare.py
+
+# dist/pyerofs_VERSION_ARCHITECTURE.deb, for Debian 12 and newer
+deb: $(VENV)/ready
+	$(call apt,dpkg-dev)
+	$(BIN)/python -m pip install --quiet wheel
+	tools/deb.sh dist
+
+man: $(VENV)/ready
+	$(BIN)/python -m tools.man build/man
+	$(BIN)/python -m tools.completion > build/pyerofs.bash-completion
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pyerofs/_core.*so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

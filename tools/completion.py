@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.man import walk
 from pyerofs.cli.main import make_parser
 from pyerofs.config.options import ROWS
+from tools.man import walk
 
 # What a positional argument of this name is.
 _KINDS = {

@@ -16,6 +16,7 @@ root=$work/root
 "$python" -m pip --quiet --disable-pip-version-check install --no-deps --no-index --no-compile \
 	--target "$root/usr/lib/python3/dist-packages" "$work"/wheel/pyerofs-*.whl
 rm -rf "$root/usr/lib/python3/dist-packages/bin"
+rm -f "$root"/usr/lib/python3/dist-packages/pyerofs-*.dist-info/{direct_url.json,REQUESTED}
 strip --strip-unneeded "$root"/usr/lib/python3/dist-packages/pyerofs/_core*.so
 
 entry() { # PATH MODULE FUNCTION
@@ -47,7 +48,7 @@ Architecture: $architecture
 Maintainer: pyerofs <pyerofs@localhost>
 Section: admin
 Priority: optional
-Depends: python3 (>= 3.11), python3-cffi-backend, python3-pycurl, libc6 (>= 2.34)
+Depends: python3 (>= 3.11), python3-cffi-backend, python3-pycurl, libc6 (>= 2.34), zlib1g
 Recommends: python3-zstandard, libnbd-bin, fuse3
 Suggests: cryptsetup-bin, python3-h2, podman, containerd, prometheus-node-exporter
 Installed-Size: $(du -sk --apparent-size "$root" | cut -f 1)

@@ -179,7 +179,7 @@ def _pull(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     options = parse_oci_options(arguments.options, defaults)
     _check(options)
     where = (arguments.containerd, arguments.namespace, arguments.snapshotter)
-    context = _context(arguments, _console(arguments, report))
+    context = _context(arguments, report)
     write(f"{pull(arguments.source, *where, options, report, context)}  {arguments.source}")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import pycurl
 
+from .. import __version__
 from .answer import Response
 from .curlerror import Limits, TransportError
 from .exchange import Exchange
@@ -26,7 +27,7 @@ STALL_SPEED = 1024  # bytes/s; slower than that ...
 STALL_SECONDS = 15  # ... for that long is a dead transfer. It is also how long a server may think before it answers.
 _BUFFER = 512 << 10  # bytes; measured: throughput no longer grows beyond it
 _IDLE_MAX = 64  # handles
-_USER_AGENT = "pyerofs"
+_USER_AGENT = f"pyerofs/{__version__}"
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_..., which pycurl has no name for
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyerofs import __version__
 from pyerofs.errors import RegistryError, UsageError
 from pyerofs.http.answer import Response
 from pyerofs.http.curlerror import TransportError
@@ -78,7 +79,7 @@ def test_what_is_sent(registry: FakeRegistry, transport: Transport) -> None:
     assert seen.headers["accept-encoding"] == "identity"
     assert seen.headers["authorization"] == "Bearer x"
     assert seen.headers["range"] == "bytes=0-1"
-    assert seen.headers["user-agent"].startswith("pyerofs")
+    assert seen.headers["user-agent"] == f"pyerofs/{__version__}"
     registry.script(status(200))
     transport.request(Request(blob_url(registry)))
     assert "authorization" not in registry.requests()[1].headers
