@@ -70,7 +70,6 @@ bench: $(VENV)/ready
 # dist/pyerofs_VERSION_ARCHITECTURE.deb, for Debian 12 and newer
 deb: $(VENV)/ready
 	$(call apt,dpkg-dev)
-	$(BIN)/python -m pip install --quiet wheel
 	tools/deb.sh dist
 
 man: $(VENV)/ready
