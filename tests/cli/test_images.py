@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.images.progress import Console, Lines, Style
-from tests.support.fakeregistry import FakeRegistry, stall
+from tests.support.fakeregistry import FakeRegistry, honest, stall
 from tests.support.images import FakePusher, Layer, push_image
 from tests.support.scene import Scene
 from tests.support.skopeo import tags
@@ -126,7 +126,8 @@ def test_on_a_terminal(scene: Scene, image: str, quiet: bool) -> None:
 
 def test_ended_in_the_middle(scene: Scene, image: str, fake: FakeRegistry) -> None:
     release, reached = threading.Event(), threading.Event()
-    fake.script(lambda exchange: exchange.reply(200, exchange.blob), stall(release, 1000, reached))
+    stalled = stall(release, 1000, reached)
+    fake.default = lambda exchange: (stalled if len(exchange.blob) > 1_000_000 else honest)(exchange)
     out = scene.directory / "out"
     process = scene.start("pull", image, f"oci:{out}:app")
     assert reached.wait(60)

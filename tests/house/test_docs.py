@@ -68,7 +68,7 @@ def of_pyerofs(path: Path) -> list[list[str]]:
             for words in commands(line):
                 while words and (words[0] in ("sudo", "time", "exec") or re.match(r"\w+=", words[0])):
                     words = words[1:]
-                if words[:1] == ["pyerofs"]:
+                if words[:1] == ["pyerofs"] and words[1:2] != ["="]:  # a line of TOML
                     found.append(words[1:])
     return found
 
