@@ -28,19 +28,17 @@ def code_lines(text: str) -> Iterator[str]:
     """Lines of shell in fenced blocks and in indented ones, continued lines as one."""
     fence: str | None = None
     held = ""
-    before_blank = True
     for line in text.split("\n"):
         mark = re.fullmatch(r"\s*```(\w*).*", line)
         if mark:
             fence = mark[1] if fence is None else None
             continue
-        indented = fence is None and line.startswith("    ") and (before_blank or held == "")
+        indented = fence is None and line.startswith("    ")
         if (fence is not None and fence in _SHELL) or indented:
             held += line.strip().removeprefix("$ ").removesuffix("\\")
             if not line.endswith("\\"):
                 yield held
                 held = ""
-        before_blank = not line.strip()
 
 
 def commands(line: str) -> Iterator[list[str]]:
