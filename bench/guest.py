@@ -93,7 +93,7 @@ def contenders(image: Image, host: str, program: str) -> dict[str, Callable[[Pat
         "nbdkit file + nbd-client": lambda run: by_nbdkit(run, "file", image.blob.path),
     }
     for how in ("ublk", "nbd") if program else ():
-        found[f"mount.erofs {how}"] = lambda run, how=how: by_mount_erofs(program, image, host, how)  # type: ignore[misc]
+        found[f"mount.erofs {how}"] = lambda run, how=how: by_mount_erofs(program, image, host, how)  # type: ignore[misc]  # binds the loop's value
     return found
 
 

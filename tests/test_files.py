@@ -92,7 +92,7 @@ def look_up(path: Path) -> None:
         lambda path: hosts.check_readable(str(path), "oci.ca"),
         lambda path: merged((str(path),)),
         lambda path: find_authorities({"SSL_CERT_FILE": str(path)}),
-        lambda path: a_layout(path.parent, "oci-layout").__init__(str(path.parent / "images")),  # type: ignore[misc]
+        lambda path: a_layout(path.parent, "oci-layout").__init__(str(path.parent / "images")),  # type: ignore[misc]  # called once more
         lambda path: a_layout(path.parent, "index.json").find(None),
         lambda path: a_layout(path.parent, f"blobs/sha256/{'0' * 64}").check(DIGEST, 5),
         read_blob, load_config, load_hosts, load_certificates, look_up,

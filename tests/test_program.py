@@ -61,7 +61,7 @@ def test_daemons_live_in_the_root_directory(tmp_path: Path, monkeypatch: pytest.
         ours, theirs = socket.socketpair()
         with ours, theirs:
             pid = launch.spawn(module, "/mnt", socket_=theirs)
-            until(lambda pid=pid: os.readlink(f"/proc/{pid}/cwd") == "/", "the root directory")  # type: ignore[misc]
+            until(lambda pid=pid: os.readlink(f"/proc/{pid}/cwd") == "/", "the root directory")  # type: ignore[misc]  # binds the loop's value
         os.waitpid(pid, 0)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Write = Callable[[str], None]
 
+_KEEP = 14 * 86400.0  # seconds for which what `convert` used stays, where nobody says how long
+
 
 def register(commands: Commands) -> None:
     """Add `cache`."""
@@ -218,7 +220,7 @@ def _collect(
             gone(place, f"beyond {show_bytes(most)}")
         if left > most:
             report(f"{show_bytes(left)} are in use and stay, although only {show_bytes(most)} are allowed")
-    for name in converted_cache.prune(directory):
+    for name in converted_cache.prune(directory, _KEEP if age is None else age):
         write(f"{name}  no longer converted: layers of it are gone")
     manifests = 0 if age is None else ManifestCache(directory, report).remove_unused(now - age)
     left = sum(place.disk for place in scan(directory))
@@ -323,7 +325,7 @@ def _remove(directory: str, arguments: argparse.Namespace, write: Write) -> None
             write(f"{place.digest}  removed")
         else:
             kept.append(place)
-    for name in converted_cache.prune(directory):
+    for name in converted_cache.prune(directory, 0):
         write(f"{name}  no longer converted")
     if arguments.all:
         ManifestCache(directory, write).remove_unused(float("inf"))

@@ -47,6 +47,7 @@ def register(commands: Commands) -> None:
         options=False,
     )
     p.add_argument("--json", action="store_true", help="as JSON")
+    p.add_argument("--no-trunc", action="store_true", help="all devices, and nothing cut to the terminal's width")
 
     p = commands.add(
         "read",
@@ -115,9 +116,16 @@ def _list(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     if arguments.json:
         write(_json(found))
         return
+    from .table import table, width
+
+    rows = []
     for row in every_text(found):
-        row["device"] = ",".join(part["device"] for part in row["parts"]) or row["device"]
-        write("  ".join(str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS))
+        devices = [part["device"] for part in row["parts"]] or [row["device"]]
+        more = f" +{len(devices) - 1}" if len(devices) > 1 else ""
+        row["device"] = ",".join(devices) if arguments.no_trunc else f"{devices[0]}{more}"
+        rows.append([str("-" if row[key] is None else row[key]) for key in _LIST_COLUMNS])
+    if rows:
+        write(table([key.upper() for key in _LIST_COLUMNS], rows, None if arguments.no_trunc else width(), (2, 1, 0)))
 
 
 def _read(arguments: argparse.Namespace, write: Say, report: Say) -> None:

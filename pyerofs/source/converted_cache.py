@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..cache.directory import MAP, EntryInfo, describe_key, hold
@@ -228,10 +229,10 @@ def _paths(directory: str) -> list[str]:
         return []
 
 
-def prune(directory: str) -> list[str]:
+def prune(directory: str, keep: float) -> list[str]:
     """Remove images whose layers have gone, and what killed conversions have left; return the names of the former.
 
-    Raises UsageError, UnavailableError.
+    Tables of layers that `pyerofs convert` used in the last `keep` seconds stay. Raises UsageError, UnavailableError.
     """
     gone = []
     for path in _paths(directory):
@@ -240,7 +241,12 @@ def prune(directory: str) -> list[str]:
             continue
         if remove(path) and found:
             gone.append(found[0].name)
-    kept_layers.prune(directory, {digest for row in scan(directory) for digest in row.layers})
+    kept_layers.prune(
+        directory,
+        {digest for row in scan(directory) for digest in row.layers},
+        lambda layer: layer.index is not None and _is_complete(directory, layer.verified_key),
+        time.time() - keep,
+    )
     return gone
 
 

@@ -34,6 +34,8 @@ from ..errors import UnavailableError
 from ..files import atomic_write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..erofs.device_file import DeviceFile
     from ..erofs.toc_layer import TocLayer
     from ..oci.manifest import Descriptor
@@ -71,8 +73,8 @@ def toc_name(layer: Descriptor) -> str:
     return f"toc:{sha256(said.encode()).hexdigest()}"
 
 
-def load(directory: str, digest: str) -> KeptLayer | None:
-    """Return what is kept of the layer; None where it is not, or cannot be believed."""
+def load(directory: str, digest: str, *, touch: bool = True) -> KeptLayer | None:
+    """Return what is kept of the layer; None where it is not, or cannot be believed. `touch`: this is a use."""
     path = path_of(directory, digest)
     try:
         table = LayerTable.from_bytes(read_file(os.path.join(path, _TABLE), _TABLE_MAX))
@@ -80,7 +82,8 @@ def load(directory: str, digest: str) -> KeptLayer | None:
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     with contextlib.suppress(OSError):  # at worst it is removed too early
-        os.utime(os.path.join(path, "lock"), follow_symlinks=False)
+        if touch:
+            os.utime(os.path.join(path, "lock"), follow_symlinks=False)
     return kept
 
 
@@ -142,10 +145,11 @@ def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Lay
     return Layer(0, digest, size + index_size, index=where, converted=True)
 
 
-def prune(directory: str, used: set[str]) -> None:
+def prune(directory: str, used: set[str], has: Callable[[Layer], bool], since: float) -> None:
     """Remove the tables of layers that no converted image has (`used`: their digests), unless they are being made.
 
-    Raises UnavailableError.
+    Those that were used after `since` (seconds since 1970), by `pyerofs convert`, stay as well, as long as the cache
+    `has` their contents. Raises UnavailableError.
     """
     try:
         names = os.listdir(os.path.join(directory, NAME))
@@ -157,6 +161,10 @@ def prune(directory: str, used: set[str]) -> None:
         if name.replace("-", ":", 1) in used:
             continue
         path = os.path.join(directory, NAME, name)
+        if _used(path) > since:
+            kept = load(directory, name.replace("-", ":", 1), touch=False)
+            if kept is not None and (kept.device is None or has(kept.device)):
+                continue
         try:
             lock = lock_entry(path, _busy)
         except (BlockingIOError, OSError):
@@ -166,6 +174,13 @@ def prune(directory: str, used: set[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def _used(path: str) -> float:
+    try:
+        return os.lstat(os.path.join(path, "lock")).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _busy() -> None:

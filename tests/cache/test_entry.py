@@ -253,7 +253,7 @@ def test_the_durable_map_is_written_after_its_data(rig: Rig, monkeypatch: pytest
         real = getattr(os, name)
 
         def call(*arguments: object) -> object:
-            what = os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}") if name != "rename" else arguments[1])  # type: ignore[call-overload]
+            what = os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}") if name != "rename" else arguments[1])  # type: ignore[call-overload]  # any system call
             if not what.startswith(("verified", "hashes")):
                 calls.append(f"{name} {what.partition('.')[0]}")
             return real(*arguments)

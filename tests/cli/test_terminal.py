@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyerofs.cli import config, main, read, terminal
+from pyerofs.cli.table import table
 from tests.support.images import Images, Published
 from tests.support.scene import Scene
 
@@ -145,3 +146,20 @@ def test_a_line_is_lost_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(file, write_through=True))
         terminal.say("text")
         terminal.show("text")
+
+
+ROWS = [["/mnt/app", "quay.io/org/app:1.0", "/dev/nbd0 +2"], ["/m", "x", "-"]]
+
+
+def test_a_table_has_a_header_and_columns() -> None:
+    assert table(["TARGET", "SOURCE", "DEVICE"], ROWS, None, ()).split("\n") == [
+        "TARGET    SOURCE               DEVICE",
+        "/mnt/app  quay.io/org/app:1.0  /dev/nbd0 +2",
+        "/m        x                    -",
+    ]
+
+
+def test_a_table_is_cut_to_the_terminal_where_it_may_be() -> None:
+    lines = table(["TARGET", "SOURCE", "DEVICE"], ROWS, 36, (1, 2)).split("\n")
+    assert lines[1] == "/mnt/app  quay.io/org…  /dev/nbd0 +2"
+    assert max(map(len, lines)) == 36

@@ -22,7 +22,7 @@ SUPPRESSIONS = "race:_dl_deallocate_tls\n"
 
 
 def run(command: list[str], **kwargs: object) -> int:
-    return subprocess.run(command, check=False, **kwargs).returncode  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, check=False, **kwargs).returncode  # type: ignore[call-overload,no-any-return]  # a fake
 
 
 def build(name: str, place: Path) -> None:

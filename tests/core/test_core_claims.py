@@ -242,7 +242,7 @@ def test_without_a_map_that_can_be_locked() -> None:
         assert all(task.result() for task in waiting)
         for store in stores:
             buffer = bytearray(WINDOW)
-            until(lambda store=store, buffer=buffer: store.read_into(buffer, 0) == WINDOW)  # type: ignore[misc]
+            until(lambda store=store, buffer=buffer: store.read_into(buffer, 0) == WINDOW)  # type: ignore[misc]  # binds the loop's value
             assert buffer == rig.slice(0, WINDOW)
             store.stop()
             store.close()

@@ -18,7 +18,7 @@ SIZES = [1, GRANULE - 1, GRANULE, GRANULE + 1, 63 * GRANULE, 64 * GRANULE - 1, 6
 
 
 def open_and_close(*args: int | None, **kwargs: int | None) -> None:
-    Store(*args, **kwargs).close()  # type: ignore[arg-type]
+    Store(*args, **kwargs).close()  # type: ignore[arg-type]  # a fake
 
 
 @pytest.mark.parametrize("size", [*SIZES, 128 * GRANULE + 7])

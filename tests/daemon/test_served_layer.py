@@ -57,7 +57,7 @@ def test_after_an_error_no_other_is_begun_and_those_that_run_are_waited_for() ->
 
 def part(path: Path, said: list[str], devices: list[int], role: str = "lower") -> ServedLayer:
     export = Export(LocalSource(str(path)), ReadOptions(), Context(said.append))
-    return ServedLayer(export, said.append, role, devices)  # type: ignore[arg-type]
+    return ServedLayer(export, said.append, role, devices)  # type: ignore[arg-type]  # a fake
 
 
 @pytest.mark.parametrize(("name", "devices", "options", "said"), [

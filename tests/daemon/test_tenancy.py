@@ -106,6 +106,6 @@ def test_daemons_and_their_nbdfuse_are_ours() -> None:
     ):
         with subprocess.Popen([words[0], "-c", "read x", *words[1:]], executable="/bin/sh", stdin=subprocess.PIPE) as p:
             cmdline = Path(f"/proc/{p.pid}/cmdline")
-            until(lambda cmdline=cmdline: cmdline.read_bytes() != b"", "arguments")  # type: ignore[misc]
+            until(lambda cmdline=cmdline: cmdline.read_bytes() != b"", "arguments")  # type: ignore[misc]  # binds the loop's value
             assert tenancy._is_ours(p.pid) is expected, words
             p.kill()

@@ -79,7 +79,7 @@ def test_what_the_option_chooses() -> None:
         (annotated("1"), "auto", "app: layer 1: the annotation"),
     ):
         with pytest.raises(ImageError) as caught:
-            dmverity.choose(found, how, "app: layer 1", said.append)  # type: ignore[arg-type]
+            dmverity.choose(found, how, "app: layer 1", said.append)  # type: ignore[arg-type]  # a fake
         assert str(caught.value).startswith(error)
 
 

@@ -97,7 +97,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, *more: object) -> object:
         if name == "zstandard":
             raise ImportError(name)
-        return real(name, *more)  # type: ignore[arg-type]
+        return real(name, *more)  # type: ignore[arg-type]  # a fake
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UnavailableError, match=r"pip install 'pyerofs\[zstd\]'"):

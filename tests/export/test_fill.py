@@ -231,7 +231,7 @@ def test_bucket() -> None:
     (None, RUN), (1 << 30, RUN), (1 << 20, 1 << 20), (1_000_000, 999_424), (1, RUN_MIN),
 ])  # fmt: skip
 def test_runs_are_short_where_the_rate_is_low(rate: int | None, length: int) -> None:
-    filler = Filler(None, None, idle=True, rate=rate, landed=lambda: None, log=print)  # type: ignore[arg-type]
+    filler = Filler(None, None, idle=True, rate=rate, landed=lambda: None, log=print)  # type: ignore[arg-type]  # a fake
     assert filler._length == length
 
 
@@ -244,7 +244,7 @@ def test_the_rate_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         export = export_of(blob)
         filler = Filler(
             export.store,
-            export.source,  # type: ignore[arg-type]
+            export.source,  # type: ignore[arg-type]  # a fake
             idle=False,
             rate=1 << 20,
             landed=lambda: None,

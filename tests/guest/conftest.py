@@ -53,7 +53,7 @@ def attach() -> Iterator[Attach]:
     def attach(
         server: Server, flags: int = FLAGS_READ_ONLY, identifier: str = "test", **options: object
     ) -> nbd.NBDDevice:
-        device = nbd.attach(server.kernel_ends, len(server.data), flags, identifier, **options)  # type: ignore[arg-type]
+        device = nbd.attach(server.kernel_ends, len(server.data), flags, identifier, **options)  # type: ignore[arg-type]  # a fake
         devices.append(device)
         server.release()
         device.settle()

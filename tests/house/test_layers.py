@@ -118,3 +118,11 @@ def test_no_two_classes_have_one_name() -> None:
 def test_no_file_is_too_long() -> None:
     files: list[Path] = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "csrc").rglob("*.[ch]")]
     assert {str(path): lines for path in files if (lines := len(path.read_text().splitlines())) > LINES_MAX} == {}
+
+
+def test_what_is_hidden_from_mypy_has_a_reason() -> None:
+    """Beside the package in tests and tools too."""
+    bare = re.compile(r"# type: ignore(\[[\w, -]+\])?\s*$", re.MULTILINE)
+    folders = [PACKAGE.parent / name for name in ("pyerofs", "tests", "bench", "demo", "tools")]
+    files = [path for folder in folders for path in folder.rglob("*.py") if ".work" not in path.parts]
+    assert [str(path) for path in files if bare.search(path.read_text())] == []

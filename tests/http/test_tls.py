@@ -44,7 +44,7 @@ def authorities(
 def server(request: pytest.FixtureRequest, system: Authority, private: Authority) -> Iterator[FakeRegistry]:
     authority = system if request.param == "system" else private
     with FakeRegistry(certificate=Certificate(*authority.issue("server"))) as fake:
-        fake.kind = request.param  # type: ignore[attr-defined]
+        fake.kind = request.param  # type: ignore[attr-defined]  # the test's own
         yield fake
 
 
@@ -54,7 +54,7 @@ def test_both_are_trusted(server: FakeRegistry, authorities: Authorities, privat
     transport = Transport(authorities=authorities)
     for ca in ((str(private.ca),), (str(other.ca), str(private.ca))):
         assert transport.request(Request(url, tls=TLS(ca=ca))).status
-    if server.kind == "private":  # type: ignore[attr-defined]
+    if server.kind == "private":  # type: ignore[attr-defined]  # the test's own
         with pytest.raises(RegistryError, match="not trusted"):
             transport.request(Request(url))
         with pytest.raises(RegistryError, match="not trusted"):

@@ -41,7 +41,7 @@ DATA = bytes(range(256)) * 4096
 @pytest.fixture
 def registry() -> Iterator[FakeRegistry]:
     with FakeRegistry() as fake:
-        fake.digest = fake.add_blob(DATA)  # type: ignore[attr-defined]
+        fake.digest = fake.add_blob(DATA)  # type: ignore[attr-defined]  # the test's own
         yield fake
 
 
@@ -67,7 +67,7 @@ def take_all(pieces: bytearray) -> object:
 def test_body_is_streamed(registry: FakeRegistry, transport: Transport) -> None:
     got = bytearray()
     response = transport.request(
-        Request(blob_url(registry), sink=take_all(got), usable=lambda head: head.status == 200)  # type: ignore[arg-type]
+        Request(blob_url(registry), sink=take_all(got), usable=lambda head: head.status == 200)  # type: ignore[arg-type]  # a fake
     )
     assert (response.status, bytes(got), response.received, response.body) == (200, DATA, len(DATA), b"")
 
@@ -258,7 +258,7 @@ def test_unresolvable(transport: Transport) -> None:
     ],
 )
 def test_broken_answers(registry: FakeRegistry, transport: Transport, behaviour: object, kind: str, words: str) -> None:
-    registry.default = behaviour  # type: ignore[assignment]
+    registry.default = behaviour  # type: ignore[assignment]  # a fake
     error = failing(transport, Request(blob_url(registry, "?signature=secret"), (("Range", "bytes=0-99"),)))
     assert (error.kind, error.temporary) == (kind, True)
     assert registry.host in str(error) and words in str(error) and "secret" not in str(error)

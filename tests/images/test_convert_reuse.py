@@ -174,6 +174,19 @@ def test_a_layer_is_another_above_others(scene: Scene) -> None:
             assert (merged / "new").read_bytes() == content * 1000
 
 
+def test_gc_keeps_what_convert_used_lately(scene: Scene, source: Layout) -> None:
+    """Else each run of it from a timer would have the next conversion read all layers again."""
+    kept = scene.cache / "layers"
+    assert scene.make("convert", "-q", f"oci:{source.path}:app", f"oci:{scene.directory}/one:app").status == 0
+    before = sorted(path.name for path in kept.iterdir())
+    assert len(before) == 5
+    dir_ = f"--dir={scene.cache}"
+    assert scene.run("cache", "gc", dir_).status == 0
+    assert sorted(path.name for path in kept.iterdir()) == before
+    assert scene.run("cache", "rm", dir_, "--all").status == 0
+    assert list(kept.iterdir()) == []
+
+
 def test_layers_merged_into_one(scene: Scene, source: Layout, tmp_path: Path) -> None:
     skopeo.umoci("unpack", "--image", f"{source.path}:app", tmp_path / "bundle")
     out = scene.directory / "out"

@@ -159,7 +159,7 @@ class Below:
     def __init__(self) -> None:
         self.did: list[str] = []
 
-    def _note(name: str) -> Callable[[Below], bool]:  # type: ignore[misc]
+    def _note(name: str) -> Callable[[Below], bool]:  # type: ignore[misc]  # of a class, called in it
         def act(self: Below) -> bool:
             self.did.append(name)
             return True
@@ -177,7 +177,7 @@ def test_what_is_below_is_kept_while_the_device_is_there(monkeypatch: pytest.Mon
     (tmp_path / "dm-9" / "dm" / "name").write_text("ours\n")
     held, other = os.pipe()
     below = Below()
-    attachment = VerityAttachment(below, VerityDevice("ours", "/dev/dm-9", "254:9", held))  # type: ignore[arg-type]
+    attachment = VerityAttachment(below, VerityDevice("ours", "/dev/dm-9", "254:9", held))  # type: ignore[arg-type]  # a fake
     assert (attachment.path, attachment.how) == ("/dev/dm-9", "netlink")
     attachment.mounted()
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -191,7 +191,7 @@ def test_what_is_below_is_kept_while_the_device_is_there(monkeypatch: pytest.Mon
 
 
 def test_a_device_that_has_gone_is_not_mounted() -> None:
-    attachment = VerityAttachment(Below(), VerityDevice.adopt("nobody", "/dev/dm-0"))  # type: ignore[arg-type]
+    attachment = VerityAttachment(Below(), VerityDevice.adopt("nobody", "/dev/dm-0"))  # type: ignore[arg-type]  # a fake
     assert not attachment.is_mounted()
 
 

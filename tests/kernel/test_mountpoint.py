@@ -147,7 +147,7 @@ def test_loop_on_an_older_kernel(image: Path, target: Path, code: int, monkeypat
     def older(source: str, *rest: object) -> None:
         if not source.startswith("/dev/loop"):
             raise OSError(code, os.strerror(code))
-        real(source, *rest)  # type: ignore[arg-type]
+        real(source, *rest)  # type: ignore[arg-type]  # a fake
 
     monkeypatch.setattr(mountpoint, "_mount", older)
     assert mount_local(image, target) == "loop"

@@ -60,7 +60,7 @@ FAMILY = answer(bytes.fromhex("0800020061626300 0600010022000000".replace(" ", "
 
 
 def exchange(*datagrams: bytes, flags: int = 0) -> list[bytes]:
-    return netlink._exchange(FakeSocket(*datagrams, flags=flags), 34, 1, 1, b"")  # type: ignore[arg-type]
+    return netlink._exchange(FakeSocket(*datagrams, flags=flags), 34, 1, 1, b"")  # type: ignore[arg-type]  # a fake
 
 
 def sent_by(monkeypatch: pytest.MonkeyPatch, *datagrams: bytes) -> FakeSocket:

@@ -194,7 +194,7 @@ def test_realms_that_are_not_trusted(make: Callable[..., Authorizer], own: str, 
 def test_token_server_failures(
     registry: FakeRegistry, make: Callable[..., Authorizer], behaviour: object, kind: type, temporary: bool
 ) -> None:
-    registry.token_behaviour = behaviour  # type: ignore[assignment]
+    registry.token_behaviour = behaviour  # type: ignore[assignment]  # a fake
     with pytest.raises(kind) as caught:
         make(ME).renew(bearer(registry), None)
     error = caught.value
@@ -212,7 +212,7 @@ def answering(lifetime: object, issued: float | None = None) -> Callable[[Exchan
         answer = {"token": f"t{len(exchange.fake.seen)}", "expires_in": lifetime}
         if issued is not None:
             answer["issued_at"] = datetime.fromtimestamp(issued, UTC).isoformat()
-        exchange.date_time_string = lambda timestamp=None: formatdate(1_000_000, usegmt=True)  # type: ignore[method-assign]
+        exchange.date_time_string = lambda timestamp=None: formatdate(1_000_000, usegmt=True)  # type: ignore[method-assign]  # a fake
         exchange.reply(200, json.dumps(answer).encode())
 
     return behave
@@ -356,7 +356,7 @@ def test_who_waited_for_a_failed_renewal_gets_its_failure(
     assert asked.wait(LIMIT)
     attempts = threading.Event()
     # The five read the number of attempts before they wait for the lock, which the first one still holds.
-    authorizer._lock = Watched(authorizer._lock, 5, attempts)  # type: ignore[assignment]
+    authorizer._lock = Watched(authorizer._lock, 5, attempts)  # type: ignore[assignment]  # a fake
     waiting.wait(LIMIT)
     assert attempts.wait(LIMIT)
     release.set()

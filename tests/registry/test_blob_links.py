@@ -113,7 +113,7 @@ def test_link_is_renewed_before_it_ends(registry: Registry, server: FakeRegistry
     signed = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(1_000_000))
 
     def behave(exchange: Exchange) -> None:
-        exchange.date_time_string = lambda timestamp=None: formatdate(1_000_100, usegmt=True)  # type: ignore[method-assign]
+        exchange.date_time_string = lambda timestamp=None: formatdate(1_000_100, usegmt=True)  # type: ignore[method-assign]  # a fake
         to(cdn, f"?X-Amz-Date={signed}&X-Amz-Expires=400")(exchange)
 
     server.default = behave

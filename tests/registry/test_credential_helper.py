@@ -126,7 +126,7 @@ def test_timeout_ends_the_whole_session(environ: dict[str, str]) -> None:
     assert caught.value.temporary
     assert time.monotonic() - started < 15
     for pid in pids.read_text().split():
-        until(lambda pid=pid: not alive(int(pid)), f"that {pid} has gone")  # type: ignore[misc]
+        until(lambda pid=pid: not alive(int(pid)), f"that {pid} has gone")  # type: ignore[misc]  # binds the loop's value
 
 
 def test_timeout_of_one_that_has_closed_its_outputs(environ: dict[str, str]) -> None:

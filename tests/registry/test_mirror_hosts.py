@@ -83,7 +83,7 @@ def test_resolving_ends_in_time(stage: Stage) -> None:
     release = threading.Event()
     for fake in (stage.first, stage.second, stage.server):
         fake.manifests["1"] = ("x", b"")
-        fake.answer = lambda exchange: release.wait(LIMIT)  # type: ignore[method-assign,assignment]
+        fake.answer = lambda exchange: release.wait(LIMIT)  # type: ignore[method-assign,assignment]  # a fake
     transport = Transport()
     registry = Registry(stage.server.host, "a", transport, environ={})
     with pytest.raises(RegistryError, match="took too long"):

@@ -126,7 +126,7 @@ def test_many_threads_failing_at_once_are_one_failure(stage: Stage) -> None:
 
     def fail(exchange: object) -> None:
         barrier.wait(LIMIT)
-        status(503)(exchange)  # type: ignore[arg-type]
+        status(503)(exchange)  # type: ignore[arg-type]  # a fake
 
     stage.first.default = fail
     in_parallel(8, lambda: read(blob))

@@ -97,7 +97,7 @@ def test_credentials_do_not_come_back(fake: FakeRegistry, other: FakeRegistry) -
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_an_identity_token_stays_a_post_on_its_host(fake: FakeRegistry, code: int) -> None:
     fake.refresh_token = "id token"
-    fake._admitted = lambda exchange: True  # type: ignore[method-assign]
+    fake._admitted = lambda exchange: True  # type: ignore[method-assign]  # a fake
     fake.script(redirect("/token", code))
     assert token(f"{fake.url}/moved", credentials=Credentials("file", identity_token=Secret("id token")))
     assert b"refresh_token=id%20token" in fake.requests("/token")[0].body
@@ -185,7 +185,7 @@ def test_a_400_stays_one_where_there_is_no_other_token(fake: FakeRegistry, behav
     registry = Registry(fake.host, "org/app", Transport(), credentials=lambda: None)
     registry.get_manifest("1.0", ["*/*"])
     fake.token_behaviour = behaviour
-    fake._manifest = lambda exchange, reference: exchange.reply(400, b"")  # type: ignore[method-assign]
+    fake._manifest = lambda exchange, reference: exchange.reply(400, b"")  # type: ignore[method-assign]  # a fake
     with pytest.raises(RegistryError, match=r"manifest 1\.0 of org/app: 400"):
         registry.get_manifest("1.0", ["*/*"])
 
@@ -196,7 +196,7 @@ def test_a_400_that_says_what_is_wrong_with_what_was_sent(fake: FakeRegistry, co
     fake.add_manifest("1.0", b"{}")
     registry.get_manifest("1.0", ["*/*"])
     body = f'{{"errors":[{{"code":"{code}"}}]}}'.encode()
-    fake._manifest = lambda exchange, reference: exchange.reply(400, body)  # type: ignore[method-assign]
+    fake._manifest = lambda exchange, reference: exchange.reply(400, body)  # type: ignore[method-assign]  # a fake
     with pytest.raises(RegistryError, match=f"400, {code}"):
         registry.get_manifest("1.0", ["*/*"])
     assert len(fake.requests("/token")) == tokens
@@ -204,7 +204,7 @@ def test_a_400_that_says_what_is_wrong_with_what_was_sent(fake: FakeRegistry, co
 
 def test_a_400_without_a_token_is_one(fake: FakeRegistry) -> None:
     fake.token_uses = None
-    fake._manifest = lambda exchange, reference: exchange.reply(400, b"")  # type: ignore[method-assign]
+    fake._manifest = lambda exchange, reference: exchange.reply(400, b"")  # type: ignore[method-assign]  # a fake
     with pytest.raises(RegistryError, match="400"):
         Registry(fake.host, "org/app", Transport(), credentials=lambda: None).get_manifest("1.0", ["*/*"])
 

@@ -127,7 +127,7 @@ def test_remove_forgets_at_once_and_a_queue_does_the_rest(stage: SnapshotsStage)
         with held:
             real(number)
 
-    stage.chains.drop = slow  # type: ignore[method-assign]
+    stage.chains.drop = slow  # type: ignore[method-assign]  # a fake
     with held:
         stage.remove("one")
         stage.cleanup()

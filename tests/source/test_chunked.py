@@ -25,7 +25,7 @@ Answer = Callable[["FakeBlob", int, int, Callable[[int, bytes], bool], Callable[
 
 def described(made: Made) -> tuple[Layer, LoadedIndex]:
     found = made.descriptor
-    descriptor = Descriptor(found["mediaType"], made.digest, len(made.data), found["annotations"])  # type: ignore[arg-type]
+    descriptor = Descriptor(found["mediaType"], made.digest, len(made.data), found["annotations"])  # type: ignore[arg-type]  # a fake
     layer = describe(Manifest("", (descriptor,)), 0)
     assert layer.index is not None
     section = made.data[layer.index.offset : layer.index.end]
@@ -91,7 +91,7 @@ def source(
 ) -> tuple[ChunkedSource, FakeBlob]:
     layer, found = described(made)
     blob = FakeBlob(made.data, *script, always=always, step=step)
-    return ChunkedSource("app:1", layer, blob, Transport(), found), blob  # type: ignore[arg-type]
+    return ChunkedSource("app:1", layer, blob, Transport(), found), blob  # type: ignore[arg-type]  # a fake
 
 
 class Sink:
@@ -254,10 +254,10 @@ def test_a_registry_that_ignores_the_range(kind: str) -> None:
 
 def test_one_that_ignores_it_and_is_wrong() -> None:
     def bad_whole(blob: FakeBlob, *more: object) -> None:
-        more[3]()  # type: ignore[operator]
+        more[3]()  # type: ignore[operator]  # a fake
         data = bytearray(blob.data)
         data[17_000] ^= 1
-        blob.send(bytes(data), 0, blob.size, more[2])  # type: ignore[arg-type]
+        blob.send(bytes(data), 0, blob.size, more[2])  # type: ignore[arg-type]  # a fake
 
     found, blob = source(LAYERS["raw"], bad_whole, all_of_it)
     assert read(found, 20_000, 5000).data == DATA

@@ -47,9 +47,9 @@ class Mapped(NamedTuple):
 def mapped(layer: LazyLayer, *script: object, **options: object) -> Mapped:
     toc = read_toc(layer.media_type, layer.annotations, len(layer.blob), layer.read)
     made = map_layer(toc, len(layer.blob))
-    blob = FakeBlob(layer.blob, *script, **options)  # type: ignore[arg-type]
+    blob = FakeBlob(layer.blob, *script, **options)  # type: ignore[arg-type]  # a fake
     where = Layer(0, "sha256:" + "0" * 64, len(layer.blob), map="sha256:" + "1" * 64)
-    source = MappedSource("app:1", where, blob, Transport(), ChunkMap(made.chunk_map))  # type: ignore[arg-type]
+    source = MappedSource("app:1", where, blob, Transport(), ChunkMap(made.chunk_map))  # type: ignore[arg-type]  # a fake
     return Mapped(made.table, source, blob)
 
 
@@ -84,7 +84,7 @@ def contents(table: LayerTable, device: bytes) -> dict[bytes, bytes]:
 
 
 def one_file(data: bytes, **options: int) -> LazyLayer:
-    return stargz_layer(archive(file("one", data)), **options)  # type: ignore[arg-type]
+    return stargz_layer(archive(file("one", data)), **options)  # type: ignore[arg-type]  # a fake
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)

@@ -75,7 +75,7 @@ class Recorder:
             self.look()
             if name != "rename":
                 next(self.landing, None)  # more comes in at this very moment
-            real(*arguments)  # type: ignore[operator]
+            real(*arguments)  # type: ignore[operator]  # a fake
             if name == "rename":
                 old, new = (os.path.basename(str(path)) for path in arguments)
                 self._known[new] = self._known.pop(old)

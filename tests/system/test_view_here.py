@@ -54,10 +54,10 @@ def test_stat_of_a_mount(scene: Scene, image: str, images: Images, fake: FakeReg
     found = stat(scene)
     assert (found["target"], found["source"], found["driver"]) == (str(scene.mnt), image, "fuse")
     assert found["pid"] in scene.processes()
-    assert found["cache"]["size_bytes"] == images.plain.stat().st_size  # type: ignore[index]
-    assert found["cache"]["directory"].startswith(str(scene.cache))  # type: ignore[index]
-    assert found["reads"]["latency"]["count"] > 0  # type: ignore[index]
-    assert found["fetches"]["requests"] == len(fake.requests("/blobs/"))  # type: ignore[index]
+    assert found["cache"]["size_bytes"] == images.plain.stat().st_size  # type: ignore[index]  # JSON
+    assert found["cache"]["directory"].startswith(str(scene.cache))  # type: ignore[index]  # JSON
+    assert found["reads"]["latency"]["count"] > 0  # type: ignore[index]  # JSON
+    assert found["fetches"]["requests"] == len(fake.requests("/blobs/"))  # type: ignore[index]  # JSON
     done = scene.run("stat", scene.mnt)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(f"{scene.mnt}: {image}\n")
@@ -74,12 +74,12 @@ def test_stat_of_a_hung_registry_answers_at_once(
     hang.set()
     reader = subprocess.Popen(["find", scene.mnt, "-type", "f", "-exec", "cat", "{}", "+"], stdout=subprocess.DEVNULL)
     try:
-        until(lambda: stat(scene)["reads"]["waiting"], "a read that waits")  # type: ignore[index]
+        until(lambda: stat(scene)["reads"]["waiting"], "a read that waits")  # type: ignore[index]  # JSON
         before = len(fake.requests("/blobs/"))
         began = time.monotonic()
         found = stat(scene)
         assert time.monotonic() - began < 10  # a read would take 30 s
-        assert found["fetches"]["in_flight"]  # type: ignore[index]
+        assert found["fetches"]["in_flight"]  # type: ignore[index]  # JSON
         assert len(fake.requests("/blobs/")) == before
         (row,) = [row for row in json.loads(scene.run("list", "--json").out) if row["target"] == str(scene.mnt)]
         assert (row["health"], row["source"]) == ("ok", image)
