@@ -85,7 +85,7 @@ class ChunkMap:
         end = self._at + count * struct.calcsize(f"={code}")
         if end > len(self._view):
             raise ValueError("it is cut short")
-        found = self._view[self._at : end].cast(code)  # type: ignore[call-overload]
+        found = self._view[self._at : end].cast(code)  # type: ignore[call-overload]  # any code
         self._at = end
         return cast("memoryview[int]", found)
 

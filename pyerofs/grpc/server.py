@@ -152,7 +152,7 @@ def serve(
             events.on_signal(number, events.stop)
         for listener in listeners:
             listener.setblocking(False)
-            events.watch(listener.fileno(), lambda listener=listener: accept(listener))  # type: ignore[misc]
+            events.watch(listener.fileno(), lambda listener=listener: accept(listener))  # type: ignore[misc]  # binds the loop's value
         for tick, seconds in (ticks or {}).items():
             events.every(seconds, tick)
         ready()

@@ -31,7 +31,7 @@ class PyerofsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
     root_marker: ClassVar[str] = ""
     cachable: ClassVar[bool] = True
 
-    def __init__(self, options: str | list[str] = (), **kwargs: Any) -> None:  # type: ignore[assignment]
+    def __init__(self, options: str | list[str] = (), **kwargs: Any) -> None:  # type: ignore[assignment]  # fsspec has no types
         super().__init__(options=options, **kwargs)
         self._options = options
         self._lock = threading.Lock()

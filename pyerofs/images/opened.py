@@ -78,7 +78,7 @@ class OpenedImage:
             return image.parts(location, self._options)
 
     def _export(self, source: LocalSource | object) -> Export:
-        export = Export(source, self._options, self._context)  # type: ignore[arg-type]
+        export = Export(source, self._options, self._context)  # type: ignore[arg-type]  # any source
         self._held.callback(export.close)
         return export
 
