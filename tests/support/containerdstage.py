@@ -1,4 +1,7 @@
-"""Debian's containerd with pyerofs as its snapshotter, for one test: every directory and socket of its own."""
+"""containerd with pyerofs as its snapshotter, for one test: every directory and socket of its own.
+
+It is the one of PATH: Debian 12's 1.6 as a rule. `PATH=DIR:$PATH pytest tests/system/test_containerd.py` tries another.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tests.support.ordinary import Member, directory, file
 from tests.support.scene import DEADLINE, MARK, until
 from tests.support.tarballs import archive
 
-CONFIG = """
+CONFIG_V2 = """
 root = "{root}/root"
 state = "{root}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
@@ -41,6 +44,32 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     conf_dir = "{root}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{root}/certs.d"
+"""
+
+CONFIG_V3 = """
+root = "{root}/root"
+state = "{root}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+{ours}
+[grpc]
+  address = "{root}/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{root}/opt"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{root}/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{root}/cni"]
+    conf_dir = "{root}/cni"
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+[plugins."io.containerd.transfer.v1.local"]
+  config_path = "{root}/certs.d"
 """
 
 
@@ -72,7 +101,6 @@ class ContainerdStage:
     def __init__(
         self, directory: Path, registry: str, pause: str, options: Sequence[str] = (), *, snapshotter: str = "pyerofs"
     ) -> None:
-        need("containerd", "containerd")
         need("runc", "runc")
         self.root = directory / "c"
         self.root.mkdir()
@@ -88,8 +116,14 @@ class ContainerdStage:
         (certificates / "hosts.toml").write_text(
             f'server = "http://{registry}"\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n'
         )
-        ours = render("1.6", str(self.root / "snapshotter"), str(self.root / "s.sock"))
-        config = CONFIG.format(root=self.root, pause=pause, ours=ours)
+        said = subprocess.run(
+            [need("containerd", "containerd"), "--version"], capture_output=True, text=True, check=True
+        )
+        self.version = said.stdout.split()[2].removeprefix("v")
+        ours = render(self.version, str(self.root / "snapshotter"), str(self.root / "s.sock"))
+        config = (CONFIG_V2 if self.version.startswith("1.") else CONFIG_V3).format(
+            root=self.root, pause=pause, ours=ours
+        )
         config = config.replace('snapshotter = "pyerofs"', f'snapshotter = "{snapshotter}"')
         (self.root / "config.toml").write_text(config)
 

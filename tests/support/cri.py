@@ -63,7 +63,7 @@ class Cri:
         try:
             self.pull(image)
         except RpcError as error:
-            assert "unavailable" in str(error)
+            assert "unavailable" in str(error) or "connect" in str(error)
             return False
         return True
 

@@ -47,7 +47,7 @@ def run_when_back(cri: Cri, pod: str, image: str) -> str:
         try:
             found.append(cri.run(pod, "again", image, *SLEEP))
         except RpcError as error:
-            assert "unavailable" in str(error)
+            assert "unavailable" in str(error) or "connect" in str(error)
         return bool(found)
 
     until(start, "that containerd has found the snapshotter")
