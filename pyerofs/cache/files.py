@@ -22,7 +22,9 @@ def open_file(path: str, flags: int) -> int:
 def read_file(path: str, most: int) -> bytes:
     """Return what is in the file, but no more than `most` bytes. Raises OSError."""
     with open(open_file(path, os.O_RDONLY), "rb") as file:
-        return file.read(most)
+        return file.read(
+            min(most, os.fstat(file.fileno()).st_size)
+        )  # it takes that much memory first, and gives it back
 
 
 def sync_directory(path: str) -> None:

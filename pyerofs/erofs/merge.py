@@ -8,7 +8,7 @@ bytes. Pure values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from ..errors import ImageError
@@ -26,12 +26,14 @@ _PRIMARY = 0
 class LayerContent(NamedTuple):
     """A layer by the digest of its blob, with the table of its entries.
 
-    `apart`: whether its contents lie on a device of their own; None: if they are large.
+    `apart`: whether its contents lie on a device of their own; None: if they are large. `hidden`: names that are left
+    out, as the archive has them.
     """
 
     digest: str
     table: LayerTable
     apart: bool | None = None
+    hidden: Container[bytes] = ()
 
 
 class MergedImage(NamedTuple):
@@ -62,13 +64,14 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
     primary: list[int] = []
     devices: list[int] = []
     shift = 0
-    for number, (digest, table, apart) in enumerate(layers):
+    for number, (digest, table, apart, hidden) in enumerate(layers):
         of = first.setdefault(digest, number)
         small = small_max is None or table.device_size <= small_max if apart is None else not apart
         layer = tree.begin()
         try:
             for entry, content in table.entries(contents, _PRIMARY if small else of + 1, shift if small else 0):
-                layer.add(entry, content)
+                if entry.name not in hidden:
+                    layer.add(entry, content)
         except ImageError as error:
             raise ImageError(f"layer {digest[:19]}: {error}") from None
         layer.merge()

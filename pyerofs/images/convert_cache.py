@@ -29,6 +29,7 @@ from ..source.image_reader import RegistryReader, open_reader
 from ..source.merged import lay_primary
 from ..source.original_blobs import LocalBlobs
 from ..tar.allowance import Allowance
+from ..tar.toc.keys import STARGZ_DIGEST
 from .cached_layers import CachedLayers, store_device
 from .convert import left_out_line, read_blob
 from .layer import MEDIA_TYPE
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ..erofs.layer import Layer
     from ..source.converted_cache import ConversionRequest, ConvertedImage
     from ..source.image_reader import ImageReader
+    from ..source.kept_layers import KeptLayer
     from .cached_layers import HeldLayer
     from .copy import Meter
 
@@ -94,7 +96,7 @@ def _convert(
         primary = kept_layers.device_of(task.digest, device.size, about[chunk_index.DIGEST], len(device.index))
         stack.callback(store_device(directory, primary, device, options, task.name).close)
         devices = [layer for number in merged.devices if (layer := held[number].kept.device)]
-        _write_image(task, path, devices, primary, [layer.kept.digest for layer in held])
+        _write_image(task, path, devices, primary, [layer.kept for layer in held])
         found = find_converted(directory, task.digest, task.name)
     if found is None:
         raise UnavailableError(f"{task.name} was converted, but parts of it in {directory} are gone again")
@@ -136,12 +138,14 @@ def _get_layers(
         _, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
         layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
         whole = layers.get_all([manifest.layers[number] for number in rest], [diff_ids[number] for number in rest])
-        held |= zip(rest, whole, strict=True)
+        for number, layer in zip(rest, whole, strict=True):
+            is_stargz = STARGZ_DIGEST in manifest.layers[number].annotations
+            held[number] = layer._replace(kept=layer.kept._replace(is_stargz=is_stargz))
     return [held[number] for number in range(len(manifest.layers))]
 
 
 def _write_image(
-    task: ConversionRequest, path: str, devices: Sequence[Layer], primary: Layer, layers: Sequence[str]
+    task: ConversionRequest, path: str, devices: Sequence[Layer], primary: Layer, layers: Sequence[KeptLayer]
 ) -> None:
     """Write what the image became, as a manifest, after all that it names: from now on it is found."""
     descriptors = [_describe(layer, "device") for layer in devices] + [_describe(primary, "overlay-lower")]
@@ -150,7 +154,8 @@ def _write_image(
         "version": VERSION,
         "name": task.name,
         "of": task.digest,
-        "layers": list(layers),
+        "layers": [layer.digest for layer in layers],
+        "stargz": [number for number, layer in enumerate(layers) if layer.is_stargz],
         "digest": document.digest,
     }
     atomic_write(os.path.join(path, IMAGE), json.dumps(head).encode() + b"\n" + document.body, durable=True)

@@ -91,7 +91,7 @@ class ConversionInfo(NamedTuple):
     """What is known of a converted image.
 
     `name` for messages; `digest`: of the ordinary image's manifest; `keys`: its devices' in the cache; `layers`: the
-    digests of the ordinary image's layers.
+    digests of the ordinary image's layers; `stargz`: the numbers of those that KeptLayer has as is_stargz.
     """
 
     path: str
@@ -99,6 +99,7 @@ class ConversionInfo(NamedTuple):
     digest: str
     keys: tuple[str, ...]
     layers: tuple[str, ...]
+    stargz: tuple[int, ...] = ()
 
 
 class ConversionRequest(NamedTuple):
@@ -159,9 +160,9 @@ def blobs_of(
 
     directory = chosen_directory(options)
 
-    def layers_of(digest: str) -> tuple[str, ...] | None:
+    def layers_of(digest: str) -> list[tuple[str, bool]] | None:
         found = _read(path_of(directory, digest))
-        return found[0].layers if found else None
+        return [(name, number in found[0].stargz) for number, name in enumerate(found[0].layers)] if found else None
 
     remade = RemadeBlobs(location, name, options, layers_of)
     if not any(layer.map for layer in layers):
@@ -212,7 +213,8 @@ def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
             return None
         layers = [describe_converted(manifest, number) for number in range(len(manifest.layers))]
         keys = tuple(layer.verified_key for layer in layers)
-        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, tuple(head["layers"])), manifest
+        names, stargz = tuple(head["layers"]), tuple(head.get("stargz", ()))
+        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, names, stargz), manifest
     except (OSError, ValueError, KeyError, TypeError, ImageError):
         return None
 

@@ -50,13 +50,15 @@ class KeptLayer(NamedTuple):
     """A layer that was read.
 
     `digest` of the blob, or toc_name(); `table` of its entries. `device`: its contents as a layer of a mount; None for
-    a small one, which has `contents`.
+    a small one, which has `contents`. `is_stargz`: the manifest says that its archive has files of eStargz's own, which
+    are not the image's; it is not kept with the layer, which other images may have without that.
     """
 
     digest: str
     table: LayerTable
     device: Layer | None
     contents: bytes = b""
+    is_stargz: bool = False
 
 
 def path_of(directory: str, digest: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..erofs.merge import LayerContent, MergedImage, merge_layers
+from ..tar.toc.keys import STARGZ_NAMES
 
 if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
@@ -17,7 +18,14 @@ def lay_primary(layers: Sequence[KeptLayer], device: DeviceFile) -> MergedImage:
 
     Raises ImageError for what the layers cannot make together, and OSError.
     """
-    merged = merge_layers([LayerContent(layer.digest, layer.table, layer.device is not None) for layer in layers])
+    merged = merge_layers(
+        [
+            LayerContent(
+                layer.digest, layer.table, layer.device is not None, STARGZ_NAMES if layer.is_stargz else frozenset()
+            )
+            for layer in layers
+        ]
+    )
     device.land(0, bytes(merged.metadata.data))
     at = len(merged.metadata.data)
     for number in merged.primary:

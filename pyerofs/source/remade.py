@@ -34,8 +34,8 @@ _PIECE = 1 << 20  # bytes
 class RemadeBlobs:
     """The devices of one converted image, by the digests of its layers and of its manifest. Any thread.
 
-    `layers`: the digests of an image's layers by its manifest's digest, None where they are not known. A device that
-    was made is kept until close().
+    `layers_of`: names of an image's layers by its manifest's digest, and whether KeptLayer has them as is_stargz; None
+    where they are not known. A device that was made is kept until close().
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RemadeBlobs:
         location: Location | None,
         name: str,
         options: ReadOptions,
-        layers_of: Callable[[str], Sequence[str] | None],
+        layers_of: Callable[[str], Sequence[tuple[str, bool]] | None],
     ) -> None:
         self.giver = ""
         self.received = ByteCounter()
@@ -123,11 +123,11 @@ class RemadeBlobs:
         names = self._layers_of(digest)
         if names is None:
             raise ImageError("what was kept of the image is gone: mount it once more, anywhere")
-        for layer in names:
+        for layer, is_stargz in names:
             kept = kept_layers.load(directory, layer)
             if kept is None:
                 raise ImageError(f"what was kept of its layer {layer} is gone: mount the image once more, anywhere")
-            layers.append(kept)
+            layers.append(kept._replace(is_stargz=is_stargz))
         lay_primary(layers, device)
 
     def close(self) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 from ..reader import TarEntry, show
 from . import fields
 from .json_stream import stream_items
+from .keys import LANDMARK
 from .model import ZEROS, Toc, TocEntry, TocError, TocPiece, Units
 
 TOC_MAX = 150 << 20  # bytes, plain and compressed; what the formats' own tools take
 ENTRIES_MAX = 10_000_000
 VERSION = 1
 _DISORDER = "its offsets do not rise, or lie outside the layer"
-LANDMARK = b".prefetch.landmark"
-STARGZ_NAMES = frozenset((LANDMARK, b".no.prefetch.landmark", b"stargz.index.json"))  # the format's own files
 
 
 def read_entries(read: Callable[[int], bytes], toc: Toc, end: int, hidden: Container[bytes] = ()) -> Iterator[TocEntry]:

@@ -14,7 +14,7 @@ from ...errors import ImageError
 from ..decompress import LayerStream
 from ..reader import FILE, Tar
 from . import entries, fields
-from .keys import STARGZ_DIGEST
+from .keys import STARGZ_DIGEST, STARGZ_NAMES
 from .model import Toc, TocError, Units
 
 _NAME = b"stargz.index.json"
@@ -56,7 +56,7 @@ def read_estargz(annotations: Mapping[str, str], size: int, read: Callable[[int,
     if hasher.digest() != wanted:
         raise TocError("it has another digest than the manifest says")
     toc = Toc("eStargz", Units("gzip", "plain"))
-    toc.entries = entries.read_entries(_document(stored), toc, offset, entries.STARGZ_NAMES)
+    toc.entries = entries.read_entries(_document(stored), toc, offset, STARGZ_NAMES)
     return toc
 
 

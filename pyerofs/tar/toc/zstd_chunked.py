@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from ...errors import ImageError
 from ..decompress import LayerStream
 from . import entries, fields
-from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, POSITION, STARGZ_DIGEST
+from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, POSITION, STARGZ_DIGEST, STARGZ_NAMES
 from .model import Toc, TocError, Units
 
 _PLACE = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18})", re.ASCII)
@@ -55,7 +55,7 @@ def read_chunked(annotations: Mapping[str, str], size: int, read: Callable[[int,
     if stored_digest is None and plain_digest is None:
         raise TocError("the manifest has no digest of it")
     toc = Toc("zstd:chunked", Units("zstd", "plain"))
-    hidden = frozenset() if plain_digest is None else entries.STARGZ_NAMES
+    hidden = frozenset() if plain_digest is None else STARGZ_NAMES
     toc.entries = entries.read_entries(_document(stored, plain), toc, offset - _FRAME, hidden)
     return toc
 
