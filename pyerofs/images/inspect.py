@@ -117,7 +117,7 @@ def _verified_by(native: bool, indexed: bool, convertible: bool, way: LayerWay) 
         return "chunk index" if indexed else ""
     if not convertible:
         return ""
-    return "table of contents" if way.lazy else "digest and diff ID"
+    return "table of contents" if way.format else "digest and diff ID"
 
 
 def _held(directory: str, manifest: Manifest, index: int, giver: str) -> Contents | None:
@@ -157,7 +157,11 @@ def _mount(
             if oci.convert == "auto" and not problem:
                 error = None
                 lazy = [layer["index"] for layer in layers if layer["lazy"]]
-                rest = tuple(layer for i, layer in enumerate(manifest.layers) if i not in lazy)
+                rest = tuple(
+                    layer
+                    for layer, found in zip(manifest.layers, layers, strict=True)
+                    if found["verified_by"] != "table of contents"
+                )
                 convert = summary(replace(manifest, layers=rest)) if rest else ""
             else:
                 error = f"{error}; {problem or way_out(manifest)}"
@@ -187,15 +191,16 @@ def render(found: dict[str, Any]) -> str:
             f"{_marks(layer, layer['role'] or ('' if layer['native'] else layer['format']))}"
         )
         if not layer["native"] and layer["verified_by"]:
-            how = "lazily, each part" if layer["lazy"] else f"whole, since {layer['why']}, and"
-            lines.append(f"    read {how} verified by its {layer['verified_by']}")
+            how = "lazily" if layer["lazy"] else f"at once, since {layer['why']}"
+            lines.append(f"    read {how}, and verified by its {layer['verified_by']}")
         lines += [f"    {key}: {value}" for key, value in layer["annotations"].items()]
     mount = found["mount"]
     if mount["error"]:
         lines.append(f"mount: no: {mount['error']}")
-    elif mount["lazy"]:
-        rest = f", once the others have been converted ({mount['convert']})" if mount["convert"] else ""
-        lines.append(f"mount: all layers as one filesystem, {_some(mount['lazy'])} lazily{rest}")
+    elif mount["lazy"] or (not mount["layers"] and not mount["convert"]):
+        rest = f", once others have been converted ({mount['convert']})" if mount["convert"] else ""
+        lazy = f", {_some(mount['lazy'])} lazily" if mount["lazy"] else ""
+        lines.append(f"mount: all layers as one filesystem{lazy}{rest}")
     elif mount["convert"]:
         lines.append(f"mount: all layers as one filesystem, once they have been converted ({mount['convert']})")
     else:

@@ -152,7 +152,7 @@ def test_inspect_of_what_would_be_converted(scene: Scene, published: Published) 
     assert (mount["layers"], mount["error"], mount["convert"]) == ([], None, "1 layer of tar, 10.0 KiB")
     said = scene.run("inspect", published.tar).out.splitlines()
     assert said[-3].endswith("  an ordinary tar layer")
-    assert said[-2] == "    read whole, since it has no table of contents, and verified by its digest and diff ID"
+    assert said[-2] == "    read at once, since it has no table of contents, and verified by its digest and diff ID"
     assert said[-1] == "mount: all layers as one filesystem, once they have been converted (1 layer of tar, 10.0 KiB)"
 
 
@@ -167,7 +167,7 @@ def test_inspect_of_layers_with_tables_of_contents(scene: Scene, tmp_path: Path)
     found = json.loads(scene.run("inspect", "--json", name).out)
     assert [(layer["format"], layer["lazy"], layer["verified_by"]) for layer in found["layers"]] == [
         ("an eStargz layer", True, "table of contents"),
-        ("an eStargz layer", False, "digest and diff ID"),
+        ("an eStargz layer", False, "table of contents"),
         ("a zstd:chunked layer", True, "table of contents"),
         ("an ordinary tar layer", False, "digest and diff ID"),
         ("an ordinary tar layer", False, "digest and diff ID"),
@@ -181,11 +181,14 @@ def test_inspect_of_layers_with_tables_of_contents(scene: Scene, tmp_path: Path)
     ]
     assert found["mount"]["lazy"] == [0, 2] and found["mount"]["error"] is None
     said = scene.run("inspect", name).out.splitlines()
-    assert "    read lazily, each part verified by its table of contents" in said
-    assert "    read whole, since it is small, and verified by its digest and diff ID" in said
+    assert "    read lazily, and verified by its table of contents" in said
+    assert "    read at once, since it is small, and verified by its table of contents" in said
     assert said[-1].startswith(
-        "mount: all layers as one filesystem, layers 0, 2 lazily, once the others have been converted (1 eStargz layer"
+        "mount: all layers as one filesystem, layers 0, 2 lazily, once others have been converted"
     )
+    assert "(1 layer of tar+zstd, 1 layer of tar, " in said[-1]
+    small = lazy_image(layout, layers[1:2], "small")
+    assert scene.run("inspect", small).out.splitlines()[-1] == "mount: all layers as one filesystem"
 
 
 def test_inspect_says_the_conversation(scene: Scene, published: Published) -> None:
