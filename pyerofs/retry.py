@@ -29,9 +29,15 @@ def boottime() -> float:
 
 
 def delay(attempt: int, asked: float | None = None, most: float = MAX, first: float = FIRST) -> float:
-    """Seconds to wait after the attempt-th failure (from 0), up to `most`; `asked`: what a Retry-After says."""
+    """Seconds to wait after the attempt-th failure (from 0), up to `most`; `asked`: what a Retry-After says.
+
+    A server says the same to all who come at once, so some of them wait longer: else they would come again at once.
+    """
     seconds = min(first * 2 ** min(attempt, 16), most) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-    return float(seconds) if asked is None else max(seconds, min(asked, ASKED_MAX))
+    if asked is None:
+        return float(seconds)
+    wait = min(asked, ASKED_MAX)
+    return float(max(seconds, wait + min(wait, most) * random.uniform(0.0, 0.5)))  # noqa: S311 - jitter
 
 
 def pause(seconds: float, cancel: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from .events import Events
 
 CLIENT_TIMEOUT = 10.0  # seconds for a client to send its request
-CLIENTS = 256  # at the same time; others wait
+CLIENTS = 256  # at the same time; others are turned away
 
 
 class WebHandler(BaseHTTPRequestHandler):
@@ -49,7 +49,9 @@ class _WebServer(ThreadingHTTPServer):
         self._places = threading.BoundedSemaphore(clients)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._places.acquire()
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
         try:
             super().process_request(request, client_address)
         except BaseException:

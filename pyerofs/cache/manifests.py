@@ -27,7 +27,7 @@ from .files import open_file
 from .paths import make_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..registry.client import ManifestResponse
 
@@ -57,17 +57,17 @@ class ManifestCache:
 
     def find(self, image: str, what: str) -> CachedManifest | None:
         """Return what the tag or digest `what` of an image was; None where that is not known."""
-        try:
-            with open(open_file(self._path(image, what), os.O_RDONLY), "rb") as f:
-                head = json.loads(f.readline(_HEAD_MAX))
-                body = f.read(MAX_SIZE + 1)
-                seen = os.fstat(f.fileno()).st_mtime
-            if (head["image"], head["reference"]) != (image, what) or (is_digest(what) and head["digest"] != what):
-                return None
-            verify_digest(body, head["digest"])
-            return CachedManifest(body, str(head["media_type"]), head["digest"], seen)
-        except (OSError, ValueError, KeyError, TypeError, ImageError):
+        found = _read(self._path(image, what))
+        if found is None or found[:2] != (image, what) or (is_digest(what) and found[2].digest != what):
             return None
+        return found[2]
+
+    def all(self) -> Iterator[CachedManifest]:
+        """Yield everything that is kept, whatever it was asked for by."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if found := _read(os.path.join(self._directory, name)):
+                    yield found[2]
 
     def keep(self, image: str, what: str, document: CachedManifest) -> None:
         """Remembers what the registry has answered. Where it cannot be remembered, that is worth a line."""
@@ -122,6 +122,19 @@ class ManifestCache:
         except OSError as e:
             raise UnavailableError(f"{self._directory}: {e.strerror}") from None
         return count
+
+
+def _read(path: str) -> tuple[str, str, CachedManifest] | None:
+    """Return the image and the reference that it was asked for by, and the manifest; None for what is none."""
+    try:
+        with open(open_file(path, os.O_RDONLY), "rb") as f:
+            head = json.loads(f.readline(_HEAD_MAX))
+            body = f.read(MAX_SIZE + 1)
+            seen = os.fstat(f.fileno()).st_mtime
+        verify_digest(body, head["digest"])
+        return head["image"], head["reference"], CachedManifest(body, str(head["media_type"]), head["digest"], seen)
+    except (OSError, ValueError, KeyError, TypeError, ImageError):
+        return None
 
 
 def _is_unreachable(error: RegistryError) -> bool:

@@ -22,13 +22,18 @@ def register(commands: Commands) -> None:
         "serve a layer as an NBD export, in the foreground",
         "  pyerofs serve --unix /run/app.sock -o oci=0 quay.io/org/app:1.0\n"
         "  nbdcopy nbd+unix:///?socket=/run/app.sock app.erofs\n"
-        "  pyerofs serve --tcp 127.0.0.1:10809 app.erofs",
+        "  pyerofs serve --tcp 127.0.0.1:10809 app.erofs\n"
+        "  pyerofs serve --registry 10.0.0.7:5009     this cache, as a mirror for other machines",
         _serve,
     )
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket (mode 0600)")
     where.add_argument("--tcp", metavar="HOST:PORT", help="listen on a TCP port (no encryption, no authentication)")
-    p.add_argument("source", metavar="SOURCE")
+    where.add_argument(
+        "--registry", metavar="[HOST:]PORT",
+        help="serve what is in the cache and verified to other pyerofs, by HTTP (no encryption, no authentication)",
+    )  # fmt: skip
+    p.add_argument("source", metavar="SOURCE", nargs="?", help="none with --registry")
 
     p = commands.add(
         "inspect",
@@ -78,6 +83,11 @@ def _serve(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..export.serve import listen, serve
     from .notify import notify
 
+    if (arguments.registry is None) == (arguments.source is None):
+        raise UsageError("serve needs a SOURCE, or --registry (see `pyerofs serve --help`)")
+    if arguments.registry is not None:
+        _serve_cache(arguments, write, report)
+        return
     listener, url = listen(arguments.unix, arguments.tcp)
     try:
         export = open_export(arguments.source, arguments.options, _context(arguments, report))
@@ -91,6 +101,28 @@ def _serve(arguments: argparse.Namespace, write: Say, report: Say) -> None:
         listener.close()
         if arguments.unix:
             os.unlink(arguments.unix)
+
+
+def _serve_cache(arguments: argparse.Namespace, write: Say, report: Say) -> None:
+    from ..cache.paths import chosen_directory
+    from ..config.file import oci_options
+    from ..export.serve import listen
+    from ..fleet.mirror_server import serve_mirror
+    from ..fleet.neighbours import CachedBlobs
+    from .notify import notify
+
+    blobs = CachedBlobs(chosen_directory(oci_options(arguments.options)))
+    where = arguments.registry if ":" in arguments.registry else f"127.0.0.1:{arguments.registry}"
+    listener, url = listen(None, where, name="--registry")
+
+    def ready() -> None:
+        write(f"ready: {url.replace('nbd:', 'http:', 1)}")
+        notify("READY=1")
+
+    try:
+        serve_mirror(listener, blobs, report, ready)
+    finally:
+        listener.close()
 
 
 def _inspect(arguments: argparse.Namespace, write: Say, report: Say) -> None:

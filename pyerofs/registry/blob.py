@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import CorruptError
+from ..errors import CorruptError, RegistryError
 from ..retry import boottime
 from .mirror import Mirror, ask_each
 from .mirror_blob import MirrorBlob
@@ -65,28 +65,35 @@ class Blob:
         if not 0 <= offset < offset + length <= self.size:
             raise ValueError("the range does not lie within the blob")
         answer: RangeResponse | None = None
+        given = 0
 
         def attempt(mirror: Mirror) -> int:
-            nonlocal answer
-            given = 0
+            nonlocal answer, given
             try:
-                # A mirror that answers with less than the range is asked for the rest (RFC 9110, 15.3.7).
+                # A mirror that answers with less than the range is asked for the rest (RFC 9110, 15.3.7); if it does
+                # not have that, the next one is.
                 while True:
                     answer = self._answer(offset + given, length - given, sink, whole, cancel)
-                    answer.begun = given > 0
                     given += self._copies[mirror].attempt(answer)
                     if given >= length or not answer.is_short:
                         return given
-            except CorruptError as error:
-                if self._log:
+            except RegistryError as error:
+                if answer is not None and answer.begun:
+                    given = 0  # whoever may start anew starts at the beginning
+                if self._log and isinstance(error, CorruptError):
                     self._log(str(error))
                 raise
+
+        def cannot_go_on() -> bool:
+            if answer is None or not answer.begun:
+                return False  # nothing of this answer was used
+            return begun() if begun else True
 
         return ask_each(
             tuple(self._copies),
             attempt,
             avoid=lambda mirror: self._copies[mirror].avoided(),
-            begun=begun or (lambda: answer is not None and answer.begun),
+            begun=cannot_go_on,
         )
 
     def _answer(

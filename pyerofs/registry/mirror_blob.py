@@ -73,7 +73,7 @@ class MirrorBlob:
             answer.note = "it does not say what it sends"
             return self._attempt(answer)
         except RegistryError as error:
-            if not error.temporary and not isinstance(error, TransportError):
+            if not error.temporary and not answer.elsewhere and not isinstance(error, TransportError):
                 self._avoid_until = self._clock() + _AVOID
             if isinstance(error, CorruptError):  # by the sink, which does not know whose bytes it gets
                 raise CorruptError(f"{self._mirror.name}: {error}", error.end) from None

@@ -22,6 +22,9 @@ Cancel = Callable[[], bool]
 SHORT_MIN = 4096  # bytes that a part of the range must bring, so that many small ones do not pass for progress
 HELD_MAX = 8 << 20  # bytes that are held in memory until they are known to be the whole blob; more are in a file
 _PIECE = 1 << 20  # bytes
+# A header of our own: the reader compares all that comes with an index, so a neighbour may give it pieces of a blob
+# that nothing else vouches for (fleet/neighbours.py). Others ignore it.
+VERIFIES = ("Pyerofs-Verifies", "chunks")
 FAR = 4 << 20  # bytes behind the range that are not worth being read where the next request may get its range
 
 
@@ -53,7 +56,8 @@ class RangeResponse:
 
     For the caller to set before a request: `entity_tag`, `fresh`, `note`; `plain`: ask for the whole blob, without a
     range; `thrifty`: leave a whole blob that comes unasked once the range is there. Results: `changed`: the entity tag
-    was another one; `left`: a whole blob was left; `begun`: the caller has been given something.
+    was another one; `left`: a whole blob was left; `elsewhere`: something of the blob is there, but not this range;
+    `begun`: the caller has been given something.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class RangeResponse:
         self._error: RegistryError | None = None
         self.entity_tag = EntityTag()
         self.changed = self.begun = self.fresh = self.plain = self.thrifty = False
-        self.ambiguous = self.left = self._unasked = False
+        self.ambiguous = self.left = self.elsewhere = self._unasked = False
         self._checked, self._directory = checked, directory
         self._held: IO[bytes] | None = None
         self.note = ""
@@ -91,7 +95,7 @@ class RangeResponse:
         wanted = ("Range", f"bytes={self._offset}-{self._offset + self._length - 1}")
         return Request(
             url,
-            () if self.plain else (wanted,),
+            (*(() if self.plain else (wanted,)), *((VERIFIES,) if self._checked else ())),
             sink=self.piece,
             usable=self.usable,
             cancel=self._cancel,
@@ -227,6 +231,8 @@ class RangeResponse:
             raise RegistryError(f"{where}: {self}: {got} bytes came instead of {wanted}", temporary=True)
         if response.status == 416:
             raise RegistryError(f"{where}: {self} is not {self._size} bytes long: 416, range not satisfiable")
+        # So answers a neighbour that has something of the blob, but not this range.
+        self.elsewhere = response.status == 404 and response.headers.get("docker-content-digest") == self._digest
         raise failure(response, str(self), time.time())
 
     def _is_another(self, head: Response) -> bool:

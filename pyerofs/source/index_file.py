@@ -58,6 +58,7 @@ def load_index(
         blob, first = blobs.blob(place.digest, layer.alone_size, context.log), 0
     else:
         blob, first = blobs.blob(layer.digest, layer.size, context.log), place.offset
+    blob.checked = True  # by its digest
     return patiently(lambda left: _fetch(layer, blob, first, context.cancelled), context.cancelled, timeout)
 
 

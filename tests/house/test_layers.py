@@ -26,7 +26,7 @@ LEVELS = (
     {"export"},
     {"daemon", "images"},
     {"mounting"},
-    {"bundle", "csi", "docker", "podman", "snapshotter"},
+    {"bundle", "csi", "docker", "fleet", "podman", "snapshotter"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -11,6 +11,7 @@ from pyerofs.errors import AuthError, CorruptError, NotFoundError, RegistryError
 from pyerofs.registry.blob import Blob
 from pyerofs.registry.client import Registry
 from pyerofs.registry.mirror import HOLD_MAX, Health
+from pyerofs.retry import ASKED_MAX, delay
 from tests.support.blobreader import SIZE, Sink, fails, in_parallel, read
 from tests.support.fakeregistry import (
     LIMIT,
@@ -322,3 +323,33 @@ def test_a_transfer_that_breaks_before_anything_was_used(stage: Stage) -> None:
     stage.first.script(short(10_000))
     assert judged(stage.blob(), 0).used
     assert stage.counts == (1, 1, 0)
+
+
+def test_a_mirror_that_lacks_a_range_is_asked_for_the_next(stage: Stage) -> None:
+    """A neighbour's cache says so: 404 with the digest of a blob of which it has something."""
+    blob = stage.blob()
+    stage.first.default = status(404, ("Docker-Content-Digest", DIGEST))
+    stage.second.default = status(404)
+    read(blob)
+    read(blob)
+    assert stage.counts == (2, 1, 2)
+
+
+def test_those_who_were_told_the_same_do_not_come_at_once() -> None:
+    waits = {delay(0, 8.0) for _ in range(50)}
+    assert len(waits) > 25
+    assert min(waits) >= 8.0 and max(waits) <= 12.0
+    assert max(delay(0, 86400.0) for _ in range(50)) <= ASKED_MAX * 1.5
+
+
+def test_what_a_mirror_has_only_the_beginning_of_is_gone_on_with(stage: Stage) -> None:
+    blob = stage.blob()
+    beginning = f"bytes 1000-20999/{SIZE}"
+    stage.first.script(
+        lambda exchange: exchange.partial(exchange.blob[1000:21_000], stated=beginning),
+        status(404, ("Docker-Content-Digest", DIGEST)),
+    )
+    stage.second.default = status(404)
+    read(blob)
+    assert stage.counts == (2, 1, 1)
+    assert stage.server.seen[-1].headers["range"] == "bytes=21000-50999"
