@@ -22,8 +22,14 @@ enum {
 	PE_WINDOW = 32768, /* how far back deflate refers */
 };
 
-/* What a run is fetched for. The last two: no read has asked for it; PE_IDLE gives way to any read. */
-enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3 };
+/*
+ * What a run is fetched for. PE_FILL, PE_IDLE, PE_PREFETCH: no read has asked for it; PE_IDLE gives way to any read,
+ * PE_PREFETCH where reads want something else again and again.
+ */
+enum { PE_DEMAND = 0, PE_AHEAD = 1, PE_FILL = 2, PE_IDLE = 3, PE_PREFETCH = 4 };
+
+/* What came of pe_store_take_range. */
+enum { PE_TAKEN = 0, PE_NOTHING_LEFT = 1 };
 
 /* Why pe_conn_serve came back. */
 enum { PE_SOFT_DISCONNECT = 0, PE_HARD_DISCONNECT = 1, PE_DRAINED = 2, PE_PAUSED = 3 };
@@ -60,6 +66,12 @@ struct pe_run {
 	uint64_t length;
 	int32_t kind; /* PE_DEMAND and so on */
 	int32_t idle; /* threads still waiting in pe_store_take */
+};
+
+/* Granules that were read for the first time, so many ms after the store was opened. */
+struct pe_touch {
+	uint64_t first;
+	uint32_t count, ms;
 };
 
 struct pe_stats {
@@ -127,6 +139,18 @@ int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t 
  * on its way: for who has its bytes already, unasked. -EAGAIN where there is none, or nothing can be kept.
  */
 int pe_store_take_within(pe_store *store, uint64_t offset, uint64_t end, struct pe_run *run);
+/*
+ * As pe_store_take, but gives the first stretch of a range that is neither present nor on its way, at most most bytes
+ * of it: what reads are about to ask for. PE_NOTHING_LEFT: there is none. Where reads have wanted something else again and
+ * again it waits until they have not for so many ms. Blocks.
+ */
+int pe_store_take_range(pe_store *store, uint64_t offset, uint64_t length, uint64_t most, uint32_t ms,
+			struct pe_run *run);
+/*
+ * Copies at most count entries of what connections have read for the first time, in order, and returns how many there
+ * are: up to 32768, of the first 32 GiB.
+ */
+int64_t pe_store_copy_trace(pe_store *store, struct pe_touch *touch, uint64_t count);
 /*
  * The next bytes of a run, in order. PE_NOT_WANTED: others have brought the rest, or no read wants it any more. What
  * the data file does not take is handed to the reads that wait for it, and not marked present.

@@ -13,6 +13,10 @@ from errno import EAGAIN, ENOMEM, ESHUTDOWN
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._core import ffi, lib
+from .core_values import Latency as Latency
+from .core_values import Run as Run
+from .core_values import Stats as Stats
+from .core_values import Touch as Touch
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,41 +48,6 @@ FLAG_HAS_FLAGS = 1 << 0
 FLAG_READ_ONLY = 1 << 1
 FLAG_CAN_MULTI_CONN = 1 << 8
 EXPORT_FLAGS = FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_CAN_MULTI_CONN
-
-
-class Run(NamedTuple):
-    """A range to fetch with one request. `idle`: how many fetch threads are still without work."""
-
-    id: int
-    offset: int
-    length: int
-    kind: int
-    idle: int
-
-
-class Latency(NamedTuple):
-    """How many took how long: `buckets` by LATENCY_BOUNDS; `sum` and `max` in seconds."""
-
-    buckets: tuple[int, ...]
-    sum: float
-    max: float
-
-
-class Stats(NamedTuple):
-    """Counters since the store was opened (csrc/pyerofs.h); `present`, `parked` and `flights` are as of now."""
-
-    present: int
-    hits: int
-    misses: int
-    served: int
-    failed: int
-    runs: int
-    landed: int
-    parked: int
-    flights: int
-    uncached: int
-    healed: int
-    others: int
 
 
 def _check(result: int) -> int:
@@ -189,6 +158,19 @@ class Store(_Handle):
         run = ffi.new("struct pe_run *")
         result = lib.pe_store_take_within(self._pointer, offset, end, run)
         return None if result == -EAGAIN else _run(result, run)
+
+    def take_range(self, offset: int, length: int, most: int, pause: float) -> Run | None:
+        """Take up to `most` bytes of a range, or None. `pause`: seconds without reads of something else. Blocks."""
+        run = ffi.new("struct pe_run *")
+        result = lib.pe_store_take_range(self._pointer, offset, length, most, int(pause * 1000), run)
+        return None if result == lib.PE_NOTHING_LEFT else _run(result, run)
+
+    def trace(self) -> list[Touch]:
+        """Return what connections have read for the first time, in that order."""
+        count = lib.pe_store_copy_trace(self._pointer, ffi.NULL, 0)
+        touches: Any = ffi.new("struct pe_touch[]", count or 1)
+        lib.pe_store_copy_trace(self._pointer, touches, count)
+        return [Touch(t.first, t.count, t.ms) for t in touches[0:count]]
 
     def land(self, run: int, offset: int, piece: Buffer) -> bool:
         """Land the run's next bytes. Returns False where more is left of it, but it is no longer wanted."""

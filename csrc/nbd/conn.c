@@ -227,6 +227,7 @@ static int handle_read(struct pe_conn *c, struct reply_batch *batch, uint64_t co
 	w.zeros = length - w.length;
 	if (!w.length)
 		return reply_zeros(c, batch, &w);
+	trace_note(&c->store->trace, granule_of(offset), granule_end(offset + w.length));
 	if (is_set(&c->store->complete)) {
 		__atomic_fetch_add(&c->store->hits, 1, __ATOMIC_RELAXED);
 		result = reply_read(c, batch, &w);

@@ -1,4 +1,4 @@
-/* Filling: fetch what no read has asked for, and forget what has turned out to be wrong. */
+/* Filling and prefetching: fetch what no read has asked for, and forget what has turned out to be wrong. */
 #define _GNU_SOURCE
 #include "fill.h"
 
@@ -10,6 +10,8 @@
 
 /* Between two runs while nothing can be cached, ns. */
 static const uint64_t fill_probe = 10000000000;
+/* So often is looked whether another one's flight, or a free slot, has come to an end, ns. */
+static const uint64_t range_turn = 50000000;
 
 /* Is it quiet, or until when must it stay quiet? 0: it is. */
 static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
@@ -19,20 +21,19 @@ static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
 	return s->busy && s->busy + quiet > now ? s->busy + quiet : 0;
 }
 
-/* The run for the first stretch that no process has in flight. */
-static bool start(struct pe_store *s, int kind, uint64_t length, struct pe_run *run)
+/* The run for the first stretch of [first, last) that no process has in flight: TAKE_ELSEWHERE when there is none. */
+static enum take_result start(struct pe_store *s, int kind, uint64_t first, uint64_t last, uint64_t length,
+			      struct pe_run *run)
 {
-	uint64_t first = 0, end;
-	enum take_result result;
+	while ((first = take_next_unclaimed(s, NULL, first, last)) < last) {
+		uint64_t end = first + length / PE_GRANULE < last ? first + length / PE_GRANULE : last;
+		enum take_result result = take_start(s, first, &end, READAHEAD_STREAMS, kind, true, run);
 
-	while ((first = take_next_unclaimed(s, NULL, first, s->bitmap.granules)) < s->bitmap.granules) {
-		end = first + length / PE_GRANULE;
-		result = take_start(s, first, &end, READAHEAD_STREAMS, kind, true, run);
 		if (result != TAKE_ELSEWHERE)
-			return result == TAKE_STARTED;
+			return result;
 		first = end;
 	}
-	return false;
+	return TAKE_ELSEWHERE;
 }
 
 int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, struct pe_run *run)
@@ -54,7 +55,7 @@ int pe_store_take_fill(pe_store *s, int32_t kind, uint64_t length, uint32_t ms, 
 			if (s->probed + fill_probe > now && later < s->probed + fill_probe)
 				later = s->probed + fill_probe;
 		}
-		if (!later && start(s, kind, most, run)) {
+		if (!later && start(s, kind, 0, s->bitmap.granules, most, run) == TAKE_STARTED) {
 			s->probed = now;
 			result = 0;
 			break;
@@ -94,9 +95,39 @@ int pe_store_take_within(pe_store *s, uint64_t offset, uint64_t end, struct pe_r
 	return result;
 }
 
+int pe_store_take_range(pe_store *s, uint64_t offset, uint64_t length, uint64_t most, uint32_t ms, struct pe_run *run)
+{
+	int result = -ESHUTDOWN;
+
+	if (!store_in_range(s, offset, length) || most < PE_GRANULE)
+		return -EINVAL;
+	pthread_mutex_lock(&s->lock);
+	while (!s->stopping) {
+		uint64_t now = now_ns(), later = s->strayed + (uint64_t)ms * 1000000U;
+		enum take_result started = TAKE_NO_SLOT;
+
+		if (s->strays < STORE_STRAYS || later <= now) {
+			if (s->strays >= STORE_STRAYS)
+				s->strays = 0;
+			later = now + range_turn;
+			started = TAKE_ELSEWHERE;
+			if (!s->write_error) /* what cannot be kept is not worth fetching */
+				started = start(s, PE_PREFETCH, granule_of(offset), granule_end(offset + length), most,
+						run);
+		}
+		if (started != TAKE_NO_SLOT) {
+			result = started == TAKE_STARTED ? PE_TAKEN : PE_NOTHING_LEFT;
+			break;
+		}
+		cond_wait_until(&s->fill, &s->lock, later);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return result;
+}
+
 bool fill_gives_way(const struct pe_store *s, const struct flight *f)
 {
-	if (f->kind != PE_IDLE || !s->parked_count)
+	if (!s->parked_count || (f->kind != PE_IDLE && (f->kind != PE_PREFETCH || s->strays < STORE_STRAYS)))
 		return false;
 	for (const struct waiter *w = s->parked.next; w != &s->parked; w = w->next)
 		if (store_waits_for(s, w, f))

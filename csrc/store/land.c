@@ -276,7 +276,7 @@ int pe_store_finish(pe_store *s, uint64_t id, int error, uint64_t until)
 		readahead_measure(&s->readahead, f->end - f->began, f->latency, now_ns() - f->started);
 	s->flights--;
 	s->flights_ahead -= f->kind == PE_AHEAD;
-	if (f->kind < PE_FILL)
+	if (f->kind != PE_FILL && f->kind != PE_IDLE)
 		s->busy = now_ns();
 	f->id = 0;
 	claim_drop(s->map_fd, f->claimed, f->claimed_end);

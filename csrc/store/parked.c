@@ -103,6 +103,22 @@ static void link_waiter(struct pe_store *s, struct waiter *w, struct waiter *bef
 		pthread_cond_signal(&s->timer); /* until now there was none to watch, or a later one */
 }
 
+/* Does a read that has been parked wait for what is being prefetched? */
+static void note_stray(struct pe_store *s, const struct waiter *w)
+{
+	for (int i = 0; s->flights && i < STORE_FLIGHTS; i++) {
+		const struct flight *f = &s->flight[i];
+
+		if (f->id && f->kind == PE_PREFETCH && store_waits_for(s, w, f)) {
+			s->strays = 0;
+			return;
+		}
+	}
+	if (s->strays < STORE_STRAYS)
+		s->strays++;
+	s->strayed = now_ns();
+}
+
 int store_park(struct pe_store *s, struct waiter *w)
 {
 	int result = STORE_PARKED;
@@ -123,6 +139,7 @@ int store_park(struct pe_store *s, struct waiter *w)
 		w->limit = w->expires && s->timeout ? now_ns() + s->timeout : 0;
 		w->deadline = deadline_of(s, w);
 		link_waiter(s, w, s->parked.prev);
+		note_stray(s, w);
 		s->misses++;
 	}
 	wake_taker(s, result == STORE_PARKED);

@@ -50,6 +50,8 @@ int pe_store_open(int data_fd, int map_fd, int sums_fd, uint64_t map_offset, uin
 	cond_init(&s->fill);
 	s->parked.prev = s->parked.next = &s->parked;
 	readahead_init(&s->readahead);
+	trace_open(&s->trace, s->bitmap.granules);
+	s->busy = now_ns(); /* a store is opened for somebody who is about to read */
 	*store = s;
 	return 0;
 }
@@ -69,6 +71,7 @@ void pe_store_free(pe_store *s)
 	munmap((void *)(uintptr_t)s->data, s->size);
 	bitmap_close(&s->bitmap);
 	checked_close(&s->checked);
+	trace_close(&s->trace);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->timer);
 	pthread_cond_destroy(&s->fill);
@@ -107,6 +110,11 @@ int64_t pe_store_copy_map(pe_store *s, void *buffer, uint64_t length)
 
 	bitmap_copy(&s->bitmap, buffer, length < bytes ? length : bytes);
 	return (int64_t)bytes;
+}
+
+int64_t pe_store_copy_trace(pe_store *s, struct pe_touch *touch, uint64_t count)
+{
+	return trace_copy(&s->trace, touch, count < TRACE_MAX ? (uint32_t)count : TRACE_MAX);
 }
 
 int pe_store_health(pe_store *s, uint64_t *healed)

@@ -13,10 +13,12 @@
 #include "claim.h"
 #include "pyerofs.h"
 #include "readahead.h"
+#include "trace.h"
 
 enum {
 	STORE_FLIGHTS = 64,
 	STORE_WRITABLE = 1 << 20, /* bytes written in a row that end a time without a cache */
+	STORE_STRAYS = 8, /* reads in a row that want something else: what is prefetched is of no use now */
 	STORE_OUTAGE_MS = 1000, /* what a read may wait during an outage: time for one attempt */
 };
 
@@ -63,7 +65,7 @@ struct flight {
 };
 
 /*
- * Lock order: checked.lock (and under it that of writers.c, which is taken alone) is never held with another one;
+ * Lock order: checked.lock (and under it that of writers.c, which is taken alone) and trace.lock are never held with another one;
  * store.lock, then an inbox's. No I/O is done under any, but that the first is held over an fstat, and the second while
  * claims are taken.
  */
@@ -80,6 +82,7 @@ struct pe_store {
 	bool complete; /* atomic: every granule is present, so no read needs the lock */
 	uint64_t hits, served, landed, uncached; /* atomic */
 	struct pe_latency reads, parked_reads; /* atomic */
+	struct trace trace; /* of connections' reads */
 
 	pthread_mutex_t lock; /* covers all that follows */
 	pthread_cond_t work; /* a taker may find something */
@@ -101,6 +104,8 @@ struct pe_store {
 	uint64_t next_id;
 	uint64_t busy; /* when a run that a read wanted last ended, ns: see fill.c */
 	uint64_t probed; /* when it last started one, ns */
+	uint32_t strays; /* reads in a row that waited for what is not being prefetched */
+	uint64_t strayed; /* when the last one of them came, ns */
 	uint64_t misses, failed, runs, healed, from_peers;
 	bool outage; /* a read has failed for want of time, and nothing has landed since */
 	bool stopping;

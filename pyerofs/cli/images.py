@@ -42,6 +42,14 @@ def register(commands: Commands) -> None:
         help="copy the ordinary image too, first in one index, for engines that do not know EROFS",
     )  # fmt: skip
     p.add_argument("--merge", action="store_true", help="make one layer of all of them")
+    p.add_argument(
+        "--optimize", action="append", default=[], metavar="TRACE",
+        help="put what a start reads first, by a trace (`pyerofs trace`); may be given several times",
+    )  # fmt: skip
+    p.add_argument(
+        "--optimize-for", action="append", default=[], metavar="COMMAND",
+        help="the same by running this command in the image now, as root in namespaces, for up to a minute",
+    )  # fmt: skip
     _add_places(p, f"{IMAGES}, {ARCHIVES}")
     p = commands.add(
         "build",
@@ -193,13 +201,19 @@ def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     where, to = Location.parse(arguments.source), Location.parse(arguments.dest)
     _, dest = _options(arguments, where, to)
     console = console_of(arguments, report)
+    trace = None
+    if arguments.optimize or arguments.optimize_for:
+        from ..mounting.observe import digest_of, read_traces
+
+        trace = read_traces(arguments.optimize, arguments.optimize_for, arguments.source, arguments.options, report)
+        recipe = recipe._replace(trace=digest_of(trace))
 
     def work(origin: ImageReader, target: CopyWriter, options: ReadOptions, meter: Lines) -> str:
         def warn(text: str) -> None:
             report(f"{origin.name}: {text}")
 
         made = find_made(lambda: open_reader(to, dest))
-        return convert_image(origin, target, Conversion(recipe, arguments.index, options, made), meter, warn)
+        return convert_image(origin, target, Conversion(recipe, arguments.index, options, made, trace), meter, warn)
 
     write(_between(arguments, report, console, work))
 

@@ -26,9 +26,9 @@ def make_parser(arguments: Sequence[str] = ()) -> Parser:
     for module in (mount, read, cache, stat, metrics, config):
         module.register(commands)
     if "mount" not in arguments[:1]:  # which must start fast
-        from . import bundle, containerd, files, images, services, store
+        from . import bundle, containerd, files, images, services, store, trace
 
-        for module in (files, images, store, bundle, containerd, services):
+        for module in (files, images, store, bundle, containerd, services, trace):
             module.register(commands)
     return parser
 

@@ -24,6 +24,7 @@ Attach = Literal["auto", "netlink", "ioctl"]
 Fill = Literal["none", "idle", "full"]
 Verify = Literal["auto", "require", "none"]  # of the two options that are about it
 Convert = Literal["auto", "no"]
+Prefetch = tuple[str, ...] | Literal["auto", "none"]  # paths in the image
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 Kind = Literal["text", "path", "secret", "url", "flag", "number", "amount"]
@@ -42,9 +43,9 @@ class ReadOptions:
     `blob` is a digest with its algorithm; `layers`: of the image only that many, from its base; `platform` None is this
     machine's; `timeout` in seconds. `mirrors`: URLs, in the order in which they are asked; `ca`: a file; `proxy`: a
     URL, which may hold a password. `fill`: whether unread data is fetched too, `fill_rate` in bytes a second;
-    `cache_max`: None for no limit. `verify`: how a layer's chunk index is used. `convert`: whether mount converts an
-    image of ordinary layers. `unpacked_max`: bytes that a native layer, or all of an ordinary image, may decompress to;
-    None for what their size allows.
+    `cache_max`: None for no limit. `verify`: how a layer's chunk index is used. `prefetch`: what a mount fetches before
+    it is asked for. `convert`: whether mount converts an image of ordinary layers. `unpacked_max`: bytes that a native
+    layer, or all of an ordinary image, may decompress to; None for what their size allows.
     """
 
     layer: int | None = None
@@ -66,6 +67,7 @@ class ReadOptions:
     cache_max: Limit | None = None
     verify: Verify = "auto"
     convert: Convert = "auto"
+    prefetch: Prefetch = "auto"
     unpacked_max: int | None = None
 
 
@@ -74,7 +76,8 @@ class MountOptions:
     """Options of a mount.
 
     `flags` and `data` are for mount(2); `warnings` are for the user. `log_to`: one
-    of LOG_PLACES or an absolute path; `verity`: how a layer's dm-verity tree is used.
+    of LOG_PLACES or an absolute path; `verity`: how a layer's dm-verity tree is used; `trace`: the
+    file that gets an access trace.
     """
 
     driver: Driver = "auto"
@@ -90,6 +93,7 @@ class MountOptions:
     upperdir: str | None = None
     workdir: str | None = None
     verity: Verify = "none"
+    trace: str | None = None
 
     @property
     def upper(self) -> tuple[str, str] | None:
@@ -162,6 +166,7 @@ ROWS = (
         to.one_of("auto", "require", "none"),
         "check each chunk by the layer's index: where it has one",
     ),
+    OptionRow("oci.prefetch", "prefetch", "=auto|none|PATHS", to.prefetch, "fetch early what a start reads, or A:B"),
     OptionRow(
         "oci.convert",
         "convert",
@@ -199,6 +204,7 @@ ROWS = (
         "have the kernel verify it by the layer's dm-verity tree",
         bare="require",
     ),
+    OptionRow("oci.trace", "trace", "=FILE", to.path, "write what was read first to it at the end", kind="path"),
     OptionRow("oci.upperdir", "upperdir", "=DIR", to.path, "make the mount writable; keeps the changes", kind="path"),
     OptionRow(
         "oci.workdir", "workdir", "=DIR", to.path, "overlayfs's own, on the filesystem of oci.upperdir", kind="path"

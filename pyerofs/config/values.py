@@ -90,3 +90,13 @@ def log_place(name: str, value: str) -> str:
     if value not in LOG_PLACES and not os.path.isabs(value):
         raise UsageError(f"{name}={value!r}: it must be one of {', '.join(LOG_PLACES)}, or the absolute path of a file")
     return value
+
+
+def prefetch(name: str, value: str) -> str | tuple[str, ...]:
+    """Return a word, or paths in the image, which are absolute."""
+    if value in ("auto", "none"):
+        return value
+    paths = tuple(path for path in value.split(":") if path)
+    if not paths or not all(path.startswith("/") for path in paths):
+        raise UsageError(f"{name}={value!r}: it must be auto, none, or absolute paths in the image, A:B")
+    return paths

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .messages import MountRequest
     from .record import Record
     from .served_layer import ServedLayer
+    from .starting import MountStart
 
 # Seconds between two looks at an attachment that is still in use, doubling: the kernel ends a mount's last use of it
 # just after the mount has gone from sight, others in their own time.
@@ -41,7 +42,8 @@ RELEASE_FIRST, RELEASE_MAX = 0.005, 1.0
 class MountLifecycle:
     """Keeps one mount. Owns the parts' attachments and the record.
 
-    `request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread.
+    `request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread;
+    `start`: what has been read.
     begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
     mount. end() takes back what begin() has done.
     """
@@ -53,6 +55,7 @@ class MountLifecycle:
         request: MountRequest,
         options: MountOptions,
         stat: Callable[[Record], dict[str, Any]],
+        start: MountStart,
         log: Callable[[str], None],
     ):
         self._parts = parts
@@ -61,6 +64,7 @@ class MountLifecycle:
         self._request = request
         self._options = options
         self._stat = stat
+        self._start = start
         self._log = log
         self._events = Events()
         self._supervision = SupervisorLink(parts[-1].server, log)
@@ -106,6 +110,8 @@ class MountLifecycle:
                 "handover": self._hand_over,
                 "stat": self._tell,
                 "change": self._change,
+                "trace": self._trace,
+                "prefetch": self._prefetch,
             }
             self._control = ControlServer(self._record.control, handlers)
         except OSError as e:
@@ -289,6 +295,14 @@ class MountLifecycle:
                 part.export.change_fill(oci.fill, oci.fill_rate)
             self._request = request
         return Answer({"changed": True})
+
+    def _trace(self, _: dict[str, Any]) -> Answer:
+        return Answer({"trace": self._start.trace().to_bytes().decode()})
+
+    def _prefetch(self, question: dict[str, Any]) -> Answer:
+        paths = [str(path).encode(errors="surrogateescape") for path in question.get("paths", ())]
+        wanted, here = self._start.prefetch(paths)
+        return Answer({"wanted_bytes": wanted, "present_bytes": here})
 
     def _hand_over(self, _: dict[str, Any]) -> Answer:
         if not self._can_go_on:

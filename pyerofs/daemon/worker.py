@@ -35,6 +35,7 @@ from .log import open_logger
 from .messages import MountPlan, MountRequest, PlannedMount, Resume
 from .record import Record, read_all, start_of
 from .served_layer import ServedLayer, choose_tree, for_each
+from .starting import MountStart
 from .stats import snapshot
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Worker:
         traced = request.verbosity >= 2 or self._options.log_level == "debug"
         self._context = Context(self.log, self._trace if traced else None, caller.gone)
         self._alone = False
+        self._start: MountStart | None = None
         self._held = ExitStack()  # what must not leave the cache before all parts are open
         self._started = time.monotonic()
         about = {"target": self._target, "id": self._id, "source": str(self._location), "driver": self._driver}
@@ -97,11 +99,14 @@ class Worker:
         try:
             with self._held:
                 self._open(parts)
+            self._start = MountStart(parts, self._location, self._options, self.log, self.logger.debug)
             if self._resume:
                 self._go_on(parts, self._resume)
             else:
                 self._begin(parts)
         finally:
+            if self._start:
+                self._start.end()
             for part in parts:
                 part.close()
 
@@ -117,6 +122,8 @@ class Worker:
             log = self.log if len(pieces) == 1 else partial(self._log_of, piece.layer)
             context = self._context.with_log(log)
             export = Export(piece.open(context), self._options.oci, context)
+            if not self._resume and self._options.oci.prefetch != "none" and not isinstance(export.source, LocalSource):
+                export.prefetch(export.source.storage.hot)  # while the device is attached and mounted
             opened[number] = ServedLayer(export, log, piece.role, piece.devices, piece.tree, self.logger.debug)
 
         try:
@@ -170,6 +177,8 @@ class Worker:
                 f"nbd.device={self._options.device} is one device, and the image needs {len(parts)}: "
                 "leave it out, or choose a layer with oci.layer=N"
             )
+        assert self._start is not None  # noqa: S101 - run() has made it
+        self._start.begin()
         for_each(parts, lambda part: part.check(self._options))
         identifiers = {part: self._id + (f".{number}" if number else "") for number, part in enumerate(parts)}
         try:
@@ -192,6 +201,7 @@ class Worker:
             for part in parts:
                 part.attachment.mounted()
             keeper.mounted(str(number))
+            self._start.mounted()
         except BaseException:
             keeper.end()
             raise
@@ -199,12 +209,14 @@ class Worker:
         self._caller.close()
         self._go_alone()
         keeper.run()
+        self._start.write()
 
     def _keeper(self, parts: Sequence[ServedLayer], record: Record) -> MountLifecycle:
         def stat(now: Record) -> dict[str, Any]:
             return snapshot([part.export for part in parts], now, self._started)
 
-        return MountLifecycle(parts, record, self._request, self._options, stat, self.log)
+        assert self._start is not None  # noqa: S101 - run() has made it
+        return MountLifecycle(parts, record, self._request, self._options, stat, self._start, self.log)
 
     def _is_stack(self, parts: Sequence[ServedLayer]) -> bool:
         return self._options.upper is not None or len([part for part in parts if part.role != "device"]) > 1

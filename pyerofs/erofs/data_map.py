@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ..errors import ImageError
 
@@ -83,6 +83,22 @@ class DataMap:
         """Return what tells apart what lies on the device: a hash of all digests and places."""
         known = self._identities.get(device)
         return known.digest() if known else b""
+
+    def copy(self) -> Self:
+        """Return another map of the same contents, to move them in."""
+        other = self.__class__()
+        other.devices, other.starts = self.devices, self.starts[:]
+        other.extents, other.inline = dict(self.extents), self.inline
+        other._identities, other._known, other._separate = self._identities, self._known, self._separate
+        return other
+
+    def place(self, number: int, extents: tuple[Extent, ...], blocks: int) -> None:
+        """Give a content of `blocks` blocks other places on its device."""
+        if len(extents) == 1 and extents[0].first == 0 and extents[0].blocks == blocks:
+            self.extents.pop(number, None)
+            self.starts[number] = extents[0].start
+        else:
+            self.extents[number] = extents
 
     def pieces(self, number: int, size: int) -> tuple[Extent, ...]:
         """Return the pieces of a content that is on a device, of a file of `size` bytes."""

@@ -20,6 +20,7 @@ SIZE_MAX = 1 << 44  # bytes: 2^32 blocks of 4 KiB. A larger number would only ma
 CONTENT = "org.erofs.uncompressed-digest"
 TARGET = "org.erofs.chunk-index.target"
 MAP = "io.pyerofs.chunk-map.digest"  # of a device of a converted image, in this machine's cache only
+HOT = "io.pyerofs.hot"  # bytes from the image's beginning on that a start reads, in its order
 _FRAME = struct.Struct("<II")  # of zstd, to be skipped: magic, length
 _FRAME_MAGIC = 0x184D2A50
 
@@ -31,7 +32,8 @@ class Storage(NamedTuple):
     sink got it. `section`: the chunk index that is to lie beside them, so that the layer can be opened without its
     registry. `align`: bytes, a multiple of a granule: what is fetched at a time. `fill`: all of it is to be fetched,
     whether it is read or not. `shared`: the key that they have earned when all of them have been hashed, ""
-    where no digest is known; `giver` of those that have not, for display.
+    where no digest is known; `giver` of those that have not, for display. `hot`: offsets and lengths, in bytes, of
+    what a start is said to read, in its order.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Storage(NamedTuple):
     fill: bool = False
     shared: str = ""
     giver: str = ""
+    hot: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Layer:
     where its chunk index is, if it has one: in the blob or, `alone`, in a blob of its own, which is then thought to
     follow the layer's. `content`: digest of the decompressed image, "" where it is not stated. `converted`: it was made
     on this machine out of an ordinary layer, and is at no registry. `map`: digest of the chunk map by which a tar
-    layer, which is at its registry, is read as a device; "" for all others.
+    layer, which is at its registry, is read as a device; "" for all others. `hot`: bytes from the image's beginning
+    on that a start reads, by what the manifest says.
     """
 
     number: int
@@ -63,6 +67,7 @@ class Layer:
     content: str = ""
     converted: bool = False
     map: str = ""
+    hot: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,6 +77,11 @@ class Layer:
     def from_dict(cls, values: dict[str, Any]) -> Layer:
         index = values.get("index")
         return cls(**{**values, "index": IndexLocation(*index) if index else None})
+
+    @property
+    def hot_ranges(self) -> tuple[tuple[int, int], ...]:
+        """As Storage has them."""
+        return ((0, self.hot),) if self.hot else ()
 
     @property
     def alone_size(self) -> int:
@@ -143,7 +153,9 @@ def describe(manifest: Manifest, number: int, *, use_index: bool = True) -> Laye
         if place is None and number + 1 < len(manifest.layers):
             place = _alone(found, manifest.layers[number + 1], compressed)
             alone = place is not None
-    return Layer(number, found.digest, found.size, compressed, place, alone, content)
+    hot = found.annotations.get(HOT, "")
+    size = int(hot) if hot.isdecimal() and len(hot) < 15 else 0  # it is a hint: nothing depends on it
+    return Layer(number, found.digest, found.size, compressed, place, alone, content, hot=size)
 
 
 def describe_converted(manifest: Manifest, number: int) -> Layer:

@@ -108,6 +108,13 @@ class LayerTable:
             name_at += name
             link_at += link
 
+    def names(self) -> Iterator[bytes]:
+        """Yield the names of all entries, as the archive has them."""
+        at = 0
+        for length in self._columns["names"]:
+            yield bytes(self._names[at : at + length])
+            at += length
+
     def to_bytes(self) -> bytes:
         """Return the table in its stored form, its SHA-256 last."""
         self._settle()

@@ -12,10 +12,12 @@ from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from ..errors import ImageError
+from .arrange import arrange
 from .data_map import DataMap
 from .layer_table import LayerTable
 from .layer_tree import LayerTree
 from .storable_xattrs import LeftOut
+from .trace import Trace
 from .used import Stretch, keep_used
 from .writer import Device, Metadata, write_metadata
 
@@ -43,6 +45,8 @@ class MergedImage(NamedTuple):
     `devices`: those that are devices of their own, in the order of the device= options; both by their number, a layer
     that an image has twice by its first. `left_out`: extended attributes that could not be kept, by what they are.
     `kept`: what the primary device has of the primary layers' contents, one behind the other; None: all.
+    `parts`: the order in which that lies there, as offsets and lengths in it; `hot`: bytes of their beginning that a
+    start reads.
     """
 
     metadata: Metadata
@@ -50,13 +54,18 @@ class MergedImage(NamedTuple):
     devices: tuple[int, ...]
     left_out: Counter[LeftOut]
     kept: tuple[Stretch, ...] | None = None
+    parts: tuple[tuple[int, int], ...] | None = None
+    hot: int = 0
 
 
-def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_MAX) -> MergedImage:
+def merge_layers(
+    layers: Sequence[LayerContent], small_max: int | None = SMALL_MAX, trace: Trace | None = None
+) -> MergedImage:
     """Merge layers, the base first. Raises ImageError for what they cannot make together.
 
     `small_max`: bytes of content of a layer that lies on the primary device; None: all do, and only what is left of it:
-    no bytes of files that later layers delete or replace.
+    no bytes of files that later layers delete or replace. `trace`: of a start, by which the primary
+    device's data are arranged.
     """
     tree = LayerTree()
     contents = DataMap()
@@ -84,6 +93,10 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
     if small_max is None:
         kept = keep_used(tree.tree, tree.root, contents, _PRIMARY)
         shift = sum(stretch.length for stretch in kept)
+    parts = None
+    hot = 0
+    if trace is not None:
+        contents, parts, hot = arrange(tree.tree, tree.root, contents, _PRIMARY, shift, trace)
     metadata = write_metadata(
         tree.tree,
         tree.root,
@@ -94,4 +107,5 @@ def merge_layers(layers: Sequence[LayerContent], small_max: int | None = SMALL_M
             for number in devices
         ],
     )
-    return MergedImage(metadata, tuple(primary), tuple(devices), tree.left_out, None if kept is None else tuple(kept))
+    left = None if kept is None else tuple(kept)
+    return MergedImage(metadata, tuple(primary), tuple(devices), tree.left_out, left, parts, hot)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..config.options import Fill, ReadOptions
     from ..source.base import Source
     from .digest_check import State
+    from .prefetch import Prefetcher, Ranges
 
 # A thread that blocks in C sees no signal, so what may run in the main thread waits in slices (seconds).
 SLICE = 0.2
@@ -69,6 +70,8 @@ class Export:
         self._cache: Entry | None = None
         self._fetcher: Fetcher | None = None
         self._upkeep: Background | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._counted: CountedSource | None = None
         self._rejected = False
         self._expirer: threading.Thread | None = None
         try:
@@ -105,7 +108,9 @@ class Export:
         self._health = CacheLog(self.store, self._log)
         if cache.problem:
             self._health.lost(cache.problem)
-        counted = CountedSource(CheckedSource(source, cache) if source.storage.shared else source, self.fetches)
+        self._counted = counted = CountedSource(
+            CheckedSource(source, cache) if source.storage.shared else source, self.fetches
+        )
         self._fetcher = Fetcher(
             self.store, counted, self._failed, self._landed, timeout=options.timeout, retrying=self.fetches.retried
         )
@@ -116,6 +121,21 @@ class Export:
         self._upkeep.start()
         self._expirer = threading.Thread(target=self.store.expire, name="pyerofs-expire", daemon=True)
         self._expirer.start()
+
+    def prefetch(self, ranges: Ranges) -> None:
+        """Fetch these offsets and lengths, in bytes, in this order, before they are asked for; return at once.
+
+        Raises MountError once close() has begun.
+        """
+        with self.using():
+            if not ranges or self._counted is None:
+                return
+            with self._sync_lock:
+                if self._prefetcher is None:
+                    from .prefetch import Prefetcher
+
+                    self._prefetcher = Prefetcher(self.store, self._counted, landed=self._landed, log=self._log)
+            self._prefetcher.add(ranges)
 
     def _keep_index(self, source: Source) -> None:
         if source.storage.section and self._cache is not None and not self._cache.problem:
@@ -301,6 +321,8 @@ class Export:
             self._rejected = self._rejected or self._upkeep.verification == "mismatch"
             self._upkeep.stop()
         self._syncing.close()
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
         if self._fetcher is not None:
             self._fetcher.stop()
         if self._expirer is not None:

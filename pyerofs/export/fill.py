@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RUN = 4 << 20  # bytes: on fast lines too no more, so that a rate is kept evenly and a read need not wait
 RUN_MIN = 64 << 10  # below it a request costs more than its bytes
-QUIET = 1.0  # seconds without a waiting read before "idle" begins
+QUIET = 3.0  # seconds without a waiting read before "idle" begins: a start is over
 LOOK_AGAIN = 0.2  # seconds, where all that is absent is on its way already
 PAUSE_FIRST, PAUSE_MAX = 2.0, 300.0  # seconds after a failure; no read waits for the next attempt
 

@@ -89,7 +89,7 @@ def _of_directory(source: str, device: DeviceFile, warn: Callable[[str], None]) 
     if walk.left_out:
         warn(f"{source}: {left_out_line(walk.left_out)}")
     metadata = write_metadata(tree, walk.root, contents, Device(0, laying.size))
-    return image_source(metadata.data, (laying.size, device.read))
+    return image_source(metadata.data, [(laying.size, device.read)])
 
 
 def _of_file(descriptor: int, recipe: Recipe) -> ImageSource:

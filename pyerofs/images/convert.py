@@ -35,6 +35,7 @@ from .standalone import StandaloneLayers, image_source
 if TYPE_CHECKING:
     from ..config.options import ReadOptions
     from ..erofs.storable_xattrs import LeftOut
+    from ..erofs.trace import Trace
     from ..source.image_reader import ImageReader
     from .cached_layers import HeldLayer
     from .writer import CopyWriter, ImageWriter
@@ -44,13 +45,15 @@ class Conversion(NamedTuple):
     """How an image is converted.
 
     `recipe` of its layers; `both`: the ordinary image goes along, in one index with what it became; `options` of the
-    source, which say where the cache is; `made`: layers that the destination has.
+    source, which say where the cache is; `made`: layers that the destination has; `trace`: by which the data are
+    arranged, the one of the recipe's digest.
     """
 
     recipe: Recipe
     both: bool
     options: ReadOptions
     made: MadeLayers
+    trace: Trace | None = None
 
 
 def convert_image(
@@ -185,7 +188,14 @@ class _Run:
             if self._recipe.merge:
                 held = [cached.get(number) for number in range(len(layers))]
                 return [self._write(self._merged(held, where), chains[0], f"{where}all {len(layers)} layers ")]
-            stack = StandaloneLayers(lambda number, offset, length: cached.get(number).read(offset, length), self._work)
+            stack = StandaloneLayers(
+                lambda number, offset, length: cached.get(number).read(offset, length),
+                self._work,
+                self._how.trace,
+                _uppermost([cached.get(number) for number in range(len(layers))], self._how.trace)
+                if self._how.trace
+                else _all,
+            )
             with contextlib.closing(stack):
                 for number, (layer, chain, made) in enumerate(zip(layers, chains, ready, strict=True)):
                     what = f"{where}layer {number + 1} of {len(layers)}"
@@ -205,9 +215,9 @@ class _Run:
 
     def _merged(self, held: Sequence[HeldLayer], where: str) -> ImageSource:
         contents = [LayerContent(layer.kept.digest, layer.kept.table) for layer in held]
-        merged = merge_layers(contents, small_max=None)
+        merged = merge_layers(contents, small_max=None, trace=self._how.trace)
         self._warn_of(merged.left_out, where)
-        return image_source(merged.metadata.data, *_parts_of(merged, held))
+        return image_source(merged.metadata.data, list(_parts_of(merged, held)), merged.parts, merged.hot)
 
     def _write(self, image: ImageSource, chain: str, said: str, what: str = "") -> BuiltLayer:
         about = {SOURCE_CHAIN: chain, SOURCE_RECIPE: str(self._recipe)}
@@ -219,6 +229,22 @@ class _Run:
     def _warn_of(self, left_out: Counter[LeftOut], where: str) -> None:
         if left_out:
             self._warn(f"{where}{left_out_line(left_out)}")
+
+
+def _all(number: int, path: bytes) -> bool:
+    return True
+
+
+def _uppermost(held: Sequence[HeldLayer], trace: Trace) -> Callable[[int, bytes], bool]:
+    """Return what tells whether a layer is the last one with an entry of a name that the trace has."""
+    wanted = {path.strip(b"/"): path for path in trace.files}
+    last: dict[bytes, int] = {}
+    for number, layer in enumerate(held):
+        for name in layer.kept.table.names():
+            path = wanted.get(name.removeprefix(b"./").strip(b"/"))
+            if path is not None:
+                last[path] = number
+    return lambda number, path: last.get(path, number) == number
 
 
 class _Quiet:

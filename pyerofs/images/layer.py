@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple, Self
 from ..ahead import cores
 from ..erofs import chunk_index, dmverity
 from ..erofs.compose import ROLE
-from ..erofs.layer import CONTENT
+from ..erofs.layer import CONTENT, HOT
 from ..oci.raw_manifest import descriptor
 
 MEDIA_TYPE = "application/vnd.erofs"
@@ -30,6 +30,7 @@ LAYOUT_VERSION = 1  # of what the same source and recipe give
 _ZSTD = "+zstd"
 _LOWER = "overlay-lower"
 _PIECE = 1 << 20  # bytes
+_HOT_LEVEL = 19  # of zstd: reading is as fast as at any other
 
 
 class BuiltLayer(NamedTuple):
@@ -46,7 +47,7 @@ class Recipe(NamedTuple):
     """How layers are made.
 
     `chunk_size` in bytes; `verity`: with a dm-verity tree; `level`: of zstd, 0 for none; `layer_type`: one of
-    LAYER_TYPES; `merge`: all layers of an image in one.
+    LAYER_TYPES; `merge`: all layers of an image in one; `trace`: digest of the trace by which their data are arranged.
     """
 
     chunk_size: int = chunk_index.CHUNK_SIZE
@@ -54,6 +55,7 @@ class Recipe(NamedTuple):
     level: int = 0
     layer_type: str = "vnd.erofs"
     merge: bool = False
+    trace: str = ""
 
     @property
     def media_type(self) -> str:
@@ -63,16 +65,25 @@ class Recipe(NamedTuple):
         """Return all that the bytes of a layer depend on."""
         how = f"layout={LAYOUT_VERSION} chunk-size={self.chunk_size}"
         compressed = f" zstd={self.level}" if self.level else ""
-        return how + compressed + (" verity" if self.verity else "") + (f" merge={MERGE_VERSION}" if self.merge else "")
+        hot = f" trace={self.trace}" if self.trace else ""
+        return (
+            how
+            + compressed
+            + (" verity" if self.verity else "")
+            + (f" merge={MERGE_VERSION}" if self.merge else "")
+            + hot
+        )
 
 
 class ImageSource:
     """An EROFS image as a stream, in parts that lie in different places. For one thread.
 
     `parts`: the bytes of each, and what gives them: `read(offset, length)`, fewer bytes only where the part is cut.
+    `hot`: bytes of its beginning that a start reads, 0 where nothing is known of that.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], bytes]]]) -> None:
+    def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], bytes]]], hot: int = 0) -> None:
+        self.hot = hot
         self.size = sum(size for size, _ in parts)
         self._parts = list(reversed(parts))
         self._at = 0  # in the last of them
@@ -107,8 +118,8 @@ def make_layer(
     Its index is put behind it, and before that its dm-verity tree; or its compressed chunks with their index take its
     place. With a tree, the image has whole blocks.
     """
-    with open(path, "wb", buffering=0) as file, _Blob(file, recipe) as blob:
-        annotations = {ROLE: _LOWER, **about}
+    with open(path, "wb", buffering=0) as file, _Blob(file, recipe, image.hot if recipe.trace else 0) as blob:
+        annotations = {ROLE: _LOWER, **about, **({HOT: str(image.hot)} if image.hot else {})}
         if recipe.verity:
             tree, root = dmverity.build(lambda count: blob.write(image.read(count), progress))
             annotations |= dmverity.describe(image.size, root)
@@ -125,19 +136,22 @@ class _Blob:
     Threads compress and hash chunks; the caller's hashes and writes what they have done, in order.
     """
 
-    def __init__(self, file: IO[bytes], recipe: Recipe) -> None:
-        self._file, self._recipe = file, recipe
+    def __init__(self, file: IO[bytes], recipe: Recipe, hot: int) -> None:
+        self._file, self._recipe, self._hot = file, recipe, hot
         self._deflate: Callable[[bytes], bytes] | None = None
+        self._deflate_hot: Callable[[bytes], bytes] | None = None
         if recipe.level:
             from ..erofs.zstd import deflater  # deferred: needed here only
 
-            self._deflate = deflater(recipe.level)
+            self._deflate = self._deflate_hot = deflater(recipe.level)
+            if hot:  # little, and fetched by all
+                self._deflate_hot = deflater(max(recipe.level, _HOT_LEVEL))
         workers = cores()
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="pyerofs-chunk")
         self._ahead = 2 * workers + 1
         self._waiting: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
         self._entries: list[tuple[int, int, bytes]] = []
-        self._taken = 0  # bytes of the image
+        self._taken = self._given = 0  # bytes of the image, and those of them in chunks
         self._start = self._size = 0  # of the image, and of the blob, so far
         self._rest = bytearray()  # the beginning of a chunk
         self._ready: list[bytes] = []  # what is to be written
@@ -172,12 +186,14 @@ class _Blob:
         return data
 
     def _put(self, chunk: bytes) -> None:
-        self._waiting.append((len(chunk), self._pool.submit(self._prepare, chunk)))
+        self._waiting.append((len(chunk), self._pool.submit(self._prepare, chunk, self._given < self._hot)))
+        self._given += len(chunk)
         if len(self._waiting) > self._ahead:
             self._take()
 
-    def _prepare(self, chunk: bytes) -> tuple[bytes, bytes]:
-        stored = chunk if self._deflate is None else self._deflate(chunk)
+    def _prepare(self, chunk: bytes, hot: bool) -> tuple[bytes, bytes]:
+        deflate = self._deflate_hot if hot else self._deflate
+        stored = chunk if deflate is None else deflate(chunk)
         return stored, hashlib.sha256(stored).digest()
 
     def _take(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..erofs.arrange import arrange
 from ..erofs.data_map import DataMap
 from ..erofs.layer_tree import LayerTree
 from ..erofs.laying import Laying
@@ -22,15 +23,29 @@ if TYPE_CHECKING:
     from ..erofs.layer_table import LayerTable
     from ..erofs.layer_tree import AppliedLayer
     from ..erofs.storable_xattrs import LeftOut
+    from ..erofs.trace import Trace
+
+    Part = tuple[int, Callable[[int, int], bytes]]  # how many bytes, and what gives them
+
+
+_METADATA_HOT = 4 << 20  # bytes
 
 
 class StandaloneLayers:
     """Applies layers, the base first: begin(), image() unless nobody wants it, merge(), for each. For one thread.
 
     `read(number, offset, length)` gives contents of the layer `number`; `work`: a directory for what layers take along.
+    `trace`: of a start, by which the data are arranged; `shows`: whether a layer has what is seen at a path in the end.
     """
 
-    def __init__(self, read: Callable[[int, int, int], bytes], work: str) -> None:
+    def __init__(
+        self,
+        read: Callable[[int, int, int], bytes],
+        work: str,
+        trace: Trace | None = None,
+        shows: Callable[[int, bytes], bool] = lambda number, path: True,
+    ) -> None:
+        self._trace, self._shows = trace, shows
         self._read = read
         self._work = work
         self._tree = LayerTree()
@@ -67,12 +82,20 @@ class StandaloneLayers:
         assert self._layer is not None and self._table is not None and self._taken is not None  # noqa: S101
         size = self._taken.laying.size
         number = self._number
-        metadata = write_metadata(self._tree.tree, self._layer.standalone(), self._contents, Device(number, size))
-        return image_source(
-            metadata.data,
-            (self._table.device_size, lambda offset, length: self._read(number, offset, length)),
-            (size - self._table.device_size, self._taken.read),
-        )
+        root, contents, tree = self._layer.standalone(), self._contents, self._tree.tree
+        parts: tuple[tuple[int, int], ...] = ((0, size),)
+        hot = 0
+        if self._trace is not None:
+            contents, parts, hot = arrange(
+                tree, root, contents, number, size, self._trace, lambda path: self._shows(number, path)
+            )
+        metadata = write_metadata(tree, root, contents, Device(number, size))
+        own = self._table.device_size
+        data: list[Part] = [
+            (own, lambda offset, length: self._read(number, offset, length)),
+            (size - own, self._taken.read),
+        ]
+        return image_source(metadata.data, data, parts, hot)
 
     def merge(self) -> None:
         """Put the layer under those that come."""
@@ -85,10 +108,34 @@ class StandaloneLayers:
             self._taken.close()
 
 
-def image_source(metadata: bytearray, *parts: tuple[int, Callable[[int, int], bytes]]) -> ImageSource:
-    """Return an image: its metadata first, then its contents."""
+def image_source(
+    metadata: bytearray, data: Sequence[Part], parts: Sequence[tuple[int, int]] | None = None, hot: int = 0
+) -> ImageSource:
+    """Return an image: its metadata first, then its contents.
+
+    `parts`: where they are taken from, as offsets and lengths in `data` one after another, which is their order else;
+    `hot`: bytes of them that a start reads. Metadata count as that too, unless there are very many.
+    """
     head = bytes(metadata)
-    return ImageSource([(len(head), lambda offset, length: head[offset : offset + length]), *parts])
+    hot += len(head) if hot or len(head) <= _METADATA_HOT else 0
+    chosen: list[Part] = [(len(head), lambda offset, length: head[offset : offset + length])]
+    for offset, length in [(0, sum(size for size, _ in data))] if parts is None else parts:
+        chosen += _cut(data, offset, length)
+    return ImageSource(chosen, hot)
+
+
+def _cut(data: Sequence[Part], offset: int, length: int) -> Iterator[Part]:
+    """Yield the parts that make up a range of the data."""
+
+    def shifted(read: Callable[[int, int], bytes], shift: int) -> Callable[[int, int], bytes]:
+        return lambda offset, length: read(offset + shift, length)
+
+    begin = 0
+    for size, read in data:
+        first, end = max(offset, begin), min(offset + length, begin + size)
+        if first < end:
+            yield end - first, shifted(read, first - begin)
+        begin += size
 
 
 class _Taken:

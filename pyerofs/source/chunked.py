@@ -44,7 +44,7 @@ class ChunkedSource:
         verified = found.chunks.hash_size > 0
         align = _chunk_size(found.chunks)
         if verified:
-            self.storage = Storage(layer.verified_key, True, found.section, align)
+            self.storage = Storage(layer.verified_key, True, found.section, align, hot=layer.hot_ranges)
         else:
             self.storage = Storage(
                 layer.given_key(giver, by_index=True),
@@ -52,6 +52,7 @@ class ChunkedSource:
                 align=align,
                 shared=layer.shared_key(by_index=True),
                 giver=giver,
+                hot=layer.hot_ranges,
             )
         self._index = found.chunks
         self._blob = blob

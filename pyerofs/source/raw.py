@@ -29,7 +29,9 @@ class RawSource:
         self.size = blob.size
         self.layer = layer
         self.origin = origin or Layer(layer, blob.digest, blob.size)
-        self.storage = Storage(self.origin.given_key(giver), shared=self.origin.shared_key(), giver=giver)
+        self.storage = Storage(
+            self.origin.given_key(giver), shared=self.origin.shared_key(), giver=giver, hot=self.origin.hot_ranges
+        )
         self._blob = blob
         self.connections = connections
 

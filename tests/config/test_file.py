@@ -82,6 +82,8 @@ def test_every_option_can_be_written(write: Write) -> None:
         connections = 4
         timeout = "2m"
         fill = "idle"
+        prefetch = "/usr:/bin/sh"
+        trace = "/var/trace"
         verify = "require"
         verity = "auto"
         fill_rate = "10M"
@@ -111,6 +113,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         connections=4,
         timeout=120,
         fill="idle",
+        prefetch=("/usr", "/bin/sh"),
         verify="require",
         fill_rate=10 << 20,
         cache_max=Limit(20, percent=True),
@@ -119,6 +122,7 @@ def test_every_option_can_be_written(write: Write) -> None:
     assert found.oci == expected
     assert found.upper == ("/var/up", "/var/work")
     assert found.verity == "auto"
+    assert found.trace == "/var/trace"
     assert oci(environ) == expected
     assert (found.attach, found.device, found.log_to, found.log_level) == (
         "ioctl", "/dev/nbd3", "/var/log/pyerofs.log", "debug",
@@ -384,6 +388,7 @@ def test_secrets_are_not_shown_and_the_rest_is_toml(write: Write, tmp_path: Path
         "connections": 1,
         "timeout": 120,
         "fill": "none",
+        "prefetch": "auto",
         "convert": "auto",
         "verify": "auto",
         "verity": "none",

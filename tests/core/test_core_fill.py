@@ -264,3 +264,15 @@ def _fill_all(rig: Rig) -> None:
             rig.fetch(run)
         except BrokenPipeError:  # stopped meanwhile
             return
+
+
+def test_idle_does_not_begin_with_the_store_itself() -> None:
+    """Who opens one is about to read."""
+    with Rig(SIZE) as rig:
+        waiting = fill(rig, IDLE, pause=3600)
+        rig.client().read(0, 100)
+        rig.parked(1)
+        rig.fetch(rig.take())
+        assert waiting.is_alive()
+        rig.store.stop()
+        assert waiting.result() is None
