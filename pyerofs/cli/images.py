@@ -61,6 +61,26 @@ def register(commands: Commands) -> None:
     p.add_argument("sources", metavar="SOURCE", nargs="+", help="a directory or an EROFS file")
     p.add_argument("dest", metavar="DEST", help=IMAGES)
     p = commands.add(
+        "index",
+        "make indexes of an ordinary image, so that others mount its very layers lazily",
+        "  pyerofs index quay.io/org/app:1.0\n"
+        "  pyerofs mount -o oci.soci=v1 quay.io/org/app:1.0 /mnt\n"
+        "  pyerofs index --tag 1.0-lazy quay.io/org/app:1.0\n"
+        "  pyerofs mount quay.io/org/app:1.0-lazy /mnt",
+        _in_order(_index),
+    )
+    p.add_argument(
+        "--tag", metavar="TAG",
+        help="write a copy of the image's manifest that names its index, under this tag of the same repository "
+        "(default: the image stays as it is, and the index refers to it)",
+    )  # fmt: skip
+    p.add_argument(
+        "--min-size", type=_layer_size, metavar="SIZE",
+        help="no index for smaller layers, with K, M or G (default: 10M): they are fetched at once",
+    )  # fmt: skip
+    add_progress(p)
+    p.add_argument("image", metavar="IMAGE", help=IMAGES)
+    p = commands.add(
         "push",
         "copy an image, with all its platforms, to a registry",
         "  pyerofs push oci:images:app quay.io/org/app:1.0\n"
@@ -216,6 +236,46 @@ def _convert(arguments: argparse.Namespace, write: Say, report: Say) -> None:
         return convert_image(origin, target, Conversion(recipe, arguments.index, options, made, trace), meter, warn)
 
     write(_between(arguments, report, console, work))
+
+
+def _layer_size(text: str) -> int:
+    from ..quantity import parse_size
+
+    try:
+        return parse_size("--min-size", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _index(arguments: argparse.Namespace, write: Say, report: Say) -> None:
+    from ..config.options import parse_oci_options
+    from ..images.index_image import LAYER_MIN, Indexing, index_image
+    from ..images.writer import RegistryWriter, open_writer
+    from ..oci.location import Location
+    from ..source.image_reader import open_reader
+
+    options = parse_oci_options(arguments.options)
+    _check(options)
+    where = Location.parse(arguments.image)
+    console = console_of(arguments, report)
+    context = _context(arguments, report)
+    origin = open_reader(where, options, context)
+    try:
+        target = open_writer(where.with_tag(arguments.tag or "latest"), options, context, origin)
+        try:
+            if not arguments.tag and not isinstance(target, RegistryWriter):
+                raise UsageError(f"{where}: only at a registry can an index refer to an image: give it a --tag here")
+            refer = None if arguments.tag or not isinstance(target, RegistryWriter) else target.add_referrer
+            how = Indexing(refer, options, LAYER_MIN if arguments.min_size is None else arguments.min_size)
+            digest, made = index_image(origin, target, how, Lines(console), report)
+        finally:
+            target.close()
+    finally:
+        origin.close()
+    if digest:
+        write(f"{digest}  {target.name}")
+    for each in made if not digest else ():
+        write(f"{each.made.digest}  index of {origin.name}{f' for {each.where}' if each.where else ''}")
 
 
 def _build(arguments: argparse.Namespace, write: Say, report: Say) -> None:

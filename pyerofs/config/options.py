@@ -44,8 +44,9 @@ class ReadOptions:
     machine's; `timeout` in seconds. `mirrors`: URLs, in the order in which they are asked; `ca`: a file; `proxy`: a
     URL, which may hold a password. `fill`: whether unread data is fetched too, `fill_rate` in bytes a second;
     `cache_max`: None for no limit. `verify`: how a layer's chunk index is used. `prefetch`: what a mount fetches before
-    it is asked for. `convert`: whether mount converts an image of ordinary layers. `unpacked_max`: bytes that a native
-    layer, or all of an ordinary image, may decompress to; None for what their size allows.
+    it is asked for. `convert`: whether mount converts an image of ordinary layers. `soci`: "auto", "v1" or "no", or the
+    digest of the SOCI index to use. `unpacked_max`: bytes that a native layer, or all of an ordinary image, may
+    decompress to; None for what their size allows.
     """
 
     layer: int | None = None
@@ -68,6 +69,7 @@ class ReadOptions:
     verify: Verify = "auto"
     convert: Convert = "auto"
     prefetch: Prefetch = "auto"
+    soci: str = "auto"
     unpacked_max: int | None = None
 
 
@@ -173,6 +175,13 @@ ROWS = (
         "=auto|no",
         to.one_of("auto", "no"),
         "convert an image of ordinary layers, once (default), or refuse it",
+    ),
+    OptionRow(
+        "oci.soci",
+        "soci",
+        "=auto|v1|no|DIGEST",
+        to.soci,
+        "SOCI index of tar layers: the one that the image names (default), one that refers to it, none, or this one",
     ),
     OptionRow(
         "oci.unpacked_max",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..http.url import parse as parse_url
+from ..oci.reference import is_digest
 from ..secret import Secret
 
 LOG_PLACES = ("auto", "journal", "syslog", "stderr")
@@ -33,6 +34,12 @@ def one_of(*words: str) -> Callable[[str, str], str]:
         return value
 
     return convert
+
+
+def soci(name: str, value: str) -> str:
+    if value in ("auto", "v1", "no") or is_digest(value):
+        return value
+    raise UsageError(f"{name}={value!r}: it must be one of auto, v1, no, or the digest of a SOCI index")
 
 
 def path(_name: str, value: str) -> str:

@@ -24,6 +24,7 @@ from ..export.base import Export
 from ..source import kept_layers
 from ..source.converted_cache import hold_complete, locked
 from ..source.index_file import find_index, keep_index
+from ..source.kept_layers import load_spans
 from ..source.kinds import open_source
 from ..source.layer_blob import stream_layer, streams_of
 from ..source.plan import with_index
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from ..source.kept_layers import KeptLayer
     from .copy import Meter
 
+NO_SPANS = "no_spans"
 STREAMS = 8  # layers that are fetched at the same time
 
 
@@ -67,8 +69,9 @@ class CachedLayers:
     """Reads layers of one image. `work`: a directory of the cache's filesystem; `what` names the image in progress.
 
     `allowance`: bytes that all layers may decompress to; `copied`: contents will be copied, and those that were kept
-    are checked before. `close()` gives up the layers that are held. Raises ImageError, RegistryError, UnavailableError,
-    OSError.
+    are checked before; `spans`: what spans the layers have is kept too, and where it was not they are read again, or
+    it is said in the fact NO_SPANS of a table why there are none. `close()` gives up the layers that are held. Raises
+    ImageError, RegistryError, UnavailableError, OSError.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class CachedLayers:
         what: str = "",
         *,
         copied: bool = False,
+        spans: bool = False,
     ) -> None:
         self._reader = reader
         self._directory = directory
@@ -91,6 +95,7 @@ class CachedLayers:
         self._allowance = allowance
         self._what = what
         self._copied = copied
+        self._spans = spans
         self._lock = threading.Lock()
         self._ended = False
         self._done: dict[str, int] = {}  # bytes of each layer that have come
@@ -160,6 +165,8 @@ class CachedLayers:
         kept = kept_layers.load(self._directory, layer.digest)
         if kept is None:
             return None
+        if self._spans and NO_SPANS not in kept.table.facts and load_spans(self._directory, kept) is None:
+            return None
         known = kept.table.facts["diff_id"]
         if known.partition(":")[0] != diff_id.partition(":")[0]:
             return None  # by another algorithm: it has to be read to be compared
@@ -195,7 +202,13 @@ class CachedLayers:
                 self._done[layer.digest] = done
                 self._shown.update(f"{self._what}read", sum(self._done.values()), self._total)
 
-        with DeviceFile(self._work) as device:
+        with DeviceFile(self._work) as device, contextlib.ExitStack() as stack:
+            recorder = None
+            if self._spans:
+                from ..tar.toc.spans import SpanRecorder  # deferred: a mount needs none
+
+                recorder = SpanRecorder()
+                stack.callback(recorder.close)
             try:
                 with stream_layer(
                     self._reader,
@@ -205,11 +218,16 @@ class CachedLayers:
                     progress=progress,
                     cancel=lambda: self._ended,
                 ) as stream:
-                    table = read_layer(stream, device, diff_id, self._allowance)
+                    table = read_layer(stream, device, diff_id, self._allowance, recorder)
             except ImageError as error:
                 raise ImageError(f"layer {short_digest(layer.digest)}: {error}") from None
             table.facts["size"] = layer.size
+            found = recorder.finish() if recorder else None
+            if recorder and found is None:
+                table.facts[NO_SPANS] = "it has a sparse file" if recorder.sparse else "its compression has none"
             kept = kept_layers.save(self._directory, layer.digest, table, device)
+            if found:
+                kept_layers.save_spans(self._directory, layer.digest, found)
             return HeldLayer(kept, self._store(kept.device, device))
 
     def _store(self, layer: Layer | None, device: DeviceFile) -> Entry | None:

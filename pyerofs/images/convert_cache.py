@@ -28,6 +28,7 @@ from ..source.converted_cache import IMAGE, NAME, VERSION, WORK, find_converted,
 from ..source.image_reader import RegistryReader, open_reader
 from ..source.merged import lay_primary
 from ..source.original_blobs import LocalBlobs
+from ..source.soci_index import with_ztocs
 from ..tar.allowance import Allowance
 from ..tar.toc.keys import STARGZ_DIGEST
 from .cached_layers import CachedLayers, store_device
@@ -61,7 +62,7 @@ def convert(
         make_directory(directory)
         make_directory(os.path.join(directory, NAME))
         with locked(path, lambda: report(f"{task.name} is being converted by another process: waiting for it")):
-            found = find_converted(directory, task.digest, task.name)
+            found = find_converted(directory, task.digest, task.name, options)
             if found is None:
                 found = _convert(task, directory, options, shown, report)
                 counters.add(directory, counters.Counters(conversions=1))
@@ -85,7 +86,8 @@ def _convert(
             problem = obstacle(manifest) if isinstance(manifest, Manifest) else "it is an index"
             if problem or not isinstance(manifest, Manifest) or manifest.config is None:
                 raise ImageError(problem)
-            held = _get_layers(task, manifest, reader, directory, work, options, shown, report, stack)
+            indexed = with_ztocs(manifest, task.digest, reader, options, lambda line: report(f"{task.name}: {line}"))
+            held = _get_layers(task, indexed.manifest, reader, directory, work, options, shown, report, stack)
             device = stack.enter_context(DeviceFile(work))
             merged = lay_primary([layer.kept for layer in held], device)
         except ImageError as error:
@@ -96,8 +98,8 @@ def _convert(
         primary = kept_layers.device_of(task.digest, device.size, about[chunk_index.DIGEST], len(device.index))
         stack.callback(store_device(directory, primary, device, options, task.name).close)
         devices = [layer for number in merged.devices if (layer := held[number].kept.device)]
-        _write_image(task, path, devices, primary, [layer.kept for layer in held])
-        found = find_converted(directory, task.digest, task.name)
+        _write_image(task, path, devices, primary, [layer.kept for layer in held], indexed.unbound)
+        found = find_converted(directory, task.digest, task.name, options)
     if found is None:
         raise UnavailableError(f"{task.name} was converted, but parts of it in {directory} are gone again")
     return found
@@ -145,9 +147,17 @@ def _get_layers(
 
 
 def _write_image(
-    task: ConversionRequest, path: str, devices: Sequence[Layer], primary: Layer, layers: Sequence[KeptLayer]
+    task: ConversionRequest,
+    path: str,
+    devices: Sequence[Layer],
+    primary: Layer,
+    layers: Sequence[KeptLayer],
+    unbound: str,
 ) -> None:
-    """Write what the image became, as a manifest, after all that it names: from now on it is found."""
+    """Write what the image became, as a manifest, after all that it names: from now on it is found.
+
+    `unbound`: the digest of an index that it was made by, and that nothing vouches for.
+    """
     descriptors = [_describe(layer, "device") for layer in devices] + [_describe(primary, "overlay-lower")]
     document = make_manifest(b"{}", descriptors, {})
     head: dict[str, Any] = {
@@ -156,6 +166,7 @@ def _write_image(
         "of": task.digest,
         "layers": [layer.digest for layer in layers],
         "stargz": [number for number, layer in enumerate(layers) if layer.is_stargz],
+        "unbound": unbound,
         "digest": document.digest,
     }
     atomic_write(os.path.join(path, IMAGE), json.dumps(head).encode() + b"\n" + document.body, durable=True)

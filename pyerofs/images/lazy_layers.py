@@ -13,9 +13,10 @@ from ..errors import ImageError
 from ..source import kept_layers
 from ..source.converted_cache import locked
 from ..source.map_file import hold_mapped, keep_map
+from ..source.soci_index import read_ztoc_of
 from ..source.toc_ranges import TocRanges, verify_blob
 from ..source.unit_reader import device_contents
-from ..tar.toc.formats import read_toc
+from ..tar.toc.formats import read_toc, toc_format
 from ..tar.toc.model import TocError
 from .cached_layers import STREAMS, HeldLayer, uncollected
 from .copy import short_digest
@@ -104,7 +105,10 @@ class LazyLayers(NamedTuple):
         return TocRanges(self.blobs.blob(layer.digest, layer.size), self.options.timeout)
 
     def _map(self, layer: Descriptor, read: Callable[[int, int], bytes]) -> TocLayer:
-        toc = read_toc(layer.media_type, layer.annotations, layer.size, read)
+        if toc_format(layer.media_type, layer.annotations) == "SOCI":
+            toc = read_ztoc_of(layer, self.blobs, self.options.timeout)
+        else:
+            toc = read_toc(layer.media_type, layer.annotations, layer.size, read)
         return map_layer(toc, layer.size, self.allowance)
 
     def _keep(self, layer: Descriptor, found: TocLayer) -> HeldLayer:

@@ -13,13 +13,14 @@ from typing import Protocol
 
 from ..config.options import ReadOptions
 from ..context import NOBODY, Context
-from ..errors import UsageError
+from ..errors import ImageError, NotFoundError, UsageError
 from ..files import regular
 from ..http.request import Content
 from ..oci.layout import Layout
 from ..oci.location import Kind, Location
-from ..oci.manifest import Descriptor
+from ..oci.manifest import OCI_INDEX, Descriptor, Manifest, parse
 from ..oci.raw_manifest import RawManifest
+from ..oci.soci import referrers_tag, referrers_with
 from ..registry.upload import Uploads, scopes
 from ..source.connect import connect
 from ..source.image_reader import ImageReader, Progress, RegistryReader
@@ -83,6 +84,7 @@ class RegistryWriter:
         registry, self._transport = connect(reference, options, context, scopes=wanted)
         self.name = str(self.reference)
         self._over = False
+        self._registry = registry
         self._uploads = Uploads(registry, lambda: self._over)
 
     def add(self, entry: Descriptor, origin: ImageReader, progress: Progress) -> str:
@@ -124,6 +126,26 @@ class RegistryWriter:
     def add_document(self, document: RawManifest, *, root: bool) -> None:
         tag = self.reference.tag if root else None
         self._uploads.put_manifest(tag or document.digest, document.body, document.media_type)
+
+    def add_referrer(self, index: RawManifest, subject: str) -> None:
+        """Write a SOCI index, which refers to the manifest with the digest `subject`, so that it is found by that.
+
+        Where the registry does not see to this, its list of what refers to the manifest is read and written again:
+        who does so in the same moment may be lost.
+        """
+        if self._uploads.put_manifest(index.digest, index.body, index.media_type):
+            return
+        tag = referrers_tag(subject)
+        try:
+            answer = self._registry.get_manifest(tag, (OCI_INDEX,))
+        except NotFoundError:
+            answer = None
+        listed = parse(answer.body, answer.media_type) if answer else None
+        if isinstance(listed, Manifest):
+            raise ImageError(f"{self.name}: the tag {tag} is to list what refers to the image, and is an image itself")
+        wanted = referrers_with(listed, answer.body if answer else b"", index)
+        if wanted is not None:
+            self._uploads.put_manifest(tag, wanted.body, wanted.media_type)
 
     def close(self) -> None:
         self._transport.close()

@@ -135,6 +135,16 @@ class Location:
         name = (self.name or "").removeprefix("@")
         return name if is_digest(name) else None
 
+    def with_tag(self, tag: str) -> Location:
+        """Return the image with another tag at the same place. Raises UsageError for what cannot be a tag."""
+        if self.kind == "registry":
+            reference = self.reference
+            text = f"{reference.registry}/{reference.repository}:{tag}"
+            if Reference.parse(text).tag != tag:
+                raise UsageError(f"{tag!r} is not a tag")
+            return Location(self.kind, text)
+        return Location._local(self.kind, f"{self.kind}:{self.path}:{tag}", f"{self.path}:{tag}")
+
     def __str__(self) -> str:
         if self.kind in ("file", "registry"):
             return self.path

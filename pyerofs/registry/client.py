@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import ImageError, RegistryError, UsageError
+from ..errors import AuthError, ImageError, NotFoundError, RegistryError, UsageError
 from ..http.answer import REDIRECTS, Response, failure
 from ..http.request import Request
 from ..http.transport import Transport
 from ..http.url import Url
-from ..oci.manifest import verify_digest
+from ..oci.manifest import OCI_INDEX, verify_digest
 from ..oci.reference import is_digest
+from ..oci.soci import referrers_tag
 from .blob import Blob
 from .credentials import Lookup
 from .endpoint import Endpoint
@@ -105,7 +106,8 @@ class Registry:
         wrong: list[ImageError] = []
 
         def attempt(mirror: Mirror) -> ManifestResponse:
-            answer = self._get_manifest(mirror, reference, accept, cancel, min(timeout, _MANIFEST_TIMEOUT))
+            what = f"manifest {reference} of {self.repository}"
+            answer = self._get(mirror, f"manifests/{reference}", what, accept, cancel, min(timeout, _MANIFEST_TIMEOUT))
             if by_digest:
                 try:
                     verify_digest(answer.body, reference)
@@ -121,23 +123,48 @@ class Registry:
                 raise wrong[-1] from None
             raise
 
-    def _get_manifest(
+    def get_referrers(
+        self, digest: str, cancel: Callable[[], bool] | None = None, timeout: float = _MANIFEST_TIMEOUT
+    ) -> ManifestResponse | None:
+        """Return the list, an index, of what refers to a manifest; None where nothing does.
+
+        Whoever may push can add to it. A registry without the referrers API has it under a tag. One attempt at each
+        mirror, as get_manifest(). Raises RegistryError.
+        """
+
+        def attempt(mirror: Mirror) -> ManifestResponse:
+            what = f"referrers of {digest} of {self.repository}"
+            return self._get(mirror, f"referrers/{digest}", what, (OCI_INDEX,), cancel, min(timeout, _MANIFEST_TIMEOUT))
+
+        try:
+            return ask_each(self.capable("resolve"), attempt, last_word=True)
+        except AuthError:
+            raise
+        except RegistryError as error:
+            if error.temporary:
+                raise
+        try:
+            return self.get_manifest(referrers_tag(digest), (OCI_INDEX,), cancel, timeout)
+        except NotFoundError:
+            return None
+
+    def _get(
         self,
         mirror: Mirror,
-        reference: str,
+        path: str,
+        what: str,
         accept: Sequence[str],
         cancel: Callable[[], bool] | None,
         timeout: float,
     ) -> ManifestResponse:
         headers = (("Accept", ", ".join(accept)),)
-        what = f"manifest {reference} of {self.repository}"
         note, fresh = mirror.note, mirror.health.failures > 0
 
         def request(url: Url) -> Request:
             return Request(url, headers, cap=MANIFEST_CAP, timeout=timeout, cancel=cancel, note=note, fresh=fresh)
 
         def exchange(endpoint: Endpoint) -> Response:
-            return endpoint.send(request(endpoint.url(f"manifests/{reference}")))
+            return endpoint.send(request(endpoint.url(path)))
 
         endpoint, response = mirror.ask(exchange)
         hops = 0

@@ -142,15 +142,20 @@ class Uploads:
 
         return self._patiently(ask)
 
-    def put_manifest(self, reference: str, body: bytes, media_type: str) -> None:
-        """Under a tag or its digest; what it names must be there."""
+    def put_manifest(self, reference: str, body: bytes, media_type: str) -> bool:
+        """Under a tag or its digest; what it names must be there.
 
-        def put() -> None:
+        Returns whether the registry itself keeps in mind what the manifest refers to, if it does.
+        """
+
+        def put() -> bool:
             headers = (("Content-Type", media_type),)
             path, what = f"manifests/{reference}", f"manifest {reference}"
-            self._check_put(self._send("PUT", path, Content.of(body), headers), path, what, media_type)
+            response = self._send("PUT", path, Content.of(body), headers)
+            self._check_put(response, path, what, media_type)
+            return bool(response.headers.get("oci-subject"))
 
-        self._patiently(put)
+        return self._patiently(put)
 
     def _check_put(self, response: Response, path: str, what: str, accept: str = "*/*") -> None:
         """201 is the word for it. Any other success is believed if what was sent is there, as far as can be seen."""

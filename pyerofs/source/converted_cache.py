@@ -91,7 +91,8 @@ class ConversionInfo(NamedTuple):
     """What is known of a converted image.
 
     `name` for messages; `digest`: of the ordinary image's manifest; `keys`: its devices' in the cache; `layers`: the
-    digests of the ordinary image's layers; `stargz`: the numbers of those that KeptLayer has as is_stargz.
+    digests of the ordinary image's layers; `stargz`: the numbers of those that KeptLayer has as is_stargz. `unbound`:
+    the digest of a SOCI index that it was made by although the manifest does not name it.
     """
 
     path: str
@@ -100,6 +101,7 @@ class ConversionInfo(NamedTuple):
     keys: tuple[str, ...]
     layers: tuple[str, ...]
     stargz: tuple[int, ...] = ()
+    unbound: str = ""
 
 
 class ConversionRequest(NamedTuple):
@@ -131,9 +133,9 @@ def get_converted(
     if options.convert == "no" or obstacle(ordinary.manifest):
         raise ordinary
     directory = chosen_directory(options)
-    found = find_converted(directory, ordinary.digest, ordinary.name)
+    found = find_converted(directory, ordinary.digest, ordinary.name, options)
     if found is None and ask(ConversionRequest(location, ordinary.name, ordinary.digest, summary(ordinary.manifest))):
-        found = find_converted(directory, ordinary.digest, ordinary.name)
+        found = find_converted(directory, ordinary.digest, ordinary.name, options)
     if found is None:
         raise MountError(f"{ordinary.name} has not been converted")
     return found
@@ -174,13 +176,14 @@ def path_of(directory: str, digest: str) -> str:
     return os.path.join(directory, NAME, digest.replace(":", "-"))
 
 
-def find_converted(directory: str, digest: str, name: str) -> ConvertedImage | None:
+def find_converted(directory: str, digest: str, name: str, options: ReadOptions) -> ConvertedImage | None:
     """Return what the image with this manifest became; None where it is not converted, or something of it is lost.
 
-    `name`: of the image, for messages. Raises UsageError, UnavailableError.
+    `name`: of the image, for messages. `options`: what was made by an index that these do not allow is none. Raises
+    UsageError, UnavailableError.
     """
     kept = _read(path_of(directory, digest))
-    if kept is None or kept[0].digest != digest:
+    if kept is None or kept[0].digest != digest or not _is_allowed(kept[0].unbound, options):
         return None
     manifest = kept[1]
     found = ConvertedImage(Image(name, digest, manifest, digest, manifest), kept[0].layers, [])
@@ -200,6 +203,11 @@ def find_converted(directory: str, digest: str, name: str) -> ConvertedImage | N
     return found
 
 
+def _is_allowed(unbound: str, options: ReadOptions) -> bool:
+    """Whether the options allow what was made by an index that the manifest does not name; "": by none."""
+    return not unbound or unbound == options.soci or (options.soci == "v1" and options.verify != "require")
+
+
 def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
     try:
         with open(open_file(os.path.join(path, IMAGE), os.O_RDONLY), "rb") as file:
@@ -214,7 +222,8 @@ def _read(path: str) -> tuple[ConversionInfo, Manifest] | None:
         layers = [describe_converted(manifest, number) for number in range(len(manifest.layers))]
         keys = tuple(layer.verified_key for layer in layers)
         names, stargz = tuple(head["layers"]), tuple(head.get("stargz", ()))
-        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, names, stargz), manifest
+        unbound = str(head.get("unbound", ""))
+        return ConversionInfo(path, str(head["name"]), str(head["of"]), keys, names, stargz, unbound), manifest
     except (OSError, ValueError, KeyError, TypeError, ImageError):
         return None
 

@@ -3,6 +3,7 @@
     DIRECTORY/layers/ALGORITHM-HEX/     of the layer's blob
     DIRECTORY/layers/toc-HEX/           of a layer that is read by its table of contents: see toc_name()
         table       its entries, and where their contents lie (erofs/layer_table.py)
+        spans       where spans of it can be inflated by themselves, for `pyerofs index`; where that was run
         contents    the device of a small layer, which each image that has it copies to its primary device
         lock        held while the layer is being read; its mtime is the last use
 
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from ..erofs.device_file import DeviceFile
     from ..erofs.toc_layer import TocLayer
     from ..oci.manifest import Descriptor
+    from ..tar.toc.spans import SpanTable
 
 NAME = "layers"
-_TABLE, _CONTENTS = "table", "contents"
+_TABLE, _CONTENTS, _SPANS = "table", "contents", "spans"
 _TABLE_MAX = 4 << 30  # bytes
 CONTENTS_MAX = 2 * SMALL_MAX  # bytes of contents of a layer that was fetched at once, as its table of contents had them
 
@@ -145,6 +147,22 @@ def device_of(digest: str, size: int, index_digest: str, index_size: int) -> Lay
     """Describe `size` bytes of contents, made of the blob `digest`, as a layer that a chunk index vouches for."""
     where = IndexLocation(size, size + index_size, index_digest, False)
     return Layer(0, digest, size + index_size, index=where, converted=True)
+
+
+def save_spans(directory: str, digest: str, spans: SpanTable) -> None:
+    """Keep the spans of a layer that is kept; the caller holds its lock. Raises OSError."""
+    atomic_write(os.path.join(path_of(directory, digest), _SPANS), spans.to_bytes())
+
+
+def load_spans(directory: str, kept: KeptLayer) -> SpanTable | None:
+    """Return the spans of a layer; None where none are kept, or they cannot be believed."""
+    from ..tar.toc.spans import SPACING, SpanTable  # deferred: a mount needs none
+
+    try:
+        found = SpanTable.from_bytes(read_file(os.path.join(path_of(directory, kept.digest), _SPANS), _TABLE_MAX))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return found if len(found.places) == len(kept.table) and found.spacing == SPACING else None
 
 
 def prune(directory: str, used: set[str], has: Callable[[Layer], bool], since: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..erofs.zstd import inflate_start
 from ..errors import CorruptError, ImageError
+from ..tar.toc import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,11 +58,21 @@ def _zstd(chunks: ChunkMap, number: int, stored: bytes, length: int) -> bytes:
     return inflate_start(stored, length)
 
 
+def _span(chunks: ChunkMap, number: int, stored: bytes, length: int) -> bytes:
+    bits, window = chunks.checkpoint(number)
+    return span.inflate_unit(stored, length, bits, window)
+
+
 def _none(chunks: ChunkMap, number: int, stored: bytes, length: int) -> bytes:
     return stored[:length]
 
 
-_CODECS: dict[str, Callable[[ChunkMap, int, bytes, int], bytes]] = {"gzip": _gzip, "zstd": _zstd, "none": _none}
+_CODECS: dict[str, Callable[[ChunkMap, int, bytes, int], bytes]] = {
+    "gzip": _gzip,
+    "zstd": _zstd,
+    "span": _span,
+    "none": _none,
+}
 
 
 def device_contents(chunks: ChunkMap, blob: bytes) -> bytes:

@@ -78,6 +78,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         proxy = "http://proxy:3128"
         cache = "/var/c"
         convert = "no"
+        soci = "v1"
             unpacked_max = "5G"
         connections = 4
         timeout = "2m"
@@ -109,6 +110,7 @@ def test_every_option_can_be_written(write: Write) -> None:
         proxy=Secret("http://proxy:3128"),
         cache="/var/c",
         convert="no",
+        soci="v1",
         unpacked_max=5 << 30,
         connections=4,
         timeout=120,
@@ -390,6 +392,7 @@ def test_secrets_are_not_shown_and_the_rest_is_toml(write: Write, tmp_path: Path
         "fill": "none",
         "prefetch": "auto",
         "convert": "auto",
+        "soci": "auto",
         "verify": "auto",
         "verity": "none",
     }

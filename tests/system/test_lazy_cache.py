@@ -178,7 +178,8 @@ def test_a_layer_is_opened_again_from_its_record_without_its_registry(scene: Sce
     scene.mount_image(image, fstype=FUSE)
     assert_read(scene)
     by_pyerofs(scene)
-    found = converted_cache.find_converted(str(scene.cache), skopeo.tags(layout.path)["two"], image)
+    digest = skopeo.tags(layout.path)["two"]
+    found = converted_cache.find_converted(str(scene.cache), digest, image, ReadOptions())
     assert found is not None
     with found:
         layers = [describe_converted(found.image.manifest, n) for n in range(len(found.image.manifest.layers))]

@@ -103,7 +103,7 @@ def test_a_layer_is_opened_again_from_its_record(scene: Scene, small: tuple[Layo
     scene.mount_image(small[1], fstype=FUSE)
     by_pyerofs(scene)
     digest = digest_of_image(small[0])
-    found = converted_cache.find_converted(str(scene.cache), digest, small[1])
+    found = converted_cache.find_converted(str(scene.cache), digest, small[1], ReadOptions())
     assert found is not None
     shutil.rmtree(small[0].path)
     with found:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, STARGZ_DIGEST
+from .keys import CHECKSUM, CHUNKED, OLD_CHUNKED, SOCI_ZTOC, STARGZ_DIGEST
 from .model import Toc, TocError
 
-TocFormat = Literal["", "eStargz", "zstd:chunked"]
+TocFormat = Literal["", "eStargz", "zstd:chunked", "SOCI"]
 
 
 def toc_format(media_type: str, annotations: Mapping[str, str]) -> TocFormat:
@@ -19,7 +19,7 @@ def toc_format(media_type: str, annotations: Mapping[str, str]) -> TocFormat:
     stargz = STARGZ_DIGEST in annotations
     chunked = any(prefix + CHECKSUM in annotations for prefix in (CHUNKED, OLD_CHUNKED))
     if not (stargz or chunked):
-        return ""
+        return "SOCI" if SOCI_ZTOC in annotations else ""
     if stargz and CHUNKED + CHECKSUM in annotations:
         raise TocError("there are two of them, and they may differ: eStargz and zstd:chunked")
     if media_type.endswith((".gzip", "+gzip")) and not chunked:
@@ -36,7 +36,7 @@ def read_toc(media_type: str, annotations: Mapping[str, str], size: int, read: C
     exact, or for a layer without one; UnavailableError without zstandard.
     """
     found = toc_format(media_type, annotations)
-    if not found:
+    if found in ("", "SOCI"):  # a zTOC is not in the layer: ztoc.read_ztoc() reads it
         raise TocError("the manifest speaks of none")
     if found == "eStargz":
         from .estargz import read_estargz  # deferred: descriptors are looked at in many places, and most have no TOC

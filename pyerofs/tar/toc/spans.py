@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from array import array
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self
 
 from ...core import GunzipStep, reduce_window
@@ -71,7 +72,7 @@ class SpanTable(NamedTuple):
 
 
 class SpanRecorder:
-    """Is told of a blob's bytes as they are read, and of the points of its gzip stream. For one thread.
+    """Is told of a blob's bytes as they are read, and of the points of its gzip stream. For one thread; has one itself.
 
     `codec`: what spans of it are, once that is known; None where it cannot have any. `sparse`: whether a file is not in
     one piece. `archive`: bytes of the archive, to be set before finish().
@@ -85,6 +86,8 @@ class SpanRecorder:
         self.digests = bytearray()
         self.size = self.archive = 0
         self._places = array("Q")
+        self._pool = ThreadPoolExecutor(1, "pyerofs-window")
+        self._windows: dict[int, Future[bytes]] = {}
         self._hasher = hashlib.sha256()
         self._head = bytearray()  # of the span under way
         self._last = b""  # byte
@@ -125,9 +128,13 @@ class SpanRecorder:
         if self.spans:
             span = self.spans[-1]
             if span.window:
-                window = reduce_window(self._head, span.bits, span.window)
-                self.spans[-1] = span._replace(window=pack_window(window))
+                self.spans[-1] = span._replace(window=b"")
+                self._windows[len(self.spans) - 1] = self._pool.submit(_reduced, span, self._head)
             self.digests += self._hasher.digest()
+
+    def close(self) -> None:
+        """End the thread; also where the blob was not read to its end."""
+        self._pool.shutdown(cancel_futures=True)
 
     def entry(self, place: int, *, whole: bool) -> None:
         """Note an entry of the archive, whose content begins at `place`; `whole`: and lies there in one piece."""
@@ -137,10 +144,17 @@ class SpanRecorder:
     def finish(self) -> SpanTable | None:
         """Return what the blob was found to be; None where that cannot be told."""
         self._end()
+        for number, window in self._windows.items():
+            self.spans[number] = self.spans[number]._replace(window=window.result())
+        self.close()
         if self.codec is None or self.sparse or not self.spans:
             return None
         digests = bytes(self.digests)
         return SpanTable(self.codec, self.size, self.archive, self.spacing, self.spans, digests, self._places)
+
+
+def _reduced(span: Checkpoint, head: bytearray) -> bytes:
+    return pack_window(reduce_window(head, span.bits, span.window))
 
 
 def _little(column: array[int]) -> bytes:

@@ -22,6 +22,7 @@ from .model import Toc, TocEntry, TocError, TocPiece, Units
 from .span import Checkpoint, pack_window
 
 ZTOC_MAX = 512 << 20  # bytes; what is held in memory at once
+PREFETCH_MAX = 1 << 20  # bytes of a prefetch artifact
 ENTRIES_MAX = 10_000_000
 GZIP, UNCOMPRESSED = 1, 2  # compression_algorithm
 NAME = "SOCI"
