@@ -86,6 +86,10 @@ def _mapped(wanted: _Wanted) -> Source | None:
     chunks = find_map(layer, wanted.directory)
     if chunks is None:
         raise ImageError(f"{wanted.name}: what was kept of {layer.digest} is gone from the cache: mount it again")
+    if chunks.codec == "zstd":
+        from ..erofs.zstd import check
+
+        check()
     return MappedSource(wanted.name, layer, wanted.blob, wanted.connections, chunks)
 
 
