@@ -193,6 +193,46 @@ def test_invalid() -> None:
             assert caught.value.errno == EINVAL
 
 
+# What has come unasked
+
+
+def test_what_came_unasked_lands_where_nothing_is() -> None:
+    """Around what is present, and around what is on its way."""
+    with Rig(SIZE) as rig:
+        rig.preset(4, 40)
+        rig.client().read(100 * GRANULE, 100)
+        rig.parked(1)
+        demand = rig.take()
+        assert demand.offset == 100 * GRANULE
+        landed = []
+        while run := rig.store.take_within(0, 200 * GRANULE):
+            landed.append((run.offset // GRANULE, run.length // GRANULE, run.kind))
+            rig.fetch(run)
+        assert landed == [(0, 4, FILL), (40, 60, FILL), (132, 68, FILL)]
+        assert rig.store.stats().runs == 1  # no request was made for them
+        rig.fetch(demand)
+        assert os.pread(rig.data_fd, 200 * GRANULE, 0)[40 * GRANULE :] == rig.data[40 * GRANULE : 200 * GRANULE]
+
+
+def test_a_read_that_waits_is_answered_by_what_came_unasked() -> None:
+    with Rig(SIZE) as rig:
+        client = rig.client()
+        client.read(SIZE - 50, 50)
+        rig.parked(1)
+        run = rig.store.take_within(SIZE // GRANULE * GRANULE, SIZE)
+        assert run is not None and run.offset + run.length == SIZE
+        rig.fetch(run)
+        rig.parked(0)
+        assert rig.store.take_within(SIZE // GRANULE * GRANULE, SIZE) is None
+
+
+@pytest.mark.parametrize(("offset", "end"), [(1, GRANULE), (0, 1), (GRANULE, GRANULE), (0, SIZE + 1)])
+def test_what_is_no_stretch_of_granules_is_invalid(offset: int, end: int) -> None:
+    with Rig(SIZE) as rig, pytest.raises(OSError) as caught:
+        rig.store.take_within(offset, end)
+    assert caught.value.errno == EINVAL
+
+
 # Forgetting
 
 
