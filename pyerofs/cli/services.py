@@ -1,4 +1,4 @@
-"""`pyerofs volume-plugin` and `csi`: what engines ask for mounts over a socket."""
+"""`pyerofs volume-plugin`, `csi` and `containerd-config`: engines that ask for mounts over a socket."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def register(commands: Commands) -> None:
     p.add_argument("--kubelet-endpoint", metavar="PATH", help="what kubelet calls the endpoint (default: the same)")
     p.add_argument("--node-id", default=socket.gethostname(), metavar="NAME", help="the node (default: %(default)s)")
     p.add_argument("--worker-cgroup", metavar="DIR", help="make this cgroup, and move the mounts' daemons into it")
+    p = commands.add(
+        "containerd-config",
+        "put what containerd needs for pyerofs into its config.toml, or take it out again",
+        "  pyerofs containerd-config install 1.7      then: systemctl restart containerd\n"
+        "  pyerofs containerd-config undo",
+        _containerd_config,
+        options=False,
+    )
+    p.add_argument("--config", default="/etc/containerd/config.toml", metavar="FILE", help="default: %(default)s")
+    p.add_argument("action", choices=["install", "undo"], metavar="ACTION", help="install or undo")
+    p.add_argument("version", metavar="VERSION", nargs="?", help="containerd's, for install")
 
 
 def need_root() -> None:
@@ -110,3 +121,16 @@ def _csi(arguments: argparse.Namespace, write: Say, report: Say) -> None:
             notify("READY=1")
 
         serve(GrpcServer(methods, report), listeners, ready)
+
+
+def _containerd_config(arguments: argparse.Namespace, write: Say, report: Say) -> None:
+    from ..snapshotter.config_file import install, undo
+    from ..snapshotter.serve import ADDRESS, ROOT
+
+    if (arguments.action == "install") != (arguments.version is not None):
+        raise UsageError("install needs containerd's VERSION, and undo takes none (`containerd --version` tells it)")
+    if arguments.action == "install":
+        done = install(arguments.config, arguments.version, ROOT, ADDRESS)
+    else:
+        done = undo(arguments.config)
+    report(f"{arguments.config} is changed: restart containerd" if done else f"{arguments.config}: nothing to do")

@@ -1,4 +1,4 @@
 """containerd's snapshotter: images as lazy mounts, all others as ordinary overlays.
 
-Public: check, configuration, pull, serve.
+Public: check, config_file, configuration, pull, serve.
 """
