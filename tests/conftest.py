@@ -39,7 +39,8 @@ if not GUEST:
 # slow.
 SYSTEM_FIXTURES = {"tree", "images", "published", "nbdfuse"}
 SYSTEM = (
-    "bundle/test_bundle.py", "docker/", "podman/",
+    "bundle/test_bundle.py", "docker/", "fleet/", "podman/",
+    "csi/test_driver.py::test_a_secret_opens", "snapshotter/test_config_file.py::test_containerd_reads",
     "system/", "guest/", "images/", "export/test_uncached.py", "house/test_packaging.py", "kernel/test_loop.py",
     "kernel/test_mountpoint.py", "kernel/test_overlay.py", "mounting/test_mount.py", "mounting/test_present.py",
     "cli/test_files.py", "cli/test_main.py::test_a_password_is_wiped", "cli/test_main.py::test_inspect_of_what_is_not",
