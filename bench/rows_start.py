@@ -7,6 +7,7 @@ what
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ RATE = 1e8  # bits a second
 MIB = 1 << 20
 AIM = 6.0  # times: what others publish of theirs begins there
 _PEER = "skopeo copy + umoci unpack"
-_IMAGES = {"pyerofs": "erofs", "pyerofs, --compress zstd": "zstd"}
+_OPTIMIZED = ["--compress", "zstd", "--merge", "--optimize-for", shlex.join(rootfs.COMMANDS[0])]
+_IMAGES = {"pyerofs": "erofs", "pyerofs, --compress zstd": "zstd", "pyerofs, zstd, --optimize-for": "fast"}
 _PLAIN = ["--src-tls-verify=false", "--dest-tls-verify=false"]
 
 
@@ -65,6 +67,7 @@ def _publish(host: str) -> None:
     _run("skopeo", "--insecure-policy", "copy", "--quiet", *_PLAIN, source, f"docker://{host}/system:tar")
     _run(*PYEROFS, "convert", "-q", source, f"{host}/system:erofs")
     _run(*PYEROFS, "convert", "-q", "--compress", "zstd", source, f"{host}/system:zstd")
+    _run(*PYEROFS, "convert", "-q", *_OPTIMIZED, source, f"{host}/system:fast")
 
 
 def _mount(tag: str, directory: Path, host: str) -> float:

@@ -44,7 +44,8 @@ class MappedSource:
         self.layer = layer.number
         self.origin = layer
         self.size = chunks.size
-        self.storage = Storage(layer.verified_key, True)
+        hot = ((0, chunks.prefix),) if chunks.prefix else ()  # up to eStargz' landmark
+        self.storage = Storage(layer.verified_key, True, hot=hot)
         self.connections = connections
         self.chunks = chunks
         self._blob = blob

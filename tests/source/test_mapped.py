@@ -242,4 +242,6 @@ def test_a_landmark_is_a_place_on_the_device() -> None:
     landmark = file(".prefetch.landmark", b"\x0f")
     found = mapped(stargz_layer(archive(file("first", SOME[:9000]), landmark, file("second", SOME))))
     assert found.chunks.prefix == 12288
+    assert found.source.storage.hot == ((0, 12288),)
+    assert mapped(stargz_layer(archive(file("first", SOME)))).source.storage.hot == ()
     assert b".prefetch.landmark" not in contents(found.table, read_all(found))
