@@ -131,12 +131,8 @@ class OptionRow(NamedTuple):
 _layer = to.whole(0, 9999)
 ROWS = (
     OptionRow("oci", "layer", "[=N]", _layer, "SOURCE is an image; N: as oci.layer", bare=None, kind="number"),
-    OptionRow(
-        "oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: all EROFS layers, stacked)", kind="number"
-    ),
-    OptionRow(
-        "oci.blob", "blob", "=DIGEST", to.parsed(check_digest), "the layer with this digest, instead of oci.layer"
-    ),
+    OptionRow("oci.layer", "layer", "=N", _layer, "layer N, base 0 (default: all of EROFS, stacked)", kind="number"),
+    OptionRow("oci.blob", "blob", "=DIGEST", to.parsed(check_digest), "the layer with this digest"),
     OptionRow(
         "oci.layers",
         "layers",
@@ -149,9 +145,7 @@ ROWS = (
         "oci.platform", "platform", "=OS/ARCH[/VARIANT]", to.parsed(Platform.parse), "default: this machine's platform"
     ),
     OptionRow("oci.username", "username", "=NAME", to.text, "user at the registry"),
-    OptionRow(
-        "oci.password", "password", "=TEXT", to.secret, "its password; oci.password_file is safer", kind="secret"
-    ),
+    OptionRow("oci.password", "password", "=TEXT", to.secret, "its password; a file is safer", kind="secret"),
     OptionRow("oci.password_file", "password_file", "=FILE", to.path, "file that holds the password", kind="path"),
     OptionRow(
         "oci.insecure", "insecure", "[=yes|no]", to.boolean, "the registry speaks plain HTTP", bare=True, kind="flag"
