@@ -20,10 +20,12 @@ from ..errors import ImageError
 from ..tar.toc.model import DIGEST_SIZE, UNIT_MAX, Codec, Units
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from mmap import mmap
 
-_MAGIC = b"pyerofs chunks 1"
-_HEADER = struct.Struct("=16sBB6xQQQQQ")  # magic, codec, digest of what, size, prefix, units, pieces, window bytes
+_MAGIC = b"pyerofs chunks 2"
+# Magic, codec, digest of what, size, prefix, hot ranges, units, pieces, window bytes.
+_HEADER = struct.Struct("=16sBB6xQQQQQQ")
 _CODECS: tuple[Codec, ...] = ("none", "gzip", "zstd", "span")
 _BEGINS = 1 << 31  # in a piece's length: it is the first of its file
 _GZIP_HEAD = 1 << 10  # bytes of a gzip member's header, and more
@@ -57,7 +59,7 @@ class ChunkMap:
     def __init__(self, data: mmap | bytes) -> None:
         if len(data) < _HEADER.size or data[:16] != _MAGIC:
             raise ValueError("it is not a chunk map of this version")
-        _, codec, stored_digests, size, prefix, units, pieces, windows = _HEADER.unpack_from(data)
+        _, codec, stored_digests, size, prefix, hot, units, pieces, windows = _HEADER.unpack_from(data)
         self.codec = _CODECS[codec]
         self.stored_digests = bool(stored_digests)  # the units have digests of what is stored, and the pieces none
         self.size = size  # bytes of the device
@@ -68,6 +70,9 @@ class ChunkMap:
         self._offsets = self._column("Q", units)
         self._starts = self._column("Q", pieces)
         self._window_ends = self._column("Q", units if spans else 0)
+        ranges = self._column("Q", 2 * hot)
+        # Offsets and lengths of the device that the image wants to be there at once, the most urgent first.
+        self.hot = tuple((ranges[at], ranges[at + 1]) for at in range(0, 2 * hot, 2))
         self._stored = self._column("I", units)
         self._plain = self._column("I", units)
         self._lengths = self._column("I", pieces)
@@ -169,11 +174,18 @@ class MapPieces:
         self.digests += digest
 
 
-def encode(units: Units, pieces: MapPieces, size: int, blob_size: int, prefix: int = 0) -> bytes:
+def encode(
+    units: Units,
+    pieces: MapPieces,
+    size: int,
+    blob_size: int,
+    prefix: int = 0,
+    hot: Sequence[tuple[int, int]] = (),
+) -> bytes:
     """Return the map of a device of `size` bytes.
 
-    `blob_size`: bytes; `prefix`: as ChunkMap has it. Raises ImageError for pieces that do not lie in their units, or
-    not in the order of these.
+    `blob_size`: bytes; `prefix`, `hot`: as ChunkMap has them. Raises ImageError for pieces that do not lie in their
+    units, or not in the order of these.
     """
     before, plain = 0, units.plain
     for unit, offset, length in zip(pieces.units, pieces.inner, pieces.lengths, strict=True):
@@ -198,12 +210,14 @@ def encode(units: Units, pieces: MapPieces, size: int, blob_size: int, prefix: i
         by_unit,
         size,
         prefix,
+        len(hot),
         len(units),
         len(pieces.starts),
         len(units.windows),
     )
     columns = (
         *(units.offsets, pieces.starts, units.window_ends if spans else array("Q")),
+        array("Q", (number for row in hot for number in row)),
         *(stored, array("I", units.plain), pieces.lengths, pieces.units, pieces.inner),
         *(units.bits if spans else array("B"), units.digests if by_unit else pieces.digests, units.windows),
     )

@@ -6,6 +6,8 @@ there already takes none, and neither do long runs of zeros.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +22,7 @@ from .layer_table import LayerTable
 if TYPE_CHECKING:
     from ..tar.allowance import Allowance
 
-VERSION = 1  # of what the same table of contents gives: what another version has made is made again
+VERSION = 2  # of what the same table of contents gives: what another version has made is made again
 HOLE_MIN = 64 << 10  # bytes of zeros that are left out of the device; fewer are not worth a map of the file's blocks
 
 
@@ -43,7 +45,7 @@ def map_layer(toc: Toc, blob_size: int, allowance: Allowance | None = None) -> T
         table.add(found.entry, content)
     table.device_size = device.size
     try:
-        chunk_map = encode(toc.units, device.pieces, device.size, blob_size, _prefix(toc, device))
+        chunk_map = encode(toc.units, device.pieces, device.size, blob_size, _prefix(toc, device), _hot(toc, device))
     except ImageError as error:
         raise TocError(str(error)) from None
     if allowance is not None:
@@ -60,6 +62,21 @@ def _prefix(toc: Toc, device: _Device) -> int:
         if unit < len(toc.units) and toc.units.offsets[unit] >= toc.landmark:
             return start
     return device.size
+
+
+def _hot(toc: Toc, device: _Device) -> list[tuple[int, int]]:
+    """Return what of the device the parts of the blob hold that the image wants, as offsets and lengths."""
+    if not toc.prefetch:
+        return []
+    found = []
+    begins = array("Q", (toc.units.offsets[unit] for unit in device.pieces.units))  # in the blob, of each piece's unit
+    for begin, end in toc.prefetch:
+        first, behind = bisect_left(begins, begin), bisect_left(begins, end - 1)  # a span's last byte may be the next's
+        if first < behind:
+            start = device.pieces.starts[first]
+            until = device.pieces.starts[behind] if behind < len(begins) else device.size
+            found.append((start, until - start))
+    return found
 
 
 class _Device:

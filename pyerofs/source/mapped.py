@@ -44,7 +44,8 @@ class MappedSource:
         self.layer = layer.number
         self.origin = layer
         self.size = chunks.size
-        hot = ((0, chunks.prefix),) if chunks.prefix else ()  # up to eStargz' landmark
+        # Up to eStargz' landmark, or what SOCI's prefetch artifact names.
+        hot = ((0, chunks.prefix),) if chunks.prefix else chunks.hot
         self.storage = Storage(layer.verified_key, True, hot=hot)
         self.connections = connections
         self.chunks = chunks

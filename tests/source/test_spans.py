@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 
@@ -33,8 +34,8 @@ def packed(tar: bytes, level: int = 6) -> bytes:
     return found
 
 
-def mapped(blob: bytes, spacing: int, served: bytes | None = None) -> Mapped:
-    toc = read_ztoc(make_ztoc(blob, spacing)[0], len(blob))
+def mapped(blob: bytes, spacing: int, served: bytes | None = None, prefetch: bytes = b"") -> Mapped:
+    toc = read_ztoc(make_ztoc(blob, spacing)[0], len(blob), prefetch)
     made = map_layer(toc, len(blob))
     fake = FakeBlob(blob if served is None else served)
     where = Layer(0, "sha256:" + "0" * 64, len(blob), map="sha256:" + "1" * 64)
@@ -93,3 +94,18 @@ def test_flipped_byte_is_an_error_or_changes_nothing() -> None:
         except CorruptError:
             errors += 1
     assert errors > len(blob) - 100  # all but headers, and spans without content of files
+
+
+def test_prefetch_artifact_becomes_what_a_start_reads() -> None:
+    """Parts of the device that lie in the spans it names, the most urgent first; each costs these spans alone."""
+    blob = packed(archive(*(file(f"f{n}", random.Random(n).randbytes(40 * KIB)) for n in range(12))))
+    spans = make_ztoc(blob, 64 * KIB)[1].spans
+    wish = {"version": "1.0", "prefetch_spans": [{"start_span": 3, "end_span": 4}, {"start_span": 1, "end_span": 1}]}
+    found = mapped(blob, 64 * KIB, prefetch=json.dumps(wish).encode())
+    hot = found.source.storage.hot
+    assert len(hot) == 2 and hot[0][0] < hot[1][0]
+    for (offset, length), (first, last) in zip(hot, ((1, 1), (3, 4)), strict=True):
+        read(found, offset, length)
+        end = spans[last + 1].offset + (spans[last + 1].bits > 0)
+        assert found.blob.asked[-1] == (spans[first].offset, end - spans[first].offset)
+    assert mapped(blob, 64 * KIB).source.storage.hot == ()
