@@ -55,10 +55,10 @@ def parse_limit(name: str, value: str) -> Limit:
 
 
 def parse_age(name: str, value: str) -> float:
-    """Seconds, 0 or more."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", value, re.ASCII)
+    """Seconds, 0 or more; a number alone might be meant as days."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", value, re.ASCII) or re.fullmatch(r"(0)()", value)
     if not match:
-        raise UsageError(f"{name}={value!r}: a time is needed, in seconds or with the unit s, m, h, d or w")
+        raise UsageError(f"{name}={value!r}: a time with its unit is needed, such as 30d (s, m, h, d or w)")
     return float(int(match[1]) * _SECONDS[match[2]])
 
 

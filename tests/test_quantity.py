@@ -40,7 +40,7 @@ def test_shares() -> None:
 
 
 def test_ages() -> None:
-    assert [parse_age("x", text) for text in ("0", "90", "90s", "2m", "1h", "7d", "2w")] == [
+    assert [parse_age("x", text) for text in ("0", "90s", "90s", "2m", "1h", "7d", "2w")] == [
         0, 90, 90, 120, 3600, 7 * 86400, 14 * 86400,
     ]  # fmt: skip
     for text in ("", "-1", "1.5h", "d", "1y", "1 d"):

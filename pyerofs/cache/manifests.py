@@ -69,6 +69,21 @@ class ManifestCache:
                 if found := _read(os.path.join(self._directory, name)):
                     yield found[2]
 
+    def scan(self) -> list[tuple[str, str, bytes]]:
+        """Return image, reference and body of each."""
+        found = []
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self._directory)):
+                try:
+                    with open(open_file(os.path.join(self._directory, name), os.O_RDONLY), "rb") as f:
+                        head = json.loads(f.readline(_HEAD_MAX))
+                        body = f.read(MAX_SIZE + 1)
+                    verify_digest(body, head["digest"])
+                    found.append((str(head["image"]), str(head["reference"]), body))
+                except (OSError, ValueError, KeyError, TypeError, ImageError):
+                    continue
+        return found
+
     def keep(self, image: str, what: str, document: CachedManifest) -> None:
         """Remembers what the registry has answered. Where it cannot be remembered, that is worth a line."""
         head = {"image": image, "reference": what, "digest": document.digest, "media_type": document.media_type}

@@ -72,11 +72,14 @@ def register(commands: Commands) -> None:
         "rm",
         "remove blobs",
         "  pyerofs cache rm sha256:8d5e6f\n"
-        "  pyerofs cache rm quay.io/org/app:1.0     the layers of a converted image\n"
+        "  pyerofs cache rm quay.io/org/app:1.0     the layers of an image\n"
         "  pyerofs cache rm --all",
         options=False,
     )
-    p.add_argument("digests", nargs="*", metavar="DIGEST", help="or its first hex digits, 6 at least")
+    p.add_argument(
+        "digests", nargs="*", metavar="DIGEST|IMAGE",
+        help="of a blob (6 hex digits at least), a layer or a manifest; or an image's name",
+    )  # fmt: skip
     p.add_argument("--all", action="store_true", help="every blob and every manifest")
     p.add_argument("--force", action="store_true", help="also blobs in use: mounts that use them keep working")
     _add_place(p)
@@ -232,10 +235,12 @@ def _collect(
 def _chosen(directory: str, digests: list[str]) -> list[EntryInfo]:
     """Return the blobs with these digests.
 
-    A converted image, given by its name or its manifest's digest, stands for its layers.
+    An image, given by its name or its manifest's digest, stands for its layers, but for those that other images have
+    too; a layer's digest for whatever is kept of it.
     """
     from ..cache.directory import find_entry, scan
     from ..source import converted_cache
+    from ..source.cached_images import native_keys
 
     places = scan(directory)
     images = converted_cache.scan(directory)
@@ -244,7 +249,11 @@ def _chosen(directory: str, digests: list[str]) -> list[EntryInfo]:
         named = [image for image in images if text in (image.name, image.digest)]
         keys = {key for image in named for key in image.keys}
         shared = {key for image in images if image not in named for key in image.keys}
-        found += [place for place in places if place.digest in keys - shared] if named else find_entry(places, text)
+        if not named:
+            keys = native_keys(directory, text)
+            shared = set()
+        chosen = [place for place in places if place.digest in keys - shared]
+        found += chosen or find_entry(places, text)
     return list(dict.fromkeys(found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config.options import MOUNT_HELP, OCI_HELP
@@ -16,11 +16,44 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Say, Say], int | None]
 
 
+OPTION_NAMES = frozenset(name for name, _, _ in (*OCI_HELP, *MOUNT_HELP))
+
+
 class Parser(argparse.ArgumentParser):
     """mount(8)'s exit status for a wrong invocation, and one line instead of the usage."""
 
+    _given: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = args or ()
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see `{self.prog} --help`)")
+        from .hints import explain  # deferred: only an error needs it
+
+        raise UsageError(explain(self, message))
+
+    def _commands(self) -> dict[str, Parser]:
+        actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(actions[0].choices) if actions else {}
+
+    def names(self) -> list[str]:
+        """Return the names of its commands."""
+        return list(self._commands())
+
+    def chosen(self) -> Parser:
+        """Return the parser of the command that was given."""
+        parser: Parser = self
+        for word in self._given:
+            parser = parser._commands().get(word, parser)
+        return parser
+
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def takes_options(self) -> bool:
+        """Whether it has -o."""
+        return "-o" in self.flags()
 
 
 class Commands:

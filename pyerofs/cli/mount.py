@@ -39,7 +39,9 @@ def register(commands: Commands) -> None:
     p.add_argument("--reattach", action="store_true", help="replace the daemon of the mount at the target")
     p.add_argument("-r", "--read-only", action="store_true", help="same as -o ro")
     p.add_argument("-d", "--debug", type=int, choices=range(10), metavar="0..9", help="verbosity; 9 also traces HTTP")
-    p.add_argument("source", metavar="SOURCE", help="an image's reference, oci:DIR[:NAME], an archive, file or device")
+    p.add_argument(
+        "source", metavar="SOURCE", nargs="?", help="an image's reference, oci:DIR[:NAME], an archive, file or device"
+    )
     p.add_argument("target", metavar="TARGET", nargs="?", help="the directory to mount at")
 
     p = commands.add("umount", "unmount", "  pyerofs umount /mnt", _umount, options=False)
@@ -70,6 +72,8 @@ def register(commands: Commands) -> None:
 def _mount(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..mounting.mount import mount, unmount
 
+    if arguments.source is None:
+        raise UsageError("mount needs a SOURCE and a TARGET (see `pyerofs mount --help`)")
     if arguments.unmount:
         unmount(arguments.target or arguments.source)
         return

@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import MountError
+from ..errors import MountError, UsageError
 
 if TYPE_CHECKING:
     from .commands import Commands, Say
@@ -24,10 +24,10 @@ def register(commands: Commands) -> None:
         stat,
         options=False,
     )
-    p.add_argument("target", metavar="TARGET|DEVICE")
+    p.add_argument("target", metavar="TARGET|DEVICE", nargs="?")
     p.add_argument("--json", action="store_true", help="as JSON; with --watch a line each time")
     p.add_argument(
-        "--watch", nargs="?", type=_seconds, const=1.0, metavar="SECONDS",
+        "--watch", nargs="?", const="1", metavar="SECONDS",
         help="repeat until interrupted; redraw on a terminal, else print a line each time (default: 1)",
     )  # fmt: skip
 
@@ -38,7 +38,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.01 <= seconds <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise UsageError(f"--watch {text}: a number of seconds is needed")
     return seconds
 
 
@@ -51,6 +51,11 @@ def stat(arguments: argparse.Namespace, write: Say, report: Say) -> None:
     from ..mounting.stat import query, rates, render
     from .terminal import CLEAR
 
+    if arguments.target is None and arguments.watch is not None:
+        arguments.target, arguments.watch = arguments.watch, "1"  # `stat --watch /mnt`
+    if arguments.target is None:
+        raise UsageError("stat needs a TARGET (`pyerofs list` shows what is mounted)")
+    seconds = _seconds(arguments.watch or "1")
     record = find_record(arguments.target)
     status = query(record)
     if arguments.watch is None:
@@ -71,7 +76,7 @@ def stat(arguments: argparse.Namespace, write: Say, report: Say) -> None:
             write(f"{CLEAR}{render(status)}\n\n{rates(before, status)}")
         else:
             write(rates(before, status))
-        time.sleep(arguments.watch)
+        time.sleep(seconds)
 
 
 def _json(value: object, indent: int | None = None) -> str:

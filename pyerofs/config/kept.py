@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import UsageError
-from .options import MountOptions, parse_mount_options, without_secrets
+from .option_edits import without_secrets
+from .options import MountOptions, parse_mount_options
 
 
 def kept_options(options: Sequence[str], fstype: str = "erofs") -> list[str]:

@@ -16,7 +16,7 @@ from ..quantity import Limit, parse_limit, parse_size
 from ..secret import Secret
 from . import values as to
 from .mount_flags import MS_RDONLY, MS_SILENT, is_quoted, kernel_options
-from .option_text import as_text, split
+from .option_text import split
 from .values import LOG_PLACES
 
 Driver = Literal["auto", "nbd", "local", "fuse"]
@@ -250,6 +250,8 @@ def parse_mount_options(texts: Sequence[str], fstype: str = "erofs", defaults: D
             raise UsageError(f"{name} does not fit -t erofs.local, which mounts a local file; use -t erofs.nbd")
         if name.startswith("nbd") and driver in ("local", "fuse"):
             raise UsageError(f"{name} does not fit -t {fstype}, which uses no NBD device; use -t erofs.nbd")
+    for item in rest:
+        _check_prefixed(item)
     values = _with_defaults(values, defaults)
     if ("upperdir" in values) != ("workdir" in values):
         raise UsageError("oci.upperdir and oci.workdir must be given together")
@@ -270,15 +272,12 @@ def is_ours(item: str) -> bool:
     return item.partition("=")[0].lower().startswith(("oci", "nbd", "cache.", "log."))
 
 
-def replaced(texts: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Return the `-o` strings with those of `new` in place of options that say something else. Raises UsageError."""
-    fields = {find_row(item.partition("=")[0]).field for text in new for item in split(text) if is_ours(item)}
-    fields |= {field for group in GROUPS if group & fields for field in group}
-
-    def stays(item: str) -> bool:
-        return not is_ours(item) or find_row(item.partition("=")[0]).field not in fields
-
-    return [as_text(item) for text in texts for item in split(text) if stays(item)] + list(new)
+def _check_prefixed(item: str) -> None:
+    """Raise UsageError for an option of ours that lacks its prefix: the kernel would only say that it is invalid."""
+    name = item.partition("=")[0]
+    for full in (f"{prefix}.{name}" for prefix in ("oci", "cache", "nbd", "log")):
+        if full in _BY_NAME and name != "device":  # which EROFS has as well
+            raise UsageError(f"unknown option {name!r}: did you mean {full}?")
 
 
 def names_image(texts: Sequence[str], fstype: str = "erofs") -> bool:
@@ -355,22 +354,15 @@ def _with_defaults(values: dict[str, Any], defaults: Defaults) -> dict[str, Any]
     return values | {field: value for field, (value, _) in chosen(values, defaults).items()}
 
 
+def is_option(name: str) -> bool:
+    """Whether there is an option of ours with this name."""
+    return name in _BY_NAME
+
+
 def is_secret(name: str, value: str) -> bool:
     """Whether this value of the option must not be shown or written down. Raises UsageError: no such option."""
     kind = find_row(name).kind
     return kind == "secret" or (kind == "url" and "@" in value)
-
-
-def without_secrets(texts: Iterable[str]) -> tuple[list[str], bool]:
-    """Return the options, one in each `-o` string, without secret ones; and whether there were any."""
-    kept, dropped = [], False
-    for item in (item for text in texts for item in split(text)):
-        name, _, value = item.partition("=")
-        if name in _BY_NAME and is_secret(name, value):
-            dropped = True
-        else:
-            kept.append(as_text(item))
-    return kept, dropped
 
 
 def _value(row: OptionRow, value: str) -> Any:

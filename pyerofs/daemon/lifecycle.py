@@ -12,7 +12,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..config.options import parse_mount_options, replaced
+from ..config.option_edits import replaced
+from ..config.options import parse_mount_options
+from ..context import ignore
 from ..errors import MountError, PyerofsError, UnavailableError
 from ..events import Events
 from ..export.server import WAKE
@@ -43,7 +45,7 @@ class MountLifecycle:
     """Keeps one mount. Owns the parts' attachments and the record.
 
     `request` is what a successor is asked, secrets included; `stat` tells what the mount is doing, from any thread;
-    `start`: what has been read.
+    `start`: what has been read; `log` gets warnings, `note` what goes as it should.
     begin() before the mount and mounted() after it, or go_on() for one that is mounted; then run(), which ends with the
     mount. end() takes back what begin() has done.
     """
@@ -57,6 +59,7 @@ class MountLifecycle:
         stat: Callable[[Record], dict[str, Any]],
         start: MountStart,
         log: Callable[[str], None],
+        note: Callable[[str], None] = ignore,
     ):
         self._parts = parts
         self._held = list(parts)  # whose attachments have not been let go
@@ -66,6 +69,7 @@ class MountLifecycle:
         self._stat = stat
         self._start = start
         self._log = log
+        self._note = note
         self._events = Events()
         self._supervision = SupervisorLink(parts[-1].server, log)
         self._control: ControlServer | None = None
@@ -92,6 +96,7 @@ class MountLifecycle:
         """Note that the caller has mounted it, as `number` (major:minor)."""
         self._record = replace(self._record, number=number)
         self._supervise()
+        self._note(f"mounted {self._record.source} by {self._record.driver}")
 
     def go_on(self, channel: Channel | None, supervisor: int) -> None:
         """`channel`: to the supervisor that has started this worker; None when it was not a supervisor."""
@@ -102,6 +107,7 @@ class MountLifecycle:
         else:
             self._supervision.start(self._record.target)
             self._supervise()
+        self._note(f"recovered: daemon {os.getpid()} serves the mount now (restart {self._record.restarts})")
 
     def _listen(self) -> None:
         try:
@@ -155,7 +161,9 @@ class MountLifecycle:
                 self.end()
             raise  # with a supervisor another worker takes this one's place
         if self._handed_over:
+            self._note("handed over to another daemon")
             return
+        self._note("unmounted")
         self.end()
 
     def end(self) -> None:

@@ -78,7 +78,7 @@ class MountRequest(_Message):
     def without_secrets(self) -> tuple[MountRequest, bool]:
         """Return what of the request may be written to a file, and whether it lacks something for that."""
         from ..config import file as config_file  # a supervisor, which only hands a request on, is a small process
-        from ..config.options import without_secrets
+        from ..config.option_edits import without_secrets
 
         options, secrets = without_secrets(self.options)
         environment = {}

@@ -59,6 +59,8 @@ class Failure(NamedTuple):
     proxy: str = ""
 
 
+_NO_PROXY_NAME, _NO_HANDSHAKE = 5, 35
+_PLAIN = ("wrong version number", "packet length too long", "record layer failure")
 _PARTIAL_FILE, _TIMEDOUT, _BAD_AUTHORITIES, _UNTRUSTED = 18, 28, 77, 60
 _ENDINGS = {
     # code: kind, temporary, words after "HOST: "
@@ -104,6 +106,10 @@ def translate(failure: Failure, url: Url, limits: Limits) -> TransportError:
     if code in _ENDINGS:
         kind, temporary, words = _ENDINGS[code]
         detail = f" ({_words(failure.text)})" if kind == "tls" else ""
+        if code == _NO_HANDSHAKE and any(words in failure.text for words in _PLAIN):
+            detail = ": it seems to speak plain HTTP, which -o oci.insecure allows"
+        if code == _NO_PROXY_NAME and failure.proxy:
+            words = f"the name of the proxy {failure.proxy} cannot be resolved"
         return TransportError(f"{host}: {words}{detail}", kind, temporary=temporary, answered=failure.answered)
     # An unexpected code must not end a mount that could live on: the caller's time bound ends the attempts.
     words = f"{host}: the connection was lost ({_words(failure.text)})"

@@ -32,6 +32,7 @@ from ..source.soci_index import with_ztocs
 from ..tar.allowance import Allowance
 from ..tar.toc.keys import STARGZ_DIGEST
 from .cached_layers import CachedLayers, store_device
+from .conversion_checks import check_platform, check_room
 from .convert import left_out_line, read_blob
 from .layer import MEDIA_TYPE
 
@@ -137,7 +138,9 @@ def _get_layers(
             "(oci.convert=no refuses)"
         )
         assert manifest.config is not None  # noqa: S101 - the caller has looked
-        _, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
+        check_room(directory, [manifest.layers[number] for number in rest])
+        config, diff_ids = read_config(read_blob(reader, manifest.config, work), len(manifest.layers))
+        check_platform(config, options.platform, report)
         layers = stack.enter_context(CachedLayers(reader, directory, work, options, shown, allowance))
         whole = layers.get_all([manifest.layers[number] for number in rest], [diff_ids[number] for number in rest])
         for number, layer in zip(rest, whole, strict=True):

@@ -65,7 +65,8 @@ class ImageFiles:
         layers is converted into the cache first, which `shown` follows. Raises PyerofsError.
         """
         texts = [options] if isinstance(options, str) else list(options)
-        self._location = Location.parse(source, image=names_image(texts))
+        # A file that is there is meant, whatever the options say of images.
+        self._location = Location.parse(source, image=names_image(texts) and not os.path.isfile(source))
         context = Context(log_of_caller(log), trace_of_caller(trace))
         self._opened = OpenedImage(self._location, oci_options(texts, self._location), context, shown)
         self._tree = self._opened.tree

@@ -118,7 +118,12 @@ def mount_local(image: str, target: str, flags: int, data: str = "", *, loop: bo
     try:
         mode = os.stat(image).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise UsageError(f"cannot mount {image}: it is neither a regular file nor a block device")
+            hint = ""
+            if os.path.isfile(os.path.join(image, "oci-layout")):
+                hint = f": it is an OCI layout directory, which is written oci:{image}"
+            elif stat.S_ISDIR(mode):
+                hint = f": it is a directory, of which `pyerofs build {image} DEST` makes an image"
+            raise UsageError(f"cannot mount {image}{hint or ': it is neither a regular file nor a block device'}")
         if not any(option.startswith(_OFFSET) for option in data.split(",")):
             with open(image, "rb") as file:
                 first_look(file, image)

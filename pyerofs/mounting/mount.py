@@ -19,6 +19,7 @@ from ..errors import MountError, UsageError
 from ..kernel import mountpoint
 from ..kernel.named_source import mount_named
 from ..oci.location import Location
+from .preflight import check_ready
 from .present import alone_at, is_there, record_of
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def mount(
             flags = parsed.flags | mountpoint.MS_RDONLY
             mountpoint.mount_local(location.path, target, flags, parsed.data, loop=parsed.loop)
             return
+        check_ready(driver)
         daemon = daemons.start(target)
 
         def convert(task: dict[str, Any]) -> None:
@@ -166,7 +168,8 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     target = os.path.realpath(target)
     found = mountpoint.find(target)
     if found is None:
-        raise UsageError(f"{target} is not a mount point")
+        there = os.path.lexists(target)
+        raise UsageError(f"{target} is not a mount point (`pyerofs list`)" if there else f"{target} does not exist")
     record = record_of(found)
     if found.fstype != "erofs" and not record and not owner_of(found.source):
         raise UsageError(f"{target} is a {found.fstype} filesystem, not EROFS: use umount")

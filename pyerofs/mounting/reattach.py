@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config import file as config_file
-from ..config.options import parse_mount_options, replaced
+from ..config.option_edits import replaced
+from ..config.options import parse_mount_options
 from ..context import ignore, log_of_caller
 from ..daemon.control import Answer, ask
 from ..daemon.launch import WorkerProcess

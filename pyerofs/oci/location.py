@@ -25,6 +25,7 @@ from .reference import Reference, is_digest
 Kind = Literal["file", "registry", "oci", "oci-archive", "docker-archive"]
 STDIN = "-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,511}")  # OCI image spec, "org.opencontainers.image.ref.name"
+_ARCHIVE = re.compile(r"\.(?:tar|tgz|tar\.gz|tar\.zst)$")
 _NUMBER = re.compile(r"@[0-9]{1,6}")
 
 
@@ -82,6 +83,8 @@ class Location:
                 return cls._local(form, text, rest)
         if not image and is_path(text):
             return cls("file", os.path.abspath(text))
+        if _ARCHIVE.search(text) and os.path.isfile(text):
+            raise UsageError(f"{text!r} is a file: write oci-archive:{text} or docker-archive:{text}")
         if colon and kind in _FOREIGN:
             raise UsageError(f"{text!r}: images in {kind}: cannot be read: {_FOREIGN[kind]}")
         return cls("registry", text)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..config.options import ReadOptions
 from ..context import NOBODY, Context
-from ..errors import ImageError, RegistryError
+from ..errors import ImageError, NotFoundError, RegistryError
 from ..oci.manifest import INDEX_DEPTH, MEDIA_TYPES, Index, Manifest, digest_as, parse, select
 from ..oci.platforms import Platform
 from ..oci.reference import Reference
@@ -99,9 +99,35 @@ def resolve(
         return get_document(registry, what, context, timeout, where)
 
     try:
-        return follow(str(reference), get(reference.manifest_reference), get, platform)
+        root = get(reference.manifest_reference)
+    except NotFoundError as error:
+        raise _explained(registry, reference, error) from None
+    except RegistryError as error:
+        if reference.repository not in str(error):  # what the user wrote, and what it stands for
+            error.args = (f"{reference}: {error}",)
+        raise
+    try:
+        return follow(str(reference), root, get, platform)
     except ImageError as e:
         raise ImageError(f"{reference}: {e}") from None
+
+
+def _explained(registry: Registry, reference: Reference, error: NotFoundError) -> NotFoundError:
+    """Return the error for what is not there, with the tag that may be meant, if the registry tells its tags."""
+    if reference.digest or not reference.tag:
+        return error
+    from ..registry.tags import list_tags
+
+    repository = f"{reference.registry}/{reference.repository}"
+    try:
+        tags = list_tags(registry)
+    except RegistryError:
+        return error
+    from difflib import get_close_matches
+
+    close = get_close_matches(reference.tag, tags, n=1, cutoff=0.5)
+    hint = f"did you mean {repository}:{close[0]}?" if close else f"it has {len(tags)} others"
+    return NotFoundError(f"{repository} has no tag {reference.tag!r}: {hint} (`pyerofs tags {repository}`)")
 
 
 def follow(

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pyerofs import open_blob
 from pyerofs.cli import main
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import FakeRegistry
-from tests.support.images import Layer
+from tests.support.images import FakePusher, Layer, push_image
 from tests.support.scene import Scene, until
 
 SIZE = 1_000_003
@@ -77,7 +78,7 @@ def test_each_has_help_with_examples(capsys: pytest.CaptureFixture[str], action:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ([], "required: ACTION"), (["nonsense"], "nonsense"), (["ls", "x"], "x"), (["rm"], "--all"),
+    ([], "an action is missing"), (["nonsense"], "nonsense"), (["ls", "x"], "x"), (["rm"], "--all"),
     (["rm", "--all", "abcdef"], "--all"), (["rm", "abc"], "not a digest"), (["rm", "abcdef"], "no blob"),
     (["verify", "xyz"], "not a digest"), (["gc", "--max", "x"], "--max='x'"),
     (["gc", "--older-than", "x"], "--older-than='x'"),
@@ -276,3 +277,34 @@ def test_the_default_directory_is_the_option_s(scene: Scene, fake: FakeRegistry)
         assert blob.pread(5, 0) == data[:5]
     done = scene.run("cache", "ls", "--json", "-o", f"oci.cache={scene.cache}")
     assert [row["digest"] for row in json.loads(done.out)] == [Layer(data).digest]
+
+
+@pytest.mark.parametrize("what", ["image", "tag", "manifest", "layer"])
+def test_rm_takes_an_image_its_digest_or_a_layer_s(
+    fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """As inspect and stat show them; a layer that another image has too stays, unless it is meant itself."""
+    pusher, cache = FakePusher(fake), tmp_path / "cache"
+    layers = [Layer(erofs_image(seed)) for seed in (b"base", b"own")]
+    found = push_image(pusher, "app", "1", layers)
+    push_image(pusher, "app", "2", layers[:1])
+    for tag, number in (("1", 0), ("1", 1), ("2", 0)):
+        with open_blob(f"{fake.host}/app:{tag}", f"oci.layer={number},oci.cache={cache}") as blob:
+            blob.read()
+    names = {
+        "image": f"{fake.host}/app:1", "tag": f"docker://{fake.host}/app:1", "manifest": str(found["digest"]),
+        "layer": layers[1].digest,
+    }  # fmt: skip
+    assert main.main(["cache", "rm", "--dir", str(cache), names[what]]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{layers[1].digest}  removed"]
+    assert main.main(["cache", "rm", "--dir", str(cache), layers[0].digest]) == 0
+
+
+def erofs_image(seed: bytes) -> bytes:
+    """Bytes with a superblock, which is all that is looked at here."""
+    block = bytearray(8192)
+    block[1024:1028] = (0xE0F5E1E2).to_bytes(4, "little")
+    block[1024 + 12] = 12
+    block[1024 + 36 : 1024 + 40] = (2).to_bytes(4, "little")
+    block[4096 : 4096 + len(seed)] = seed
+    return bytes(block)

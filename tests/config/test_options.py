@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyerofs.config import mount_flags as o
 from pyerofs.config import options
+from pyerofs.config.option_edits import replaced, without_secrets
 from pyerofs.config.option_text import split
 from pyerofs.config.options import (
     MountOptions,
@@ -18,7 +19,6 @@ from pyerofs.config.options import (
     names_image,
     parse_mount_options,
     parse_oci_options,
-    without_secrets,
 )
 from pyerofs.errors import UsageError
 from pyerofs.oci.platforms import Platform
@@ -435,4 +435,4 @@ def test_options_without_secrets_read_the_same(pairs: list[tuple[str, str]]) -> 
     (["oci=1"], ["oci.blob=sha256:" + "0" * 64], ["oci.blob=sha256:" + "0" * 64]),
 ])  # fmt: skip
 def test_options_take_the_place_of_others(texts: list[str], new: list[str], result: list[str]) -> None:
-    assert options.replaced(texts, new) == result
+    assert replaced(texts, new) == result

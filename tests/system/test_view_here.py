@@ -128,6 +128,17 @@ def test_list_for_people(scene: Scene, image: str, images: Images) -> None:
 # The log
 
 
+def messages(log: Path) -> list[str]:
+    return [json.loads(line)["message"] for line in log.read_text().splitlines()]
+
+
+def test_a_mount_and_its_end_are_in_the_log(scene: Scene, image: str) -> None:
+    log = scene.directory / "log"
+    scene.mount_image(image, f"log.to={log}", fstype=FUSE)
+    by_pyerofs(scene)
+    assert messages(log) == [f"mounted {image} by fuse", "unmounted"]
+
+
 def test_what_goes_wrong_later_is_in_the_log(scene: Scene, image: str, fake: FakeRegistry, images: Images) -> None:
     log = scene.directory / "log"
     password = scene.directory / "password"
@@ -136,10 +147,10 @@ def test_what_goes_wrong_later_is_in_the_log(scene: Scene, image: str, fake: Fak
     scene.mount_image(
         image, "oci.username=me", f"oci.password_file={password}", "oci.timeout=5", f"log.to={log}", fstype=FUSE
     )
-    assert not log.read_text()
+    assert messages(log) == [f"mounted {image} by fuse"]
     fake.basic = ("me", "changed")
     subprocess.run(["cat", scene.mnt / "large"], capture_output=True, check=False)
-    entry = json.loads(log.read_text().splitlines()[0])
+    entry = json.loads(log.read_text().splitlines()[1])
     assert (entry["level"], entry["target"], entry["source"], entry["driver"]) == (
         "warning", str(scene.mnt), image, "fuse",
     )  # fmt: skip
