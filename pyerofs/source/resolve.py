@@ -99,14 +99,14 @@ def resolve(
         return get_document(registry, what, context, timeout, where)
 
     try:
-        root = get(reference.manifest_reference)
-    except NotFoundError as error:
-        raise _explained(registry, reference, error) from None
-    except RegistryError as error:
-        if reference.repository not in str(error):  # what the user wrote, and what it stands for
-            error.args = (f"{reference}: {error}",)
-        raise
-    try:
+        try:
+            root = get(reference.manifest_reference)
+        except NotFoundError as error:
+            raise _explained(registry, reference, error) from None
+        except RegistryError as error:
+            if reference.repository not in str(error):  # what the user wrote, and what it stands for
+                error.args = (f"{reference}: {error}",)
+            raise
         return follow(str(reference), root, get, platform)
     except ImageError as e:
         raise ImageError(f"{reference}: {e}") from None
