@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Say, Say], int | None]
 
 
-OPTION_NAMES = frozenset(name for name, _, _ in (*OCI_HELP, *MOUNT_HELP))
-
-
 class Parser(argparse.ArgumentParser):
     """mount(8)'s exit status for a wrong invocation, and one line instead of the usage."""
 

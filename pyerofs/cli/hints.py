@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from ..config.options import MOUNT_HELP, OCI_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .commands import Parser
+OPTION_NAMES = frozenset(name for name, _, _ in (*OCI_HELP, *MOUNT_HELP))
+
+
+class Asked(Protocol):
+    """What is asked of a parser (commands.Parser)."""
+
+    prog: str
+
+    def names(self) -> list[str]: ...
+
+    def chosen(self) -> Asked: ...
+
+    def flags(self) -> list[str]: ...
+
+    def takes_options(self) -> bool: ...
+
 
 # What other tools call so.
 _COMMANDS = {
@@ -24,10 +41,8 @@ _COMMANDS = {
 }
 
 
-def explain(parser: Parser, message: str) -> str:
+def explain(parser: Asked, message: str) -> str:
     """Return argparse's message in plain words, with the way out. For the top parser, and for each of a command."""
-    from .commands import OPTION_NAMES
-
     if found := re.match(r"argument (COMMAND|ACTION): invalid choice: '(.*?)' \(choose", message):
         what, name = found[1].lower(), found[2]
         hint = _COMMANDS.get(name) if what == "command" else None
