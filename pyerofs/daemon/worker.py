@@ -216,7 +216,9 @@ class Worker:
             return snapshot([part.export for part in parts], now, self._started)
 
         assert self._start is not None  # noqa: S101 - run() has made it
-        return MountLifecycle(parts, record, self._request, self._options, stat, self._start, self.log, self.logger.info)
+        return MountLifecycle(
+            parts, record, self._request, self._options, stat, self._start, self.log, self.logger.info
+        )
 
     def _is_stack(self, parts: Sequence[ServedLayer]) -> bool:
         return self._options.upper is not None or len([part for part in parts if part.role != "device"]) > 1
