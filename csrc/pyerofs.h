@@ -141,8 +141,9 @@ int pe_store_take_fill(pe_store *store, int32_t kind, uint64_t length, uint32_t 
 int pe_store_take_within(pe_store *store, uint64_t offset, uint64_t end, struct pe_run *run);
 /*
  * As pe_store_take, but gives the first stretch of a range that is neither present nor on its way, at most most bytes
- * of it: what reads are about to ask for. PE_NOTHING_LEFT: there is none. Where reads have wanted something else again and
- * again it waits until they have not for so many ms. Blocks.
+ * of it: what reads are about to ask for. PE_NOTHING_LEFT: there is none. Where reads have wanted something else again
+ * and again it waits until they have not for so many ms, each time for twice as many until a read waits for what it
+ * gave. Blocks.
  */
 int pe_store_take_range(pe_store *store, uint64_t offset, uint64_t length, uint64_t most, uint32_t ms,
 			struct pe_run *run);

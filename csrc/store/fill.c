@@ -12,6 +12,8 @@
 static const uint64_t fill_probe = 10000000000;
 /* So often is looked whether another one's flight, or a free slot, has come to an end, ns. */
 static const uint64_t range_turn = 50000000;
+/* So often is the pause doubled in which no read wants anything else, before what is prefetched is of use. */
+enum { RANGE_ROUNDS = 5 };
 
 /* Is it quiet, or until when must it stay quiet? 0: it is. */
 static uint64_t quiet_at(struct pe_store *s, uint64_t now, uint64_t quiet)
@@ -103,12 +105,14 @@ int pe_store_take_range(pe_store *s, uint64_t offset, uint64_t length, uint64_t 
 		return -EINVAL;
 	pthread_mutex_lock(&s->lock);
 	while (!s->stopping) {
-		uint64_t now = now_ns(), later = s->strayed + (uint64_t)ms * 1000000U;
+		uint64_t now = now_ns(), later = s->strayed + ((uint64_t)ms * 1000000U << s->stray_rounds);
 		enum take_result started = TAKE_NO_SLOT;
 
 		if (s->strays < STORE_STRAYS || later <= now) {
-			if (s->strays >= STORE_STRAYS)
+			if (s->strays >= STORE_STRAYS) {
 				s->strays = 0;
+				s->stray_rounds += s->stray_rounds < RANGE_ROUNDS;
+			}
 			later = now + range_turn;
 			started = TAKE_ELSEWHERE;
 			if (!s->write_error) /* what cannot be kept is not worth fetching */

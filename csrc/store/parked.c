@@ -110,7 +110,7 @@ static void note_stray(struct pe_store *s, const struct waiter *w)
 		const struct flight *f = &s->flight[i];
 
 		if (f->id && f->kind == PE_PREFETCH && store_waits_for(s, w, f)) {
-			s->strays = 0;
+			s->strays = s->stray_rounds = 0;
 			return;
 		}
 	}

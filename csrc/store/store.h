@@ -18,7 +18,7 @@
 enum {
 	STORE_FLIGHTS = 64,
 	STORE_WRITABLE = 1 << 20, /* bytes written in a row that end a time without a cache */
-	STORE_STRAYS = 8, /* reads in a row that want something else: what is prefetched is of no use now */
+	STORE_STRAYS = 4, /* reads in a row that want something else: what is prefetched is of no use now */
 	STORE_OUTAGE_MS = 1000, /* what a read may wait during an outage: time for one attempt */
 };
 
@@ -105,6 +105,7 @@ struct pe_store {
 	uint64_t busy; /* when a run that a read wanted last ended, ns: see fill.c */
 	uint64_t probed; /* when it last started one, ns */
 	uint32_t strays; /* reads in a row that waited for what is not being prefetched */
+	uint32_t stray_rounds; /* how often in a row prefetching has given way to them */
 	uint64_t strayed; /* when the last one of them came, ns */
 	uint64_t misses, failed, runs, healed, from_peers;
 	bool outage; /* a read has failed for want of time, and nothing has landed since */

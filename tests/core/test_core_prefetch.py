@@ -12,7 +12,7 @@ from tests.support.coreharness import KIB, MIB, Rig
 SIZE = 8 * MIB + 77
 PREFETCH = 4
 SOON = 0.001  # seconds
-STRAYS = 8
+STRAYS = 4
 
 
 def prefetch(rig: Rig, offset: int, length: int, most: int = MIB, pause: float = SOON) -> Run:
