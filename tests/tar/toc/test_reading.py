@@ -169,7 +169,7 @@ def test_many_entries_take_little_memory() -> None:
     """They are decoded one by one: what grows with their number is a set of numbers, and the columns of units."""
     digest = f"sha256:{'00' * 32}"
     beginning = b'{"version":1,"entries":['
-    count = 50_000
+    count = 15_000
 
     def text() -> Any:
         yield beginning
@@ -192,7 +192,7 @@ def test_many_entries_take_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert len(toc.units) == count
-    assert peak < 160 * count  # bytes; the entries themselves would be thousands each
+    assert peak < (2 << 20) + 160 * count  # bytes; the entries themselves would be thousands each
 
 
 def test_a_read_of_the_toc_raises_what_the_registry_raises() -> None:
