@@ -15,6 +15,7 @@ from ..erofs.native import foreign_format, is_native, native_layers
 from ..errors import ImageError
 from ..oci.location import Location
 from ..oci.manifest import CONFIGS, Index, Manifest
+from ..oci.soci import INDEX_DIGEST
 from ..printable import every_text
 from ..source.open import resolve_image
 
@@ -53,10 +54,34 @@ def inspect(
     from ..cache.paths import chosen_directory  # deferred: mounts() needs nothing of it
 
     directory = chosen_directory(oci)
-    ways = judge_layers(chosen.manifest.layers)
+    found["notes"] = []
+    ways = judge_layers(_with_index(chosen.manifest, chosen.digest, location, oci, found["notes"].append).layers)
     found["layers"] = [_layer(i, chosen.manifest, directory, giver, way) for i, way in enumerate(ways)]
     found["mount"] = _mount(chosen.manifest, oci, found["layers"], lambda: _obstacle(chosen.manifest, location, oci))
     return found
+
+
+def _with_index(
+    manifest: Manifest, digest: str, location: Location, oci: ReadOptions, note: Callable[[str], None]
+) -> Manifest:
+    """Return the manifest as `mount` judges it: with what a SOCI index says of its layers; `note` gets what is said."""
+    if (
+        native_layers(manifest)
+        or obstacle(manifest)
+        or not (INDEX_DIGEST in manifest.annotations or oci.soci != "auto")
+    ):
+        return manifest
+    from ..source.image_reader import open_reader  # deferred: few images need it
+    from ..source.soci_index import with_ztocs
+
+    origin = open_reader(location, oci)
+    try:
+        found = with_ztocs(manifest, digest, origin, oci, note)
+    finally:
+        origin.close()
+    if found.unbound:
+        note(f"its SOCI index {found.unbound} is not named by the image: oci.soci={oci.soci} trusts it")
+    return found.manifest
 
 
 def _obstacle(manifest: Manifest, location: Location, oci: ReadOptions) -> str:
@@ -194,6 +219,7 @@ def render(found: dict[str, Any]) -> str:
             how = "lazily" if layer["lazy"] else f"at once, since {layer['why']}"
             lines.append(f"    read {how}, and verified by its {layer['verified_by']}")
         lines += [f"    {key}: {value}" for key, value in layer["annotations"].items()]
+    lines += [f"note: {note}" for note in found["notes"]]
     mount = found["mount"]
     if mount["error"]:
         lines.append(f"mount: no: {mount['error']}")

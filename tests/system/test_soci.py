@@ -156,6 +156,9 @@ def test_copy_that_names_its_index(
             layer["digest"] for layer in manifest["layers"]
         }
     lazy = f"{registry.host}/org/both:lazy"
+    inspected = json.loads(scene.run("inspect", "--json", "-o", "oci.platform=linux/amd64", lazy).out)
+    assert sum(layer["lazy"] for layer in inspected["layers"]) == 2 and inspected["notes"] == []
+    assert not any(layer["lazy"] for layer in json.loads(scene.run("inspect", "--json", image).out)["layers"])
     scene.mount_image(lazy, "oci.platform=linux/amd64", "oci.verify=require", fstype=FUSE)
     assert lazy_devices(scene) == 2
     assert_same(expected, scene.mnt)
@@ -216,6 +219,8 @@ def test_index_that_is_no_good_is_done_without(
             known.unlink()
         registry.stop()  # it remembers what it had
         registry.start()
+    noted = json.loads(scene.run("inspect", "--json", f"{registry.host}/org/app:lazy").out)["notes"]
+    assert [note.startswith("its SOCI index cannot be used: ") for note in noted] == [True] * (lost == "index")
     done = scene.mount_image(f"{registry.host}/org/app:lazy", fstype=FUSE)
     said = "its SOCI index cannot be used: " if lost == "index" else "its table of contents cannot be used: "
     assert said in done.err
