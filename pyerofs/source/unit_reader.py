@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BRIDGE = 64 << 10  # bytes of the blob that nobody wants, but that cost less than a second request
 TRIM_MIN = 32 << 10  # stored bytes of a unit at the end of a run that may be left out: see UnitReader.last_unit
+FILE_RUN = 2 << 20  # bytes: longer runs are for readers who have gone on from file to file
 _PUT = 256 << 10  # bytes that are given to the sink at once, or a piece more
 
 
@@ -121,11 +122,19 @@ class UnitReader:
         self._last = -1
 
     def _trimmed(self, first: int, end: int) -> int:
-        """Leave out the beginning of a last file where it would cost much more than it gives: nobody may want it.
+        """Leave out what nobody may want: whoever does asks again, from there on.
 
-        A reader who does asks again, from there on.
+        That is, of a run that begins within a file, and is not long enough to be one of a reader of many files, the
+        files behind it; and the beginning of a last file where it would cost much more than it gives.
         """
         chunks = self._chunks
+        begin = chunks.find(first)
+        if end - first <= FILE_RUN and begin < chunks.pieces:
+            number = begin
+            if chunks.piece(number).start < first or not chunks.piece(number).begins:
+                while (number := number + 1) < chunks.pieces and (found := chunks.piece(number)).start < end:
+                    if found.begins:
+                        return found.start
         number = chunks.find(end - 1)
         if number == chunks.pieces or number <= chunks.find(first):
             return end

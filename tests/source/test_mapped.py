@@ -197,6 +197,16 @@ def test_the_beginning_of_a_large_file_is_not_fetched_for_the_end_of_a_run() -> 
     assert read(found, 8192, 8192).data == SOME[:8192]
 
 
+def test_a_short_run_that_begins_within_a_file_ends_with_it() -> None:
+    """A reader of many files asks for the next one from its beginning on, and long runs are for him."""
+    many = [file(f"{number}", SOME[number:]) for number in range(12)]
+    found = mapped(stargz_layer(archive(*many), chunk=50_000))
+    size = -(-len(SOME) // BLOCK) * BLOCK
+    assert len(read(found, 8192, 1 << 20).data) == size - 8192
+    assert len(read(found, size, 2 * size).data) == 2 * size
+    assert len(read(found, 8192, 3 << 20).data) == 3 << 20
+
+
 def test_what_came_unasked_is_given_as_spare() -> None:
     found = mapped(one_file(SOME))
     spare: list[tuple[int, bytes]] = []
