@@ -111,7 +111,8 @@ def is_index_entry(entry: Descriptor) -> bool:
 
 def referrers_tag(digest: str) -> str:
     """Return the tag under which the list of what refers to a manifest lies."""
-    return digest.replace(":", "-")[:128]
+    algorithm, _, value = digest.partition(":")
+    return f"{algorithm[:32]}-{value[:64]}"
 
 
 def referrers_with(listed: Index | None, body: bytes, index: RawManifest) -> RawManifest | None:

@@ -226,3 +226,36 @@ def test_trace(blob: Blob, server: FakeRegistry, cdn: FakeRegistry, trace: list[
     assert [step[1].partition(",")[0] for step in steps] == ["401", "200", "307", "403", "401", "200", "307", "206"]
     assert "(after 401, with another authorization)" in steps[2][1]
     assert "(the link was refused, 403)" in steps[4][1]
+
+
+REFERRERS = b'{"schemaVersion":2,"manifests":[]}'
+IMAGE = "sha256:" + "ab" * 32
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def test_what_refers_to_an_image_is_asked_of_the_api(registry: Registry, server: FakeRegistry) -> None:
+    server.script(status(200, ("Content-Type", OCI_INDEX), body=REFERRERS))
+    answer = registry.get_referrers(IMAGE)
+    assert answer is not None and (answer.body, answer.media_type) == (REFERRERS, OCI_INDEX)
+    assert [seen.path for seen in server.seen] == [f"/v2/org/app/referrers/{IMAGE}"]
+
+
+@pytest.mark.parametrize("code", [400, 404, 405])
+def test_what_refers_to_an_image_lies_under_a_tag_where_there_is_no_api(
+    registry: Registry, server: FakeRegistry, code: int
+) -> None:
+    server.default = status(code)
+    assert registry.get_referrers(IMAGE) is None
+    server.add_manifest(IMAGE.replace(":", "-"), REFERRERS, OCI_INDEX)
+    answer = registry.get_referrers(IMAGE)
+    assert answer is not None and answer.body == REFERRERS
+
+
+@pytest.mark.parametrize(("code", "kind"), [(403, AuthError), (503, RegistryError)])
+def test_what_refers_to_an_image_is_not_known_after_a_refusal(
+    registry: Registry, server: FakeRegistry, code: int, kind: type[RegistryError]
+) -> None:
+    server.default = status(code)
+    server.add_manifest(IMAGE.replace(":", "-"), REFERRERS, OCI_INDEX)
+    with pytest.raises(kind):
+        registry.get_referrers(IMAGE)
