@@ -58,4 +58,4 @@ def run_in_container(directory: Path, script: str, units: Mapping[str, str] | No
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert status.exists(), f"it has not come up: {shlex.join(done.args)}: {done.stdout}{done.stderr}"
-    return Ended(int(status.read_text()), out.read_text())
+    return Ended(int(status.read_text()), out.read_text(errors="backslashreplace"))
