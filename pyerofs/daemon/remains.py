@@ -158,7 +158,15 @@ def _files() -> list[str]:
 
 
 def _processes() -> Iterator[tuple[int, str]]:
-    """Those of nbdfuse that show something of ours, each with the id of its mount."""
+    """Those of nbdfuse that show something of ours, each with the id of its mount.
+
+    A container's processes are seen from outside, with paths in a directory of their own that has the same name: what
+    they show is not ours to judge.
+    """
+    try:
+        ours = os.stat(records.DIRECTORY)
+    except OSError:
+        return
     for name in os.listdir("/proc"):
         if name.isdecimal():
             arguments = _arguments(int(name))
@@ -166,7 +174,9 @@ def _processes() -> Iterator[tuple[int, str]]:
                 prefix = os.fsencode(records.DIRECTORY) + b"/"
                 for argument in arguments[1:]:
                     if argument.startswith(prefix) and (identifier := owner_of(os.fsdecode(argument))):
-                        yield int(name), identifier
+                        with contextlib.suppress(OSError):  # it has ended
+                            if os.path.samestat(ours, os.stat(f"/proc/{name}/root{records.DIRECTORY}")):
+                                yield int(name), identifier
 
 
 def _arguments(pid: int) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,25 @@ def test_a_daemon_that_is_killed_before_its_record_leaves_nothing(
 
 
 # Mount namespaces
+
+
+def test_what_lives_in_a_container_is_not_swept_from_outside(scene: Scene, published: Published) -> None:
+    """Its records are where nobody outside sees them, its processes are not."""
+    mount = scene.argv("mount", "-t", "erofs.fuse", "-o", f"oci.cache={scene.cache}", published.plain, scene.mnt)
+    umount = scene.argv("umount", scene.mnt)
+    script = (
+        f'mount -t proc proc /proc && mount -t tmpfs tmpfs {DIRECTORY} && "$@" && echo mounted && read -r _'
+        f" && cat {scene.mnt}/hello && {shlex.join(umount)}"
+    )
+    with subprocess.Popen(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh", *mount],
+        env=scene.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as shell:  # fmt: skip
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"mounted\n"
+        assert scene.run("reattach", "--all").status == 0
+        assert shell.communicate(b"\n")[0] == b"hello, world\n"
+    assert shell.returncode == 0
 
 
 def test_a_mount_ends_with_the_last_process_of_its_namespace(scene: Scene, published: Published) -> None:
