@@ -120,7 +120,7 @@ def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert main.main(["list"]) == 0
     out = capsys.readouterr().out
     clean(out)
-    assert out.count("\n") == 1
+    assert out.count("\n") == 2  # with its header
 
 
 def test_metrics(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def explain(parser: Asked, message: str) -> str:
         what, name = found[1].lower(), found[2]
         hint = _COMMANDS.get(name) if what == "command" else None
         hint = hint or _nearest(name, parser.names()) or f"`{parser.prog} --help` lists them"
-        return f"there is no {what} {name!r}: {hint}"
+        return f"there is no {what} '{name}': {hint}"  # argparse has escaped it
     if found := re.match(r"the following arguments are required: (COMMAND|ACTION)$", message):
         what = "an action" if found[1] == "ACTION" else "a command"
         return f"{what} is missing: `{parser.prog} --help` lists them"

@@ -32,9 +32,9 @@ class Delayed:
                 self._timer = timer
 
     def _run(self) -> None:
-        with self._lock:
-            self._timer = None  # a reason that comes from now on may come too late for this run
-        with self._working:
+        with self._working:  # one run waits for another, however many reasons come meanwhile
+            with self._lock:
+                self._timer = None  # a reason that comes from now on may come too late for this run
             if not self._closed:
                 self._chore()
 

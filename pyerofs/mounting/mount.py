@@ -95,7 +95,7 @@ def mount(
             flags = parsed.flags | mountpoint.MS_RDONLY
             mountpoint.mount_local(location.path, target, flags, parsed.data, loop=parsed.loop)
             return
-        check_ready(driver)
+        check_ready(driver, verity=parsed.verity != "none")
         daemon = daemons.start(target)
 
         def convert(task: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ _FUSE = "nbdfuse"
 _FILE_BACKED = (6, 12)  # the first Linux that mounts EROFS from a file
 
 
-def check_ready(driver: str) -> None:
-    """Raise UnavailableError, which says what is missing, where a mount by this driver (nbd, fuse) cannot succeed."""
+def check_ready(driver: str, *, verity: bool = False) -> None:
+    """Raise UnavailableError, which says what is missing, where a mount by this driver (nbd, fuse) cannot succeed.
+
+    `verity`: a dm-verity device may lie over what the driver shows, so that the kernel mounts no file.
+    """
     if not _has_erofs():
         raise UnavailableError(
             "this kernel has no EROFS, and `modprobe erofs` did not bring it; `pyerofs ls` and `cp` need no kernel"
@@ -22,7 +25,7 @@ def check_ready(driver: str) -> None:
         return
     release = os.uname().release
     version = tuple(map(int, re.findall(r"[0-9]+", release)[:2]))
-    if version < _FILE_BACKED:
+    if version < _FILE_BACKED and not verity:
         raise UnavailableError(f"-t erofs.fuse needs Linux 6.12 or newer, and this is {release}: use -t erofs.nbd")
     if not os.path.exists("/dev/fuse"):
         raise UnavailableError("there is no /dev/fuse: `modprobe fuse`, or --device /dev/fuse for a container")

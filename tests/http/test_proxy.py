@@ -238,7 +238,7 @@ def test_proxy_that_is_not_there(server: FakeRegistry) -> None:
 
 def test_proxy_whose_name_is_unknown() -> None:
     transport = Transport(proxies=choose("http://me:hush@proxy.invalid:1", {}))
-    with pytest.raises(TransportError, match="proxy's name cannot be resolved") as caught:
+    with pytest.raises(TransportError, match=r"name of the proxy proxy\.invalid:1 cannot be resolved") as caught:
         transport.request(Request(parse("http://registry.example/v2/")))
     assert caught.value.temporary and "hush" not in str(caught.value)
 

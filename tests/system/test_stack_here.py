@@ -96,7 +96,7 @@ def test_list_shows_one_mount_with_its_parts(scene: Scene, stack: Stack, stacked
     assert (row["digest"], row["layer"]) == ("", -1)
     shown = [(part["layer"], part["digest"], part["size"], part["role"], part["how"]) for part in row["parts"]]
     assert shown == [(n, layer.digest, len(layer.data), "lower", "fuse") for n, layer in enumerate(stack.layers)]
-    line = next(line for line in scene.run("list").out.splitlines() if str(scene.mnt) in line)
+    line = next(line for line in scene.run("list", "--no-trunc").out.splitlines() if str(scene.mnt) in line)
     assert all(part["device"] in line for part in row["parts"])
     by_pyerofs(scene)
 
