@@ -8,9 +8,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
-# Three processes, since tests wait more than they compute, and one of the three for the guests; file by file, so that
+# Two processes, since tests wait more than they compute, and one of them for the guests at first; file by file, so that
 # what a file's tests share is made once; and as conftest.py orders them.
-ALL := -n 3 --dist loadfile --no-loadscope-reorder
+ALL := -n 2 --dist loadfile --no-loadscope-reorder
 
 BUILD := gcc libc6-dev zlib1g-dev
 # libnbd-bin brings nbdfuse, nbdcopy and nbdinfo; qemu-system-common virtiofsd

@@ -183,7 +183,8 @@ def by_umount(scene: Scene) -> object:
 def by_pyerofs(scene: Scene) -> object:
     done = scene.run("umount", scene.mnt)
     assert done == Done(0, "", "")
-    assert scene.leftovers() == []  # it waits for the daemon's end
+    assert scene.processes() == {}  # it waits for the daemon's end
+    scene.nothing_left()
     return done
 
 

@@ -14,6 +14,7 @@ import pytest
 from pyerofs.errors import AuthError, NotFoundError, PyerofsError, RegistryError
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import (
+from tests.support.scene import until
     Behaviour,
     Exchange,
     FakeRegistry,
@@ -174,7 +175,7 @@ def test_a_stalled_transfer_goes_on_where_it_stopped(make: Callable[..., Case], 
     case.read()
     start = OFFSET // 4096 * 4096
     assert [first for first, _ in case.asked][:2] == [start, start + 40_960]
-    assert any("bytes/s" in line for line in case.rig.log)
+    until(lambda: any("bytes/s" in line for line in case.rig.log), "a line of the stalled one")
 
 
 def test_progress_starts_the_pauses_anew(make: Callable[..., Case], fake: FakeRegistry) -> None:
