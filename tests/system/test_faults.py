@@ -14,7 +14,6 @@ import pytest
 from pyerofs.errors import AuthError, NotFoundError, PyerofsError, RegistryError
 from tests.support.blobs import Rig
 from tests.support.fakeregistry import (
-from tests.support.scene import until
     Behaviour,
     Exchange,
     FakeRegistry,
@@ -34,6 +33,7 @@ from tests.support.scene import until
     tagged,
     whole,
 )
+from tests.support.scene import until
 
 SIZE = 600_000
 OFFSET, LENGTH = 200_000, 100_000
