@@ -42,7 +42,7 @@ def test_ranges_come_before_anything_is_read(rig: Rig) -> None:
         blob._export.prefetch([(5 * MIB, 3 * MIB), (0, 100)])
         here(blob, 5 * MIB, 3 * MIB)
         here(blob, 0, 100)
-        first, last = rig.ranges[0]
+        first, last = min(rig.ranges[:2])  # of two streams, whichever the registry hears first
         assert first == 5 * MIB and last - first < RUN_FIRST  # what is wanted first does not wait for the rest
         assert sum(last - first + 1 for first, last in rig.ranges) == 3 * MIB + 4096
         before = len(rig.ranges)
