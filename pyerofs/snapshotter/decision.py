@@ -186,9 +186,7 @@ def _own_chains(manifest: Manifest) -> tuple[str, ...]:
     Else an image could give itself out for the layers of another one, which would then be mounted from it.
     """
     layers = [layer for layer in manifest.layers if not is_index(layer)]
-    contents = [
-        layer.annotations.get(CONTENT, "") if is_compressed(layer.media_type) else layer.digest for layer in layers
-    ]
+    contents = [_content_of(layer) for layer in layers]
     known = contents.index("") if "" in contents else len(contents)
     return (*chain_ids(contents[:known]), *[""] * (len(contents) - known))
 
