@@ -7,11 +7,11 @@ import errno
 import os
 import signal
 import socket
-import stat
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..events import Events
+from ..listening import bind_unix
 from .admission import Admission
 from .server import Server
 
@@ -50,39 +50,15 @@ def listen(unix: str | None, tcp: str | None, name: str = "") -> tuple[socket.so
 
 
 def _listen_unix(path: str, name: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if os.path.lexists(path) and _is_stale(path):
-            os.unlink(path)
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(BACKLOG)
+        return bind_unix(path, BACKLOG)
     except OSError as e:
-        listener.close()
         reason = (
             "another server listens there, or it is not a socket"
             if e.errno == errno.EADDRINUSE
             else e.strerror or str(e)
         )
         raise UsageError(f"{name} {path}: {reason}") from None
-    return listener
-
-
-def _is_stale(path: str) -> bool:
-    """Tell whether a killed server has left the socket behind, with no listener."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False  # connecting to any other file is refused as well
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
 
 
 def serve(export: Export, listener: socket.socket, log: Callable[[str], None], ready: Callable[[], None]) -> None:
