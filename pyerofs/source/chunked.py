@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from ..core import GRANULE
@@ -10,6 +9,7 @@ from ..erofs.chunk_index import NONE
 from ..erofs.layer import Storage
 from ..erofs.zstd import inflate
 from ..errors import CorruptError, ImageError
+from .recent import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Sink = Callable[[int, bytes], bool]
 
 CHUNK_MAX = 32 << 20  # bytes: it is held in memory, by each fetch thread
-RECENT_MAX = 32 << 20  # bytes
 PASSES = 2  # over all mirrors; a byte can also be spoiled on its way
 
 
@@ -58,7 +57,7 @@ class ChunkedSource:
         self._blob = blob
         blob.checked = bool(found.chunks.hash_size)
         self.connections = connections
-        self._recent = _Recent()
+        self._recent: Recent[bytes] = Recent()
 
     def read_range(
         self, offset: int, length: int, sink: Sink, *, whole: Callable[[], None], cancel: Callable[[], bool]
@@ -102,26 +101,6 @@ def _chunk_size(index: ChunkIndex) -> int:
         return GRANULE
     even = all(index.chunk(number).start == number * size for number in (count // 2, count - 1))
     return size if even else GRANULE
-
-
-class _Recent:
-    """Chunks of which only a part was used lately: the rest is usually read next. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._chunks: dict[int, bytes] = {}  # the oldest first
-        self._held = 0
-
-    def get(self, number: int) -> bytes | None:
-        with self._lock:
-            return self._chunks.get(number)
-
-    def put(self, number: int, content: bytes) -> None:
-        with self._lock:
-            self._held += len(content) - len(self._chunks.pop(number, b""))
-            self._chunks[number] = content
-            while self._held > RECENT_MAX:
-                self._held -= len(self._chunks.pop(next(iter(self._chunks))))
 
 
 class ChunkReader:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..core import GRANULE
 from ..erofs.layer import Storage
 from ..errors import CorruptError, ImageError
+from .recent import Recent
 from .unit_reader import InflatedUnit, UnitReader
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     Sink = Callable[[int, bytes], bool]
 
-RECENT_MAX = 32 << 20  # bytes
 PASSES = 2  # over all mirrors; a byte can also be spoiled on its way
 _LOOK = 0.2  # seconds between two looks at cancel
 
@@ -51,7 +51,7 @@ class MappedSource:
         self.chunks = chunks
         self._blob = blob
         blob.checked = True
-        self._recent = _RecentUnits()
+        self._recent: Recent[InflatedUnit] = Recent()
         self._busy = _BusyUnits()
 
     def read_range(
@@ -120,37 +120,6 @@ class MappedSource:
 
     def close(self) -> None:
         self.connections.close()
-
-
-class _RecentUnits:
-    """Units of which only a part was used lately: the rest is usually read next. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._units: dict[int, InflatedUnit] = {}  # the oldest first
-        self._held = 0
-
-    def get(self, number: int) -> InflatedUnit | None:
-        with self._lock:
-            return self._units.get(number)
-
-    def put(self, number: int, unit: InflatedUnit) -> None:
-        with self._lock:
-            before = self._units.pop(number, None)
-            self._held += len(unit.plain) - (len(before.plain) if before else 0)
-            self._units[number] = unit
-            while self._held > RECENT_MAX:
-                self._held -= len(self._units.pop(next(iter(self._units))).plain)
-
-    def drop(self, number: int) -> None:
-        with self._lock:
-            unit = self._units.pop(number, None)
-            self._held -= len(unit.plain) if unit else 0
-
-    def clear(self) -> None:
-        with self._lock:
-            self._units.clear()
-            self._held = 0
 
 
 class _BusyUnits:

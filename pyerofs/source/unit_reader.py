@@ -29,6 +29,9 @@ class InflatedUnit:
         self.plain = plain
         self._good: set[int] = set()
 
+    def __len__(self) -> int:
+        return len(self.plain)
+
     def piece(self, chunks: ChunkMap, number: int) -> memoryview:
         """Return a piece of it, checked. Raises ImageError."""
         piece = chunks.piece(number)

@@ -14,7 +14,7 @@ from pyerofs.erofs.chunk_index import Chunk, parse
 from pyerofs.erofs.layer import Layer, describe
 from pyerofs.errors import CorruptError, ImageError, RegistryError
 from pyerofs.oci.manifest import Descriptor, Manifest
-from pyerofs.source import chunked
+from pyerofs.source import chunked, recent
 from pyerofs.source.chunked import ChunkedSource, ChunkReader
 from pyerofs.source.index_file import LoadedIndex
 from tests.support.images import Layer as Made
@@ -328,7 +328,7 @@ def test_the_rest_of_a_chunk_is_not_fetched_again(kind: str) -> None:
 
 
 def test_what_is_kept_for_that_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "RECENT_MAX", 12_000)
+    monkeypatch.setattr(recent, "RECENT_MAX", 12_000)
     found, blob = source(LAYERS["raw"])
     for at in (10, 5010, 10_010, 5010, 10_010):
         assert read(found, at, 100).data == DATA[at : at + 100]
