@@ -6,6 +6,7 @@ files are, and so stays what any kernel reads.
 
 from __future__ import annotations
 
+import stat
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def _find(tree: Tree, root: int, path: bytes) -> int | None:
             if names is None or name not in names:
                 return None
             row = names[name]
-    return row if tree.mode[row] & 0o170000 == 0o100000 and tree.size[row] else None
+    return row if stat.S_ISREG(tree.mode[row]) and tree.size[row] else None
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -122,7 +123,7 @@ def _moved(tree: Tree, contents: DataMap, device: int, order: list[tuple[int, in
     firsts = [place[0] for place in places]
     sizes: dict[int, int] = {}
     for row, mode in enumerate(tree.mode):
-        if mode & 0o170000 == 0o100000 and tree.value[row]:
+        if stat.S_ISREG(mode) and tree.value[row]:
             sizes[tree.value[row]] = max(tree.size[row], sizes.get(tree.value[row], 0))
     moved = contents.copy()
     for content, size in sizes.items():

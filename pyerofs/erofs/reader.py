@@ -1,7 +1,7 @@
 """An EROFS image read without the kernel: inodes, names, xattrs, and where contents lie (the kernel's erofs_fs.h).
 
 What any writer makes is read, but for compressed contents, which are refused by name when they are read. Whatever an
-image gets wrong is an ImageError. Any thread.
+image gets wrong is an ImageError, and takes no more memory than it has bytes. Any thread.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _BLOCKS_CACHED = 4096
 _PAGE = 65536  # bytes: any block size that a machine may mount
 _KNOWN = 0x3F  # feature_incompat
 _NOT_READ = {0x40: "long prefixes of xattr names", 0x80: "block numbers of 48 bits", 0x100: "a metadata box"}
-_PLAIN, _COMPRESSED, _INLINE, _COMPACTED, _CHUNKED = range(5)  # datalayout
+PLAIN, COMPRESSED, INLINE, COMPACTED, CHUNKED = range(5)  # an inode's layout
 _INDEXES = 0x20  # of a chunk's format: with a device's number each
 _NONE = 0xFFFFFFFF
 _ALGORITHMS = ("lz4", "lzma", "deflate", "zstd")
 _NAMES = {1: b"user.", 2: b"system.posix_acl_access", 3: b"system.posix_acl_default", 4: b"trusted.", 6: b"security."}
 _SIZE_MAX = 1 << 62
 _DIRECTORY_MAX = 1 << 30  # bytes
+_TABLE_PART = 1 << 16  # chunks of a file that are looked up at once
 
 
 class Inode(NamedTuple):
@@ -67,31 +68,37 @@ class _ExtraDevice(NamedTuple):
 
 
 class ErofsReader:
-    """`fill` of the primary device and `size` of it in bytes; `devices`: of the extra ones, in their order."""
+    """`fill` of the primary device and `size` of it in bytes; `devices`: of the extra ones, in their order.
 
-    def __init__(self, fill: Fill, size: int, devices: Sequence[tuple[Fill, int]] = ()) -> None:
-        """Read the superblock. Raises ImageError, and what `fill` raises."""
-        self._fills = [fill, *(each for each, _ in devices)]
-        self._sizes = [size, *(each for _, each in devices)]
+    `inodes`: how many the image says that it has. `block_size` in bytes.
+    """
+
+    def __init__(self, fill: Fill, size: int, devices: Sequence[tuple[Fill, int]] | None = ()) -> None:
+        """Read the superblock. Raises ImageError, and what `fill` raises.
+
+        `devices` None: nothing on them will be read, only where on them contents lie, whatever else the image has.
+        """
+        self._fills = [fill, *(each for each, _ in devices or ())]
+        self._sizes = [size, *(each for _, each in devices or ())]
         head = self._read(0, 0, min(HEAD, size))
         self._super = parse(head, _PAGE)
         incompat = self._super.feature_incompat
-        if incompat & ~_KNOWN:
+        if devices is not None and incompat & ~_KNOWN:
             what = [name for bit, name in _NOT_READ.items() if incompat & bit] or [f"features {incompat & ~_KNOWN:#x}"]
             raise ImageError(f"the EROFS image has {' and '.join(what)}, which only the kernel reads: mount it")
-        self._block = self._super.block_size
-        self.root, epoch, nsec, meta, shared = struct.unpack_from("<H8xQI4xII", head, OFFSET + 14)
+        self.block_size = self._super.block_size
+        self.root, self.inodes, epoch, nsec, meta, shared = struct.unpack_from("<HQQI4xII", head, OFFSET + 14)
         (slots,) = struct.unpack_from("<H", head, OFFSET + 88)
         self._epoch_ns = epoch * 10**9 + nsec
-        self._meta, self._shared = meta * self._block, shared * self._block
-        self._devices = self._read_devices(slots * DEVICE_SLOT.size, len(devices))
+        self._meta, self._shared = meta * self.block_size, shared * self.block_size
+        self._devices = self._read_devices(slots * DEVICE_SLOT.size, None if devices is None else len(devices))
         self._cached = lru_cache(_BLOCKS_CACHED)(self._read_block)
         self.inode = lru_cache(_BLOCKS_CACHED)(self._inode)
-        self.names = lru_cache(256)(self._names)
+        self.names = lru_cache(256)(self.read_names)
 
-    def _read_devices(self, at: int, given: int) -> list[_ExtraDevice]:
+    def _read_devices(self, at: int, given: int | None) -> list[_ExtraDevice]:
         count = self._super.extra_devices
-        if count != given:
+        if given not in (count, None):
             raise ImageError(f"the EROFS image needs {count} more devices, and there are {given}")
         found = []
         for number in range(count):
@@ -109,16 +116,18 @@ class ErofsReader:
         return bytes(data)
 
     def _read_block(self, number: int) -> bytes:
-        start = number * self._block
-        return self._read(0, start, min(self._block, self._sizes[0] - start))
+        start = number * self.block_size
+        return self._read(0, start, min(self.block_size, self._sizes[0] - start))
 
     def _metadata(self, offset: int, length: int) -> bytes:
         """Return bytes of the primary device by way of the cache of its blocks."""
-        first, last = offset // self._block, (offset + length - 1) // self._block
+        first, last = offset // self.block_size, (offset + length - 1) // self.block_size
         if last > first + 16:
             return self._read(0, offset, length)
-        data = b"".join(self._cached(number) for number in range(first, last + 1))
-        found = data[offset - first * self._block :][:length]
+        data = self._cached(first)
+        if last > first:
+            data = b"".join((data, *map(self._cached, range(first + 1, last + 1))))
+        found = data[offset - first * self.block_size :][:length]
         if len(found) < length:
             raise ImageError("the EROFS image is corrupt: it points behind its end")
         return found
@@ -147,21 +156,21 @@ class ErofsReader:
 
     def pieces(self, inode: Inode, offset: int, length: int) -> Iterator[FileRange]:
         """Yield where a range of a file lies, which is within its size. Raises ImageError."""
-        if inode.layout in (_COMPRESSED, _COMPACTED):
+        if inode.layout in (COMPRESSED, COMPACTED):
             raise ImageError(self._how_compressed(inode))
-        if inode.layout == _CHUNKED:
+        if inode.layout == CHUNKED:
             yield from self._chunks(inode, offset, length)
             return
-        if inode.layout not in (_PLAIN, _INLINE):
+        if inode.layout not in (PLAIN, INLINE):
             raise ImageError(f"inode {inode.nid} has the layout {inode.layout}, which is not known here")
-        blocks = -(-inode.size // self._block) - (inode.layout == _INLINE)
-        whole = min(inode.size, max(0, blocks) * self._block)
+        blocks = -(-inode.size // self.block_size) - (inode.layout == INLINE)
+        whole = min(inode.size, max(0, blocks) * self.block_size)
         if offset < whole:
             count = min(length, whole - offset)
             if inode.value == _NONE:
                 yield FileRange(count, -1, 0)
             else:
-                yield from self._at(inode.value * self._block + offset, count)
+                yield from self._at(inode.value * self.block_size + offset, count)
             offset, length = offset + count, length - count
         if length:
             yield FileRange(length, 0, inode.position + offset - whole)
@@ -174,33 +183,36 @@ class ErofsReader:
 
     def _chunks(self, inode: Inode, offset: int, length: int) -> Iterator[FileRange]:
         bits = inode.value & 31
-        chunk = self._block << bits
+        chunk = self.block_size << bits
         unit = 8 if inode.value & _INDEXES else 4
         table = -(-inode.position // unit) * unit
         first, last = offset // chunk, (offset + length - 1) // chunk
-        entries = self._metadata(table + first * unit, (last - first + 1) * unit)
+        entries = b""
         for number in range(first, last + 1):
+            at = (number - first) % _TABLE_PART * unit
+            if not at:
+                entries = self._metadata(table + number * unit, min(_TABLE_PART, last + 1 - number) * unit)
             within = max(0, offset - number * chunk)
             count = min(chunk - within, offset + length - number * chunk - within)
             device = 0
             if unit == 8:
-                device, block = struct.unpack_from("<HI", entries, (number - first) * 8 + 2)
+                device, block = struct.unpack_from("<HI", entries, at + 2)
             else:
-                (block,) = struct.unpack_from("<I", entries, (number - first) * 4)
+                (block,) = struct.unpack_from("<I", entries, at)
             if block == _NONE:
                 yield FileRange(count, -1, 0)
             elif device:
                 if device > len(self._devices):
                     raise ImageError(f"inode {inode.nid} lies on device {device}, and there are {len(self._devices)}")
-                yield FileRange(count, device, block * self._block + within)
+                yield FileRange(count, device, block * self.block_size + within)
             else:
-                yield from self._at(block * self._block + within, count)
+                yield from self._at(block * self.block_size + within, count)
 
     def _at(self, address: int, count: int) -> Iterator[FileRange]:
         """Find the device by an address in the space of all of them."""
         for number, device in enumerate(self._devices, 1):
-            start = device.first * self._block
-            if device.first and start <= address < start + device.blocks * self._block:
+            start = device.first * self.block_size
+            if device.first and start <= address < start + device.blocks * self.block_size:
                 yield FileRange(count, number, address - start)
                 return
         yield FileRange(count, 0, address)
@@ -212,10 +224,12 @@ class ErofsReader:
             target = view[done : done + piece.length]
             if piece.device < 0:
                 target[:] = bytes(piece.length)
+            elif piece.device >= len(self._fills):
+                raise ImageError(f"inode {inode.nid} lies on device {piece.device}, which is not to be read")
             else:
                 # A device ends with its content, which need not fill the last block.
                 there = max(0, min(piece.length, self._sizes[piece.device] - piece.start))
-                if there < piece.length and (piece.length - there >= self._block or piece.device == 0):
+                if there < piece.length and (piece.length - there >= self.block_size or piece.device == 0):
                     raise ImageError("the EROFS image is corrupt: it points behind its end")
                 self._fills[piece.device](target[:there], piece.start)
                 target[there:] = bytes(piece.length - there)
@@ -223,7 +237,7 @@ class ErofsReader:
 
     def content(self, inode: Inode) -> bytes:
         """Return all of a small file: a directory's, a link's."""
-        if inode.size > _DIRECTORY_MAX:
+        if inode.size > min(_DIRECTORY_MAX, sum(self._sizes)):
             raise ImageError(f"the EROFS image is corrupt: inode {inode.nid} has {inode.size} bytes")
         data = bytearray(inode.size)
         self.read_into(inode, memoryview(data), 0)
@@ -231,12 +245,15 @@ class ErofsReader:
 
     # Names
 
-    def _names(self, inode: Inode) -> dict[bytes, tuple[int, int]]:
-        """Return what a directory holds but for "." and "..": by name, in order, inode's number and file type."""
+    def read_names(self, inode: Inode) -> dict[bytes, tuple[int, int]]:
+        """Return what a directory holds but for "." and "..": by name, in order, inode's number and file type.
+
+        names() keeps what it has returned, for who asks again.
+        """
         data = self.content(inode)
         found: dict[bytes, tuple[int, int]] = {}
-        for start in range(0, len(data), self._block):
-            block = data[start : start + self._block]
+        for start in range(0, len(data), self.block_size):
+            block = data[start : start + self.block_size]
             first = struct.unpack_from("<H", block, 8)[0] if len(block) >= DIRENT.size else 0
             if not first or first % DIRENT.size or first > len(block):
                 raise ImageError(f"the EROFS image is corrupt: directory {inode.nid}")

@@ -13,6 +13,7 @@ A trace may come from a stranger: from_bytes() takes no more time and memory tha
 from __future__ import annotations
 
 import re
+import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -197,7 +198,7 @@ def resolve(
             continue
         scale = GRANULE / image.files.block
         for path, inode in image.files.walk():
-            if inode.mode & 0o170000 != 0o100000:
+            if not stat.S_ISREG(inode.mode):
                 continue
             for place in image.files.placed(inode):
                 if place.device >= len(image.devices):
@@ -288,7 +289,7 @@ def locate_paths(images: Sequence[TracedImage], paths: Iterable[bytes]) -> list[
 def _place(images: Sequence[TracedImage], path: bytes) -> tuple[TracedImage, list[tuple[int, int, int, int]]] | None:
     for image in images:
         inode = image.files.lookup(path)
-        if inode is not None and inode.mode & 0o170000 == 0o100000:
+        if inode is not None and stat.S_ISREG(inode.mode):
             return image, [
                 (place.first, place.blocks, place.device, place.start) for place in image.files.placed(inode)
             ]

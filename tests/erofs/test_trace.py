@@ -7,6 +7,7 @@ import hashlib
 import io
 import random
 import stat
+import struct
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,21 @@ def test_an_image_may_say_anything(tmp_path: Path) -> None:
             files.lookup(b"/lib/large")
         except ImageError:
             pass
+
+
+def test_a_directory_on_a_device_of_contents_is_none(tmp_path: Path) -> None:
+    made = Made(tmp_path, [FILES], small=0)
+    assert made.devices
+    inode = made.files.lookup(b"/usr/odd\n name")  # shorter than the image, and so not refused for its size
+    assert inode is not None and inode.size < len(made.image)
+    head = struct.pack("<H", stat.S_IFREG | stat.S_IMODE(inode.mode))
+    at = next(
+        at for at in range(0, len(made.image), 32)
+        if made.image[at + 4 : at + 6] == head and inode.size.to_bytes(8, "little") == made.image[at + 8 : at + 16]
+    )  # fmt: skip
+    made.image = made.image[: at + 4] + struct.pack("<H", stat.S_IFDIR | 0o755) + made.image[at + 6 :]
+    with pytest.raises(ImageError, match="not to be read"):
+        list(made.files.walk())
 
 
 def touched(made: Made, path: bytes, first: int, granules: int, ms: int = 0) -> tuple[int, int, int]:
