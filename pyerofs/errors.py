@@ -41,6 +41,12 @@ class UnavailableError(PyerofsError):
     status = 2
 
 
+def cannot(what: str, error: OSError, hint: str = "") -> UnavailableError:
+    """Return the error that says what could not be done, why, and with which file; `hint`: the way out."""
+    where = f" ({error.filename})" if error.filename else ""
+    return UnavailableError(f"cannot {what}: {error.strerror or error}{hint}{where}")
+
+
 class InternalError(PyerofsError):
     """A bug of ours: one line that asks for a report. `trace`: the traceback, which goes to the log."""
 

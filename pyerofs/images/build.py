@@ -17,7 +17,7 @@ from ..erofs.superblock import HEAD, check_checksum, check_size, parse
 from ..erofs.tree import Tree
 from ..erofs.walk import Walk
 from ..erofs.writer import Device, write_metadata
-from ..errors import ImageError, UnavailableError, UsageError
+from ..errors import ImageError, UnavailableError, UsageError, cannot
 from ..files import regular
 from ..oci.image_config import make_manifest, new_config
 from .convert import add_config, left_out_line, write_layer
@@ -59,8 +59,7 @@ def build_image(
             config = new_config(platform, [made.diff_id for made in layers], names)
             add_config(target, config, work)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UnavailableError(f"cannot build the image: {error.strerror or error}{where}") from None
+        raise cannot("build the image", error) from None
     document = make_manifest(config, [made.description for made in layers], {})
     target.add_document(document, root=True)
     return document.digest

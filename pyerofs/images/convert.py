@@ -20,7 +20,7 @@ from ..cache.work import work_directory
 from ..erofs.foreign import obstacle
 from ..erofs.merge import LayerContent, MergedImage, merge_layers
 from ..erofs.native import is_native
-from ..errors import ImageError, UnavailableError
+from ..errors import ImageError, cannot
 from ..oci import image_config
 from ..oci.image_config import annotations_of, make_config, make_entry, make_index, make_manifest, read_config
 from ..oci.manifest import INDEX_DEPTH, MAX_SIZE, Descriptor, Index, Manifest, is_attestation, listed, nothing_in, parse
@@ -76,8 +76,7 @@ def convert_image(
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UnavailableError(f"cannot convert {origin.name}: {error.strerror or error}{where}") from None
+        raise cannot(f"convert {origin.name}", error) from None
     return made.digest
 
 

@@ -17,7 +17,7 @@ from ..erofs.device_file import DeviceFile
 from ..erofs.foreign import obstacle
 from ..erofs.layer import MAP
 from ..erofs.layer_way import judge_layers
-from ..errors import ImageError, UnavailableError
+from ..errors import ImageError, UnavailableError, cannot
 from ..events import sigterm_interrupts
 from ..files import atomic_write
 from ..oci.image_config import make_manifest, read_config
@@ -69,10 +69,9 @@ def convert(
                 counters.add(directory, counters.Counters(conversions=1))
             return found
     except OSError as error:
-        why = f"cannot convert {task.name}: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = f"{why}: free some room in {directory}, or choose another directory with oci.cache=DIR"
-        raise UnavailableError(f"{why} ({error.filename})" if error.filename else why) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f": free some room in {directory}, or choose another directory with oci.cache=DIR" if full else ""
+        raise cannot(f"convert {task.name}", error, hint) from None
 
 
 def _convert(

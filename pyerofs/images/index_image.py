@@ -19,7 +19,7 @@ from ..erofs.data_map import DataMap
 from ..erofs.foreign import obstacle
 from ..erofs.layer_way import judge_layers
 from ..erofs.native import is_native
-from ..errors import ImageError, UnavailableError
+from ..errors import ImageError, cannot
 from ..oci import soci
 from ..oci.image_config import annotations_of, entries_of, make_index, platform_of, read_config
 from ..oci.manifest import INDEX_DEPTH, Descriptor, Index, Manifest, is_attestation, parse
@@ -89,8 +89,7 @@ def index_image(
     except ImageError as error:
         raise ImageError(f"{origin.name}: {error}") from None
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UnavailableError(f"cannot index {origin.name}: {error.strerror or error}{where}") from None
+        raise cannot(f"index {origin.name}", error) from None
     return digest, made
 
 

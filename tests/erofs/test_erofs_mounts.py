@@ -110,8 +110,7 @@ def test_a_torture_tree_is_shown_by_the_kernel_as_umoci_unpacks_it(tmp_path: Pat
     check(image)
     layout = Layout(tmp_path / "layout")
     layout.tag(layout.image([tar]), "app")
-    skopeo.umoci("unpack", "--image", f"{layout.path}:app", tmp_path / "bundle")
-    expected = survey(tmp_path / "bundle" / "rootfs")
+    expected = survey(skopeo.unpacked(f"{layout.path}:app", tmp_path / "bundle"))
     with shown(image, tmp_path / "mnt") as root:
         found = survey(root)
     assert found == Reader(stack.images[0]).entries()
@@ -157,8 +156,7 @@ def test_holes_of_a_file_that_is_larger_than_any_disk(tmp_path: Path) -> None:
 def test_layers_alone_are_put_together_by_overlayfs(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
     layout.tag(layout.image(tars()), "app")
-    skopeo.umoci("unpack", "--image", f"{layout.path}:app", tmp_path / "bundle")
-    expected = survey(tmp_path / "bundle" / "rootfs")
+    expected = survey(skopeo.unpacked(f"{layout.path}:app", tmp_path / "bundle"))
     stack = Stack()
     paths = []
     for number, members in enumerate(LAYERS):
@@ -174,8 +172,7 @@ def test_layers_in_one_are_what_umoci_unpacks(tmp_path: Path, separate: bool) ->
     """With a device for each layer, and equal contents of different layers stored once or each on its own."""
     layout = Layout(tmp_path / "layout")
     layout.tag(layout.image(tars()), "app")
-    skopeo.umoci("unpack", "--image", f"{layout.path}:app", tmp_path / "bundle")
-    expected = survey(tmp_path / "bundle" / "rootfs")
+    expected = survey(skopeo.unpacked(f"{layout.path}:app", tmp_path / "bundle"))
     stack = Stack(merged=not separate)
     for members in LAYERS:
         stack.add(*members)

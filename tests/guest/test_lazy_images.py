@@ -24,8 +24,7 @@ def layout(scene: Scene) -> Layout:
 
 
 def expected(scene: Scene, layout: Layout) -> dict[str, Entry]:
-    skopeo.umoci("unpack", "--image", f"{layout.path}:ordinary", scene.directory / "bundle")
-    return survey(scene.directory / "bundle" / "rootfs")
+    return survey(skopeo.unpacked(f"{layout.path}:ordinary", scene.directory / "bundle"))
 
 
 def test_whole_trees_in_6_1(scene: Scene, registry: LoggingRegistry, layout: Layout) -> None:

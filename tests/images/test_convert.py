@@ -80,8 +80,7 @@ def layer_paths(layout: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 def test_the_kernel_shows_what_umoci_unpacks(source: Layout, converted: Path, tmp_path: Path) -> None:
-    skopeo.umoci("unpack", "--image", f"{source.path}:app", tmp_path / "bundle")
-    expected = survey(tmp_path / "bundle" / "rootfs")
+    expected = survey(skopeo.unpacked(f"{source.path}:app", tmp_path / "bundle"))
     with mounted(layer_paths(converted, manifest_of(converted)), tmp_path / "native") as merged:
         assert_same(expected, merged)
 

@@ -24,7 +24,7 @@ from tests.support.ordinary import Member, directory, file
 from tests.support.scene import DEADLINE, MARK, until
 from tests.support.tarballs import archive
 
-CONFIG_V2 = """
+_HEAD = """
 root = "{root}/root"
 state = "{root}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
@@ -33,6 +33,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   address = "{root}/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{root}/opt"
+"""
+
+CONFIG_V2 = (
+    _HEAD
+    + """\
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
@@ -45,16 +50,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{root}/certs.d"
 """
+)
 
-CONFIG_V3 = """
-root = "{root}/root"
-state = "{root}/state"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
-{ours}
-[grpc]
-  address = "{root}/containerd.sock"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{root}/opt"
+CONFIG_V3 = (
+    _HEAD
+    + """\
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.images".registry]
@@ -71,6 +71,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.transfer.v1.local"]
   config_path = "{root}/certs.d"
 """
+)
 
 
 def busybox() -> list[Member]:

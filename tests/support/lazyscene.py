@@ -83,8 +83,7 @@ def lazy_scene(directory: Path) -> LazyScene:
         for tag, options in BY_CTR_REMOTE.items():
             names[tag] = converter.convert(names["ordinary"], directory / "by-ctr-remote", tag, *options)
     names["skopeo"] = by_skopeo(names["ordinary"], directory / "by-skopeo", "skopeo")
-    skopeo.umoci("unpack", "--image", f"{layout.path}:ordinary", directory / "bundle")
-    return LazyScene(names, survey(directory / "bundle" / "rootfs"))
+    return LazyScene(names, survey(skopeo.unpacked(f"{layout.path}:ordinary", directory / "bundle")))
 
 
 def push(registry: DockerRegistry, layout: Path, tag: str) -> str:

@@ -125,8 +125,7 @@ def _make(made: Path) -> None:
     shutil.rmtree(layout.path)
     layout = Layout(made / "layout")
     layout.tag(layout.image(tars), "app")
-    skopeo.umoci("unpack", "--image", f"{layout.path}:app", made / "bundle")
-    root = made / "bundle" / "rootfs"
+    root = skopeo.unpacked(f"{layout.path}:app", made / "bundle")
     _expect(made, survey(root), [run_in(root, command) for command in COMMANDS])
     shutil.rmtree(made / "bundle")
 
@@ -176,8 +175,7 @@ def _bootstrap() -> Path:
 
 def _by_umoci(layout: Path, bundle: Path) -> bytes:
     """A layer that umoci finds by comparing, as it does for whoever changes an image with it."""
-    skopeo.umoci("unpack", "--image", f"{layout}:app", bundle)
-    root = bundle / "rootfs"
+    root = skopeo.unpacked(f"{layout}:app", bundle)
     shutil.rmtree(root / "usr/share/man")
     shutil.rmtree(root / "usr/share/locale")
     (root / "usr/bin/faillog").unlink()

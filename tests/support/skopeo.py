@@ -26,6 +26,12 @@ def umoci(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def unpacked(image: str, bundle: Path) -> Path:
+    """The root of an image of a layout, DIR:NAME, as umoci unpacks it."""
+    umoci("unpack", "--image", image, bundle)
+    return bundle / "rootfs"
+
+
 def blobs(layout: Path) -> dict[str, bytes]:
     """The blobs of a layout by their names, each of which is looked at."""
     found = {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}

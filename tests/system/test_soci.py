@@ -59,9 +59,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @pytest.fixture(scope="module")
 def expected(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Entry]:
-    bundle = tmp_path_factory.mktemp("umoci") / "bundle"
-    skopeo.umoci("unpack", "--image", f"{layout.path}:app", bundle)
-    return survey(bundle / "rootfs")
+    return survey(skopeo.unpacked(f"{layout.path}:app", tmp_path_factory.mktemp("umoci") / "bundle"))
 
 
 @pytest.fixture

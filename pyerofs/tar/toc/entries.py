@@ -42,7 +42,7 @@ def read_entries(read: Callable[[int], bytes], toc: Toc, end: int, hidden: Conta
             file = None
         entry = fields.tar_entry(found)
         name = _plain_name(entry.name)
-        number = hash(name)  # which takes less memory than the name, and differs for the same ones never
+        number = hash(name)  # takes less memory than the name; two names with one hash only cost the lazy way
         if number in names:
             raise TocError(f"it has the name {show(name)} twice")
         names.add(number)
