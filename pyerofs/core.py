@@ -165,9 +165,13 @@ class Store(_Handle):
         result = lib.pe_store_take_range(self._pointer, offset, length, most, int(pause * 1000), run)
         return None if result == lib.PE_NOTHING_LEFT else _run(result, run)
 
+    def trace_length(self) -> int:
+        """Return how many touches trace() has by now, without copying them."""
+        return int(lib.pe_store_copy_trace(self._pointer, ffi.NULL, 0))
+
     def trace(self) -> list[Touch]:
         """Return what connections have read for the first time, in that order."""
-        count = lib.pe_store_copy_trace(self._pointer, ffi.NULL, 0)
+        count = self.trace_length()
         touches: Any = ffi.new("struct pe_touch[]", count or 1)
         lib.pe_store_copy_trace(self._pointer, touches, count)
         return [Touch(t.first, t.count, t.ms) for t in touches[0:count]]

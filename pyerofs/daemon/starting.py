@@ -190,7 +190,7 @@ class MountStart:
         count, changed = -1, started
         while not self._ending.wait(LOOK):
             now = time.monotonic()
-            noted = sum(len(part.export.store.trace()) for part in self._parts)
+            noted = sum(part.export.store.trace_length() for part in self._parts)
             if noted != count:
                 count, changed = noted, now
             if now - changed >= QUIET or now - started >= LONGEST:

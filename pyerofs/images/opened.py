@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..erofs.compose import PlannedLayer
     from ..oci.location import Location
-    from ..source.base import Opener
+    from ..source.base import Opener, Source
     from .copy import Meter
 
 
@@ -77,8 +77,8 @@ class OpenedImage:
             image = stack.enter_context(converted_cache.get_converted(location, ordinary, self._options, convert))
             return image.parts(location, self._options)
 
-    def _export(self, source: LocalSource | object) -> Export:
-        export = Export(source, self._options, self._context)  # type: ignore[arg-type]  # any source
+    def _export(self, source: LocalSource | Source) -> Export:
+        export = Export(source, self._options, self._context)
         self._held.callback(export.close)
         return export
 
